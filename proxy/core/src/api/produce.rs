@@ -1,0 +1,564 @@
+//! Produce (key 0): through the partition's gate to the owner's leader, direct or by a companion.
+//!
+//! Source: KIP-98, KIP-951 (hints), `ProduceRequest.json`, `ProduceResponse.json`; RULES R1–R9.
+
+use super::{common, key};
+use crate::error_code as code;
+use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
+use crate::producer::batch::{self, BatchHeader};
+use crate::producer::gate::{Admission, BatchId, HoldId, Outcome, Refusal, Submission, Ticket};
+use crate::producer::pid;
+use crate::route::TopicRoute;
+use crate::schema::{self, Struct, Value};
+use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Wait before a batch is tried again at a leader that was not one, milliseconds.
+const RETRY_MS: i64 = 25;
+
+/// Partitions for which this session has produce that is not sent yet. Later produce of the same partition queues
+/// behind it, whatever the gate would say.
+#[derive(Default)]
+pub struct HeldPartitions {
+    pending: HashMap<(Arc<str>, i32), u32>,
+    blocked: HashSet<(Arc<str>, i32)>,
+}
+
+impl HeldPartitions {
+    /// A new round of asking, in the order of the requests.
+    pub fn restart(&mut self) {
+        self.blocked.clear();
+    }
+
+    fn add(&mut self, at: &(Arc<str>, i32)) {
+        *self.pending.entry(at.clone()).or_default() += 1;
+    }
+
+    fn remove(&mut self, at: &(Arc<str>, i32)) {
+        if let Some(count) = self.pending.get_mut(at) {
+            *count -= 1;
+            if *count == 0 {
+                self.pending.remove(at);
+            }
+        }
+    }
+}
+
+/// One partition's batch of the request.
+struct Part {
+    topic: usize,
+    at: (Arc<str>, i32),
+    records: Option<Bytes>,
+    batch: Option<BatchId>,
+    transactional: bool,
+    state: State,
+    /// Not before this time, after a leader refused it.
+    retry_at_ms: i64,
+    hold: Option<HoldId>,
+    deadline_ms: Option<i64>,
+}
+
+enum State {
+    /// Not sent.
+    Waiting,
+    InFlight { ticket: Ticket, side: ClusterSide, era: usize, companion: bool },
+    Answered(Struct),
+}
+
+/// A produce request.
+pub struct Produce {
+    request: Struct,
+    acks: i16,
+    arrived_ms: i64,
+    parts: Vec<Part>,
+    /// Which parts a call carried. acks=0: which parts a probe stands behind.
+    calls: BTreeMap<u32, Vec<usize>>,
+    next_call: u32,
+    throttle_ms: i64,
+}
+
+impl Produce {
+    #[must_use]
+    pub fn new(request: Struct) -> Produce {
+        let acks = request.i16("Acks");
+        Produce {
+            request,
+            acks,
+            arrived_ms: 0,
+            parts: Vec::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            throttle_ms: 0,
+        }
+    }
+
+    /// Whether the client expects no answer.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.acks == 0
+    }
+
+    fn read_parts(&mut self, cx: &mut Cx<'_>) {
+        let by_id = cx.header.api_version >= 13;
+        for (index, topic) in self.request.structs("TopicData").enumerate() {
+            let route = common::route_of(cx, topic, by_id);
+            for partition in topic.structs("PartitionData") {
+                let number = partition.i32("Index");
+                let records = partition.opt_bytes("Records").cloned();
+                let mut part = Part {
+                    topic: index,
+                    at: (route.as_ref().map_or_else(|| Arc::from(""), |r| Arc::clone(&r.name)), number),
+                    batch: None,
+                    transactional: false,
+                    records,
+                    state: State::Waiting,
+                    retry_at_ms: 0,
+                    hold: None,
+                    deadline_ms: None,
+                };
+                part.look_inside(route.as_deref(), by_id, cx);
+                self.parts.push(part);
+            }
+        }
+    }
+
+    /// Asks the gate for every waiting part, in order, and sends what may pass.
+    fn advance(&mut self, cx: &mut Cx<'_>, first_time: bool) -> Step {
+        let mut ready: BTreeMap<UpstreamKey, Vec<usize>> = BTreeMap::new();
+        for index in 0..self.parts.len() {
+            if matches!(self.parts[index].state, State::Waiting) {
+                if let Some(upstream) = self.ask(cx, index, first_time) {
+                    ready.entry(upstream).or_default().push(index);
+                }
+            }
+        }
+        for (upstream, parts) in ready {
+            if let Err(step) = self.send(cx, upstream, parts) {
+                return step;
+            }
+        }
+        self.finish(cx)
+    }
+
+    /// Asks for one part. The upstream to send it to, if it may pass now.
+    fn ask(&mut self, cx: &mut Cx<'_>, index: usize, first_time: bool) -> Option<UpstreamKey> {
+        let hold_until = self.arrived_ms + cx.core.limits.hold_ms_max;
+        let part = &mut self.parts[index];
+        let at = part.at.clone();
+        let queued = if first_time {
+            cx.core.produce.pending.contains_key(&at)
+        } else {
+            cx.core.produce.blocked.contains(&at)
+        };
+        if first_time {
+            cx.core.produce.add(&at);
+        }
+        if cx.now_ms >= hold_until {
+            part.answer(cx, code::NOT_LEADER_OR_FOLLOWER);
+            return None;
+        }
+        cx.wake_at(hold_until);
+        let gate = cx.shared.gates.get(&at.0, at.1);
+        let target = common::produce_target(cx, &at.0, at.1);
+        let path = target.as_ref().and_then(|t| cx.path(t.upstream));
+        let (Some(target), Some(path)) = (target, path) else {
+            // No leader known: the topology is on its way.
+            cx.refresh(cx.snapshot.routes.owner(&at.0));
+            return part.wait(cx, cx.now_ms + RETRY_MS);
+        };
+        let submission = Submission {
+            session: cx.core.id,
+            client: cx.core.client_key(),
+            path,
+            direct: target.upstream.class == Class::Native,
+            batch: part.batch,
+            hold: part.hold,
+            arrived_ms: self.arrived_ms,
+        };
+        let mut gate = crate::session::lock(&gate);
+        if queued || cx.now_ms < part.retry_at_ms {
+            part.hold = Some(gate.queue(&submission));
+            drop(gate);
+            return part.wait(cx, part.retry_at_ms.max(cx.now_ms + RETRY_MS));
+        }
+        let admission = gate.admit(cx.now_ms, &submission);
+        drop(gate);
+        part.admitted(cx, admission, &target)
+    }
+
+    fn send(&mut self, cx: &mut Cx<'_>, upstream: UpstreamKey, parts: Vec<usize>) -> Result<(), Step> {
+        let body = self.request_for(cx, upstream, &parts);
+        let call = self.next_call;
+        self.next_call += 1;
+        let sent = if self.acks == 0 {
+            // The probe's answer proves that everything before it on the connection is done (RULES R7).
+            let probe = schema::request(key::API_VERSIONS).map(|m| Struct::new(m.fields));
+            cx.send_silent(upstream, key::PRODUCE, cx.header.api_version, &body)
+                && probe.is_some_and(|p| cx.call(upstream, key::API_VERSIONS, 0, &p, call))
+        } else {
+            cx.forward(upstream, &body, call)
+        };
+        self.calls.insert(call, parts);
+        if sent { Ok(()) } else { Err(self.lost(cx, call, false)) }
+    }
+
+    /// The part of the request that goes to one upstream, in that cluster's names, ids and producer ids.
+    fn request_for(&self, cx: &Cx<'_>, upstream: UpstreamKey, parts: &[usize]) -> Struct {
+        let side = upstream.node.side;
+        let mut body = self.request.clone();
+        let waited = cx.now_ms - self.arrived_ms;
+        body.set("TimeoutMs", (i64::from(body.i32("TimeoutMs")) - waited).max(1));
+        let topics = self.request.structs("TopicData").enumerate().filter_map(|(index, topic)| {
+            let mine: Vec<&Part> = parts.iter().map(|p| &self.parts[*p]).filter(|p| p.topic == index).collect();
+            let first = mine.first()?;
+            let mut topic = topic.clone();
+            if let Some(route) = cx.snapshot.routes.topic(&first.at.0) {
+                common::to_physical(&mut topic, "Name", "TopicId", route, side);
+            }
+            let wanted = mine.iter().map(|part| part.to_request(cx));
+            topic.set("PartitionData", Value::Array(Some(wanted.collect())));
+            Some(Value::from(topic))
+        });
+        let topics = topics.collect();
+        body.set("TopicData", Value::Array(Some(topics)));
+        body
+    }
+
+    fn answered(&mut self, cx: &mut Cx<'_>, parts: &[usize], response: &Struct) {
+        self.throttle_ms = self.throttle_ms.max(i64::from(response.i32("ThrottleTimeMs")));
+        let by_id = cx.header.api_version >= 13;
+        for topic in response.structs("Responses") {
+            for answer in topic.structs("PartitionResponses") {
+                let found = parts.iter().copied().find(|index| {
+                    let part = &self.parts[*index];
+                    part.at.1 == answer.i32("Index") && part.is_topic(cx, topic, by_id)
+                });
+                if let Some(index) = found {
+                    let arrived_ms = self.arrived_ms;
+                    self.parts[index].on_response(cx, answer, arrived_ms);
+                }
+            }
+        }
+        for index in parts {
+            // A broker that leaves a partition out has not said what became of it.
+            if matches!(self.parts[*index].state, State::InFlight { .. }) {
+                self.parts[*index].settle(cx, Outcome::Unknown);
+                self.parts[*index].answer(cx, code::REQUEST_TIMED_OUT);
+            }
+        }
+    }
+
+    /// A call was lost. What the broker cannot have seen, and what it can recognise, is sent again in order.
+    fn lost(&mut self, cx: &mut Cx<'_>, call: u32, sent: bool) -> Step {
+        let mut native = false;
+        for index in self.calls.remove(&call).unwrap_or_default() {
+            let part = &mut self.parts[index];
+            let State::InFlight { companion, .. } = part.state else { continue };
+            native |= !companion;
+            part.settle(cx, if sent { Outcome::Unknown } else { Outcome::NotAppended });
+            if companion && (part.batch.is_some() || !sent) && self.acks != 0 {
+                part.again(cx);
+            } else {
+                part.answer(cx, code::REQUEST_TIMED_OUT);
+            }
+        }
+        if native && self.acks != 0 { Step::Close(CloseReason::UpstreamLost) } else { self.finish(cx) }
+    }
+
+    fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
+        if !self.parts.iter().all(|p| matches!(p.state, State::Answered(_))) {
+            return Step::Pending;
+        }
+        if self.is_silent() {
+            return Step::Done;
+        }
+        let Some(mut response) = cx.empty_response() else { return Step::Done };
+        let topics = self.request.structs("TopicData").enumerate().map(|(index, topic)| {
+            let mut out = response.new_element("Responses");
+            out.set("Name", topic.get("Name").clone());
+            out.set("TopicId", topic.get("TopicId").clone());
+            let answers = self.parts.iter().filter(|p| p.topic == index).filter_map(|p| match &p.state {
+                State::Answered(answer) => Some(Value::from(answer.clone())),
+                _ => None,
+            });
+            out.set("PartitionResponses", Value::Array(Some(answers.collect())));
+            Value::from(out)
+        });
+        let topics: Vec<Value> = topics.collect();
+        response.set("Responses", Value::Array(Some(topics)));
+        response.set("ThrottleTimeMs", self.throttle_ms);
+        common::add_endpoints(cx, &mut response);
+        Step::Reply(response)
+    }
+}
+
+impl Operation for Produce {
+    fn start(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.arrived_ms = cx.now_ms;
+        self.read_parts(cx);
+        self.advance(cx, true)
+    }
+
+    fn on_answer(&mut self, cx: &mut Cx<'_>, call: u32, answer: Answer) -> Step {
+        let (frame, body_at, version) = match answer {
+            Answer::Lost { sent } => return self.lost(cx, call, sent),
+            Answer::Frame { frame, body_at, version } => (frame, body_at, version),
+        };
+        if self.acks == 0 {
+            for index in self.calls.remove(&call).unwrap_or_default() {
+                self.parts[index].settle(cx, Outcome::Appended(None));
+                self.parts[index].answer(cx, code::NONE);
+            }
+            return self.finish(cx);
+        }
+        match cx.decode(key::PRODUCE, &frame, body_at, version) {
+            Ok(response) => {
+                let parts = self.calls.remove(&call).unwrap_or_default();
+                self.answered(cx, &parts, &response);
+                self.finish(cx)
+            }
+            Err(reason) => {
+                let _ = self.lost(cx, call, true);
+                Step::Close(reason)
+            }
+        }
+    }
+
+    fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
+        cx.deadline_ms = None;
+        self.advance(cx, false)
+    }
+
+    fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
+        for part in &mut self.parts {
+            if matches!(part.state, State::Waiting) {
+                part.answer(cx, code::REQUEST_TIMED_OUT);
+            }
+        }
+        if self.finish_silently() { Step::Done } else { Step::Pending }
+    }
+}
+
+impl Produce {
+    fn finish_silently(&self) -> bool {
+        self.parts.iter().all(|p| matches!(p.state, State::Answered(_)))
+    }
+}
+
+impl Part {
+    /// Reads the batch's header and refuses what no broker may see.
+    fn look_inside(&mut self, route: Option<&TopicRoute>, by_id: bool, cx: &mut Cx<'_>) {
+        let Some(route) = route else {
+            self.state = State::Answered(self.error(if by_id {
+                code::UNKNOWN_TOPIC_ID
+            } else {
+                code::UNKNOWN_TOPIC_OR_PARTITION
+            }));
+            return;
+        };
+        if route.timeline(self.at.1).is_none() || route.frozen.is_some() {
+            self.state = State::Answered(self.error(code::UNKNOWN_TOPIC_OR_PARTITION));
+            return;
+        }
+        // What is not a v2 batch is the broker's to judge.
+        let header = self.records.as_ref().and_then(|r| batch::peek(r).ok());
+        let Some(header) = header.filter(|h| h.producer_id != -1) else { return };
+        if header.producer_id < 0 {
+            // A broker takes other negative ids for "no producer id" and never recognises a retry (live.md §1).
+            self.state = State::Answered(self.error(code::INVALID_RECORD));
+            return;
+        }
+        self.batch = Some(batch_id(&header));
+        self.transactional = header.is_transactional();
+        if self.transactional {
+            let now = cx.now_ms;
+            cx.shared.traffic.note(&route.name, |t| t.transactional_ms = Some(now));
+            if route.owner != cx.snapshot.routes.rules.default_side {
+                let v11 = cx.header.api_version >= 11;
+                let refusal = if v11 { code::TRANSACTION_ABORTABLE } else { code::INVALID_TXN_STATE };
+                self.state = State::Answered(self.error(refusal));
+            }
+        }
+    }
+
+    fn admitted(&mut self, cx: &mut Cx<'_>, admission: Admission, to: &common::ProduceTarget) -> Option<UpstreamKey> {
+        match admission {
+            Admission::Forward(ticket) => {
+                let companion = to.upstream.class != Class::Native;
+                cx.core.produce.remove(&self.at);
+                self.hold = None;
+                self.state =
+                    State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion };
+                let (session, now) = (cx.core.id, cx.now_ms);
+                cx.shared.traffic.note(&self.at.0, |t| {
+                    let by = if companion { &mut t.companion_produce } else { &mut t.direct_produce };
+                    by.insert(session, now);
+                });
+                return Some(to.upstream);
+            }
+            Admission::Hold { hold, deadline_ms, .. } => {
+                self.hold = Some(hold);
+                self.deadline_ms = deadline_ms;
+                let at = deadline_ms.unwrap_or(i64::MAX);
+                return self.wait(cx, at);
+            }
+            Admission::Duplicate(offset) => {
+                self.forget_wait(cx);
+                self.state = State::Answered(self.duplicate(offset));
+            }
+            Admission::Refuse(Refusal::OutOfOrderSequence) => self.answer(cx, code::OUT_OF_ORDER_SEQUENCE_NUMBER),
+            Admission::Refuse(Refusal::InvalidProducerEpoch) => self.answer(cx, code::INVALID_PRODUCER_EPOCH),
+        }
+        None
+    }
+
+    /// Stays where it is and keeps everything behind it back.
+    fn wait(&mut self, cx: &mut Cx<'_>, until_ms: i64) -> Option<UpstreamKey> {
+        cx.core.produce.blocked.insert(self.at.clone());
+        if until_ms < i64::MAX {
+            cx.wake_at(until_ms);
+        }
+        None
+    }
+
+    fn to_request(&self, cx: &Cx<'_>) -> Value {
+        let fields = schema::request(key::PRODUCE).map(|m| Struct::new(m.fields));
+        let mut out = fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("TopicData").new_element("PartitionData"));
+        out.set("Index", self.at.1);
+        out.set("Records", Value::Bytes(self.records_for(cx)));
+        Value::from(out)
+    }
+
+    /// The batch as its owner must see it: under the era's producer id (RULES R6).
+    fn records_for(&self, cx: &Cx<'_>) -> Option<Bytes> {
+        let records = self.records.clone()?;
+        let (Some(id), State::InFlight { era, .. }) = (self.batch, &self.state) else { return Some(records) };
+        let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1));
+        let visit = timeline.and_then(|t| t.era(*era)).map_or(0, |e| e.visit);
+        if visit == 0 || !pid::is_issued(id.pid) {
+            return Some(records);
+        }
+        let mut rewritten = BytesMut::from(&records[..]);
+        match batch::rewrite_producer_id(&mut rewritten, pid::with_visit(id.pid, visit)) {
+            Ok(()) => Some(rewritten.freeze()),
+            // The header was readable before; whatever this is, the broker refuses it by its checksum.
+            Err(_) => Some(records),
+        }
+    }
+
+    fn is_topic(&self, cx: &Cx<'_>, topic: &Struct, by_id: bool) -> bool {
+        let State::InFlight { side, .. } = self.state else { return false };
+        let Some(route) = cx.snapshot.routes.topic(&self.at.0) else { return topic.str("Name") == &*self.at.0 };
+        if by_id { topic.uuid("TopicId") == route.native_id(side).0 } else { topic.str("Name") == &**route.physical(side) }
+    }
+
+    fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
+        let State::InFlight { side, era, companion, .. } = self.state else { return };
+        let error = answer.i16("ErrorCode");
+        let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1)).cloned();
+        let mut out = answer.clone();
+        let mut appended = None;
+        if let Some(timeline) = timeline {
+            let base = answer.i64("BaseOffset");
+            if base >= 0 {
+                appended = timeline.record_to_virtual(era, NativeOffset(base));
+                out.set("BaseOffset", appended.map_or(-1, |v| v.0));
+            }
+            let start = answer.i64("LogStartOffset");
+            if start >= 0 {
+                out.set("LogStartOffset", common::log_start(&timeline, era, start));
+            }
+            common::translate_current_leader(cx, &mut out, side, &timeline, era);
+        }
+        let outcome = outcome_of(error, appended);
+        self.settle(cx, outcome);
+        let elsewhere = [
+            code::UNKNOWN_TOPIC_OR_PARTITION,
+            code::LEADER_NOT_AVAILABLE,
+            code::NOT_LEADER_OR_FOLLOWER,
+            code::NOT_ENOUGH_REPLICAS,
+        ];
+        if companion && elsewhere.contains(&error) && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
+            cx.refresh(side);
+            return self.again(cx);
+        }
+        if error == code::NOT_LEADER_OR_FOLLOWER {
+            cx.refresh(side);
+        }
+        self.state = State::Answered(out);
+    }
+
+    /// Back to waiting: nothing of it was appended, or the broker will recognise it.
+    fn again(&mut self, cx: &mut Cx<'_>) {
+        self.state = State::Waiting;
+        self.retry_at_ms = cx.now_ms + RETRY_MS;
+        cx.core.produce.add(&self.at);
+        cx.core.produce.blocked.insert(self.at.clone());
+        cx.wake_at(self.retry_at_ms);
+    }
+
+    fn settle(&mut self, cx: &mut Cx<'_>, outcome: Outcome) {
+        if let State::InFlight { ticket, .. } = self.state {
+            let gate = cx.shared.gates.get(&self.at.0, self.at.1);
+            let signal = crate::session::lock(&gate).complete(cx.now_ms, ticket, outcome);
+            cx.signal(signal);
+        }
+    }
+
+    /// Answers the part without a broker.
+    fn answer(&mut self, cx: &mut Cx<'_>, error: i16) {
+        self.forget_wait(cx);
+        self.state = State::Answered(self.error(error));
+    }
+
+    fn forget_wait(&mut self, cx: &mut Cx<'_>) {
+        if matches!(self.state, State::Waiting) {
+            cx.core.produce.remove(&self.at);
+        }
+        if let Some(hold) = self.hold.take() {
+            let gate = cx.shared.gates.get(&self.at.0, self.at.1);
+            let signal = crate::session::lock(&gate).drop_hold(hold);
+            cx.signal(signal);
+        }
+    }
+
+    fn error(&self, error: i16) -> Struct {
+        let fields = schema::response(key::PRODUCE).map(|m| Struct::new(m.fields));
+        let mut out =
+            fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Responses").new_element("PartitionResponses"));
+        out.set("Index", self.at.1);
+        out.set("ErrorCode", error);
+        out.set("BaseOffset", -1_i64);
+        out.set("LogAppendTimeMs", -1_i64);
+        out.set("LogStartOffset", -1_i64);
+        out
+    }
+
+    /// A retry of what is in the log: success with the first answer's offset, or with none where it is not known.
+    fn duplicate(&self, offset: Option<VirtualOffset>) -> Struct {
+        let mut out = self.error(code::NONE);
+        out.set("BaseOffset", offset.map_or(-1, |v| v.0));
+        out
+    }
+}
+
+fn batch_id(header: &BatchHeader) -> BatchId {
+    BatchId {
+        pid: pid::client_pid(header.producer_id),
+        epoch: header.producer_epoch,
+        first: header.base_sequence,
+        last: header.last_sequence(),
+    }
+}
+
+/// What an error code says of the log (RULES R8): 7 and 20 leave it open.
+fn outcome_of(error: i16, appended: Option<VirtualOffset>) -> Outcome {
+    match error {
+        code::NONE => Outcome::Appended(appended),
+        code::DUPLICATE_SEQUENCE_NUMBER => Outcome::Appended(None),
+        code::REQUEST_TIMED_OUT | code::NOT_ENOUGH_REPLICAS_AFTER_APPEND | -1 => Outcome::Unknown,
+        _ => Outcome::NotAppended,
+    }
+}

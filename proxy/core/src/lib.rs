@@ -1,0 +1,10 @@
+//! The pure core of Crossover: bytes and events in, bytes and effects out.
+//!
+//! Nothing here opens a socket, reads a clock, draws a random number or writes a log line; time is an argument.
+
+pub mod ids;
+pub mod node;
+pub mod producer;
+pub mod schema;
+pub mod timeline;
+pub mod wire;

@@ -1,0 +1,24 @@
+//! What the proxy knows of the two physical clusters, and the addresses under which it presents their brokers.
+
+mod topology;
+
+pub use topology::{ApiRanges, BrokerAddress, PartitionInfo, Topology, TopicInfo};
+
+use crate::ids::VirtualNode;
+use std::collections::BTreeMap;
+
+/// The proxy's own addresses: one port per virtual node (RULES R32), all on one advertised host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeMap {
+    pub host: String,
+    /// The port of the bootstrap address, given to clients when a node has no port of its own yet.
+    pub bootstrap_port: u16,
+    pub ports: BTreeMap<VirtualNode, u16>,
+}
+
+impl NodeMap {
+    #[must_use]
+    pub fn port(&self, node: VirtualNode) -> Option<u16> {
+        self.ports.get(&node).copied()
+    }
+}

@@ -1,0 +1,125 @@
+//! One cluster as last seen: an immutable snapshot that requests carry with them.
+
+use crate::ids::{ClusterSide, TopicId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+/// The address of one broker in its own cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerAddress {
+    pub host: String,
+    pub port: u16,
+    pub rack: Option<String>,
+}
+
+/// One partition as its cluster's metadata shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionInfo {
+    /// The leader's broker id; −1 when there is none.
+    pub leader: i32,
+    /// The native leader epoch; −1 when the cluster does not tell.
+    pub epoch: i32,
+    pub replicas: Vec<i32>,
+    pub isr: Vec<i32>,
+}
+
+/// One topic as its cluster's metadata shows it. `partitions[i]` is partition `i`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicInfo {
+    pub name: Arc<str>,
+    /// Zero when the cluster has no topic ids (Kafka < 2.8).
+    pub id: TopicId,
+    pub internal: bool,
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// The versions that every broker of a cluster speaks, per API key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApiRanges(pub BTreeMap<i16, (i16, i16)>);
+
+impl ApiRanges {
+    /// The ranges both sides share; keys missing on either side are dropped.
+    #[must_use]
+    pub fn intersect(&self, other: &ApiRanges) -> ApiRanges {
+        let shared = self.0.iter().filter_map(|(key, (min, max))| {
+            let (other_min, other_max) = other.0.get(key)?;
+            let range = ((*min).max(*other_min), (*max).min(*other_max));
+            (range.0 <= range.1).then_some((*key, range))
+        });
+        ApiRanges(shared.collect())
+    }
+
+    #[must_use]
+    pub fn range(&self, key: i16) -> Option<(i16, i16)> {
+        self.0.get(&key).copied()
+    }
+
+    #[must_use]
+    pub fn contains(&self, key: i16, version: i16) -> bool {
+        self.range(key).is_some_and(|(min, max)| (min..=max).contains(&version))
+    }
+}
+
+/// One cluster as last seen.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    pub side: ClusterSide,
+    pub cluster_id: String,
+    pub controller: Option<i32>,
+    /// Every broker the cluster lists, alive by its own account.
+    pub brokers: BTreeMap<i32, BrokerAddress>,
+    pub topics: HashMap<Arc<str>, Arc<TopicInfo>>,
+    pub topic_names: HashMap<TopicId, Arc<str>>,
+    /// The intersection over all brokers.
+    pub api_ranges: ApiRanges,
+    /// Finalized features: name → (min level, max level). From ApiVersions v3+.
+    pub features: BTreeMap<String, (i16, i16)>,
+    /// False while no broker of the cluster can be reached; the rest is then the last known state.
+    pub reachable: bool,
+}
+
+impl Topology {
+    /// A cluster that has never been seen.
+    #[must_use]
+    pub fn unknown(side: ClusterSide) -> Topology {
+        Topology {
+            side,
+            cluster_id: String::new(),
+            controller: None,
+            brokers: BTreeMap::new(),
+            topics: HashMap::new(),
+            topic_names: HashMap::new(),
+            api_ranges: ApiRanges::default(),
+            features: BTreeMap::new(),
+            reachable: false,
+        }
+    }
+
+    #[must_use]
+    pub fn topic(&self, name: &str) -> Option<&Arc<TopicInfo>> {
+        self.topics.get(name)
+    }
+
+    #[must_use]
+    pub fn topic_by_id(&self, id: TopicId) -> Option<&Arc<TopicInfo>> {
+        self.topics.get(self.topic_names.get(&id)?)
+    }
+
+    #[must_use]
+    pub fn partition(&self, topic: &str, partition: i32) -> Option<&PartitionInfo> {
+        self.topics.get(topic)?.partitions.get(usize::try_from(partition).ok()?)
+    }
+
+    /// The leader of a partition, if it has one that the cluster lists as a broker.
+    #[must_use]
+    pub fn leader(&self, topic: &str, partition: i32) -> Option<i32> {
+        let leader = self.partition(topic, partition)?.leader;
+        self.brokers.contains_key(&leader).then_some(leader)
+    }
+
+    /// Any broker, preferring the controller: where requests go that every broker can answer.
+    #[must_use]
+    pub fn any_broker(&self) -> Option<i32> {
+        self.controller.filter(|c| self.brokers.contains_key(c)).or_else(|| self.brokers.keys().next().copied())
+    }
+}

@@ -1,0 +1,373 @@
+//! The gate of one partition: which produce may pass, in which order, and what has been acknowledged.
+//!
+//! Every produce of every connection asks the gate before it is sent and tells it the outcome afterwards. The gate
+//! holds produce while the partition is fenced, proves that nothing is in flight (the drain), and after a flip keeps
+//! sequences contiguous per (partition, producer id): a log without producer state accepts whatever comes first, and
+//! the batch that was overtaken is then refused for ever (RULES R1, R3, R4).
+
+use super::carry::{Carry, CarryVerdict};
+use crate::ids::VirtualOffset;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// One client connection of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId(pub u64);
+
+/// One upstream connection. Two batches on the same path cannot overtake each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PathId(pub u64);
+
+/// A client for producers without sequences: hash of client id and peer host (RULES R1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientKey(pub u64);
+
+/// Names an admitted batch until its outcome is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// Names a batch that was held by the fence until it is admitted or dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HoldId(u64);
+
+/// How long a batch that arrives before its predecessor waits for it after a flip, in milliseconds.
+pub const GAP_WAIT_MS: i64 = 300;
+/// How long after a flip a gap is still taken for a batch on its way by another connection.
+pub const GAP_WINDOW_MS: i64 = 5_000;
+
+/// The identity of a sequenced batch, with the producer id the client knows (visit 0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchId {
+    pub pid: i64,
+    pub epoch: i16,
+    pub first: i32,
+    pub last: i32,
+}
+
+/// A batch that asks to pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Submission {
+    pub session: SessionId,
+    pub client: ClientKey,
+    pub path: PathId,
+    /// True on the connection to the client's own node, false on a companion.
+    pub direct: bool,
+    /// `None` for producers without sequences.
+    pub batch: Option<BatchId>,
+    /// Set when the batch was held before.
+    pub hold: Option<HoldId>,
+    /// When the batch arrived from the client, milliseconds of the caller's monotonic clock.
+    pub arrived_ms: i64,
+}
+
+/// The gate's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Send it; then tell the outcome.
+    Forward(Ticket),
+    /// Keep it; ask again when woken, or at the deadline if there is one.
+    Hold { hold: HoldId, reason: HoldReason, deadline_ms: Option<i64> },
+    /// It is in the log already: error 0 and this base offset, or unknown where it is `None` (RULES R4).
+    Duplicate(Option<VirtualOffset>),
+    /// Refuse it.
+    Refuse(Refusal),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HoldReason {
+    Fence,
+    /// Batches held by the fence are not all appended yet.
+    HeldFirst,
+    /// An earlier batch of the same producer is under way on another connection.
+    OtherPath,
+    /// An earlier batch of the same producer must be appended before the new owner can order them itself.
+    Unconfirmed,
+    /// The predecessor has not arrived yet.
+    Gap,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// 45
+    OutOfOrderSequence,
+    /// 47
+    InvalidProducerEpoch,
+}
+
+/// What became of an admitted batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Acknowledged; the base offset, if the broker told one.
+    Appended(Option<VirtualOffset>),
+    /// Refused with a code that proves that nothing was appended.
+    NotAppended,
+    /// The answer never came, or it leaves the outcome open.
+    Unknown,
+}
+
+/// What a change of the gate asks its caller to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GateSignal {
+    /// Sessions that hold something and should ask again.
+    pub wake: Vec<SessionId>,
+    /// The partition is fenced and its last batch in flight has just been answered.
+    pub drained: bool,
+}
+
+#[derive(Clone, Debug)]
+struct InFlight {
+    path: PathId,
+    client: ClientKey,
+    batch: Option<BatchId>,
+    /// Held by the fence before: direct produce waits until it is appended.
+    was_held: bool,
+    era: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+struct PidState {
+    /// The era in which the owner last acknowledged a batch of this producer: from then on it orders them itself.
+    confirmed_era: Option<u32>,
+    in_flight: BTreeSet<Ticket>,
+}
+
+/// The gate of one partition. Pure; the caller serialises access.
+#[derive(Debug, Default)]
+pub struct PartitionGate {
+    fenced: bool,
+    era: u32,
+    flipped_at_ms: Option<i64>,
+    next_id: u64,
+    carry: Carry,
+    pids: HashMap<i64, PidState>,
+    in_flight: BTreeMap<Ticket, InFlight>,
+    held: BTreeMap<HoldId, SessionId>,
+    held_in_flight: u32,
+    waiting: BTreeSet<SessionId>,
+    /// When an outcome last became unknown and was not resolved since.
+    unknown_since_ms: Option<i64>,
+}
+
+impl PartitionGate {
+    /// A gate as it stands after a start: the durable carry and the current era.
+    #[must_use]
+    pub fn restored(era: u32, carry: Carry) -> PartitionGate {
+        PartitionGate { era, carry, ..PartitionGate::default() }
+    }
+
+    /// Decides about one batch.
+    pub fn admit(&mut self, now_ms: i64, submission: &Submission) -> Admission {
+        if self.fenced {
+            return self.hold(submission, HoldReason::Fence, None);
+        }
+        let held_before = submission.hold.is_some_and(|id| self.held.contains_key(&id));
+        if submission.direct && !held_before && (!self.held.is_empty() || self.held_in_flight > 0) {
+            return self.wait(submission, HoldReason::HeldFirst, None);
+        }
+        let Some(batch) = submission.batch else {
+            let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
+            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f)) {
+                return self.wait(submission, HoldReason::OtherPath, None);
+            }
+            return self.forward(submission);
+        };
+        self.admit_sequenced(now_ms, submission, batch)
+    }
+
+    fn admit_sequenced(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {
+        let in_flight = self.pids.get(&batch.pid).map(|p| &p.in_flight);
+        let others: Vec<&InFlight> = in_flight.into_iter().flatten().filter_map(|t| self.in_flight.get(t)).collect();
+        let elsewhere = others.iter().any(|f| f.path != submission.path);
+        let alone = others.is_empty();
+        if elsewhere {
+            return self.wait(submission, HoldReason::OtherPath, None);
+        }
+        if self.era == 0 {
+            // Nothing was re-based: the owner has this producer's whole history and judges for itself.
+            return self.forward(submission);
+        }
+        match self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last) {
+            CarryVerdict::Duplicate(offset) => return self.answered(submission, Admission::Duplicate(offset)),
+            CarryVerdict::AlreadyAppended => return self.answered(submission, Admission::Duplicate(None)),
+            CarryVerdict::StaleEpoch => {
+                return self.answered(submission, Admission::Refuse(Refusal::InvalidProducerEpoch));
+            }
+            CarryVerdict::Overlap => {
+                return self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence));
+            }
+            CarryVerdict::NewEpoch if batch.first != 0 && alone => {
+                return self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence));
+            }
+            CarryVerdict::Gap if alone => return self.gap(now_ms, submission),
+            CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
+        }
+        let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed_era == Some(self.era));
+        if !confirmed && !alone {
+            return self.wait(submission, HoldReason::Unconfirmed, None);
+        }
+        self.forward(submission)
+    }
+
+    /// Nothing of this producer is under way and the batch is not the next one: wait a little for its predecessor,
+    /// then refuse, because a log without state would accept it and refuse the predecessor for ever.
+    fn gap(&mut self, now_ms: i64, submission: &Submission) -> Admission {
+        let recent = self.flipped_at_ms.is_some_and(|at| now_ms - at < GAP_WINDOW_MS);
+        let deadline = submission.arrived_ms + GAP_WAIT_MS;
+        if recent && now_ms < deadline {
+            return self.wait(submission, HoldReason::Gap, Some(deadline));
+        }
+        self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence))
+    }
+
+    fn forward(&mut self, submission: &Submission) -> Admission {
+        let ticket = Ticket(self.fresh_id());
+        let was_held = submission.hold.is_some_and(|id| self.held.remove(&id).is_some());
+        self.held_in_flight += u32::from(was_held);
+        self.in_flight.insert(
+            ticket,
+            InFlight {
+                path: submission.path,
+                client: submission.client,
+                batch: submission.batch,
+                was_held,
+                era: self.era,
+            },
+        );
+        if let Some(batch) = submission.batch {
+            self.pids.entry(batch.pid).or_default().in_flight.insert(ticket);
+        }
+        Admission::Forward(ticket)
+    }
+
+    fn hold(&mut self, submission: &Submission, reason: HoldReason, deadline_ms: Option<i64>) -> Admission {
+        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        self.held.insert(hold, submission.session);
+        Admission::Hold { hold, reason, deadline_ms }
+    }
+
+    /// Keeps a batch that queues behind an earlier one of its own connection.
+    pub fn queue(&mut self, submission: &Submission) -> HoldId {
+        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        self.held.insert(hold, submission.session);
+        hold
+    }
+
+    /// Keeps a batch that the fence did not hold, or keeps it held if it did.
+    fn wait(&mut self, submission: &Submission, reason: HoldReason, deadline_ms: Option<i64>) -> Admission {
+        self.waiting.insert(submission.session);
+        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        Admission::Hold { hold, reason, deadline_ms }
+    }
+
+    /// A batch that is answered without being sent no longer counts as held.
+    fn answered(&mut self, submission: &Submission, answer: Admission) -> Admission {
+        if let Some(hold) = submission.hold {
+            self.held.remove(&hold);
+        }
+        answer
+    }
+
+    /// The client of a held batch has gone, or the batch is answered otherwise.
+    pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
+        let freed = self.held.remove(&hold).is_some() && self.held.is_empty();
+        GateSignal { wake: if freed { self.take_waiting() } else { Vec::new() }, drained: false }
+    }
+
+    /// Tells what became of an admitted batch.
+    pub fn complete(&mut self, now_ms: i64, ticket: Ticket, outcome: Outcome) -> GateSignal {
+        let Some(entry) = self.in_flight.remove(&ticket) else { return GateSignal::default() };
+        self.held_in_flight -= u32::from(entry.was_held);
+        if let Some(batch) = entry.batch {
+            let state = self.pids.entry(batch.pid).or_default();
+            state.in_flight.remove(&ticket);
+            if let Outcome::Appended(offset) = outcome {
+                state.confirmed_era = Some(entry.era);
+                self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
+            } else if state.in_flight.is_empty() && state.confirmed_era != Some(self.era) {
+                self.pids.remove(&batch.pid);
+            }
+        }
+        if outcome == Outcome::Unknown {
+            self.unknown_since_ms = Some(now_ms);
+        }
+        GateSignal { wake: self.take_waiting(), drained: self.is_drained() }
+    }
+
+    /// From now on nothing passes. Batches in flight are still answered.
+    pub fn fence(&mut self) {
+        self.fenced = true;
+    }
+
+    #[must_use]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Fenced, and nothing is in flight.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.fenced && self.in_flight.is_empty()
+    }
+
+    /// Lifts the fence to the same owner: the flip was aborted.
+    pub fn release_unchanged(&mut self) -> GateSignal {
+        self.fenced = false;
+        GateSignal { wake: self.take_all(), drained: false }
+    }
+
+    /// Lifts the fence to a new owner in a new era.
+    pub fn release(&mut self, now_ms: i64, era: u32, carry: Carry) -> GateSignal {
+        self.fenced = false;
+        self.era = era;
+        self.carry = carry;
+        self.flipped_at_ms = Some(now_ms);
+        self.pids.clear();
+        GateSignal { wake: self.take_all(), drained: false }
+    }
+
+    /// What was acknowledged so far, cumulative over eras (RULES R5).
+    #[must_use]
+    pub fn carry(&self) -> &Carry {
+        &self.carry
+    }
+
+    pub fn carry_mut(&mut self) -> &mut Carry {
+        &mut self.carry
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Batches held by the fence.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Since when an outcome is unknown (RULES R2), milliseconds.
+    #[must_use]
+    pub fn unknown_since_ms(&self) -> Option<i64> {
+        self.unknown_since_ms
+    }
+
+    /// The barrier and the grace time have passed: what was unknown is settled.
+    pub fn resolve_unknown(&mut self) {
+        self.unknown_since_ms = None;
+    }
+
+    fn take_waiting(&mut self) -> Vec<SessionId> {
+        std::mem::take(&mut self.waiting).into_iter().collect()
+    }
+
+    fn take_all(&mut self) -> Vec<SessionId> {
+        let mut all = std::mem::take(&mut self.waiting);
+        all.extend(self.held.values().copied());
+        all.into_iter().collect()
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}

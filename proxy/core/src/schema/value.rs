@@ -1,0 +1,411 @@
+//! A decoded message: values under the names of its table.
+//!
+//! The accessors take a field's name and know its type from the table. A name the table does not have, or an accessor
+//! of another type, is a programmer's error and panics with both names; nothing that comes from the wire can cause it.
+
+use super::table::{DefaultValue, Field, Type};
+use super::text::Str;
+use crate::ids::TopicId;
+use bytes::Bytes;
+use std::fmt;
+use std::sync::Arc;
+
+/// The value of a field. Integers of all sizes are `Int`; `None` is null.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Uuid([u8; 16]),
+    String(Option<Str>),
+    /// Bytes and records.
+    Bytes(Option<Bytes>),
+    Array(Option<Vec<Value>>),
+    Struct(Option<Struct>),
+}
+
+/// The values of a message, or of a struct in it, one for each field of the table in all its versions.
+#[derive(Clone)]
+pub struct Struct {
+    pub(super) fields: &'static [Field],
+    pub(super) values: Vec<Value>,
+    pub(super) unknown: Option<Box<UnknownTags>>,
+}
+
+/// Tagged fields that no table knows, by rising tag: kept, and written again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct UnknownTags(pub(super) Vec<(u32, Bytes)>);
+
+impl Value {
+    pub(super) fn default_of(field: &Field) -> Value {
+        match (field.ty, field.default) {
+            (Type::String, default) => Value::String((default != DefaultValue::Null).then(Str::new)),
+            (Type::Bytes | Type::Records, default) => {
+                Value::Bytes((default != DefaultValue::Null).then(Bytes::new))
+            }
+            (Type::Array(_), default) => Value::Array((default != DefaultValue::Null).then(Vec::new)),
+            (Type::Struct(fields), default) => {
+                Value::Struct((default != DefaultValue::Null).then(|| Struct::new(fields)))
+            }
+            (Type::Bool, default) => Value::Bool(default == DefaultValue::True),
+            (Type::Float64, _) => Value::Float(0.0),
+            (Type::Uuid, _) => Value::Uuid([0; 16]),
+            (_, DefaultValue::Int(number)) => Value::Int(number),
+            _ => Value::Int(0),
+        }
+    }
+
+    /// Whether this is what [`Struct::new`] would put into the field.
+    pub(super) fn is_default_of(&self, field: &Field) -> bool {
+        let null = field.default == DefaultValue::Null;
+        match self {
+            Value::Bool(value) => *value == (field.default == DefaultValue::True),
+            Value::Int(value) => match field.default {
+                DefaultValue::Int(default) => *value == default,
+                _ => *value == 0,
+            },
+            Value::Float(value) => value.to_bits() == 0,
+            Value::Uuid(value) => *value == [0; 16],
+            Value::String(None) | Value::Bytes(None) | Value::Array(None) | Value::Struct(None) => null,
+            Value::String(Some(value)) => !null && value.as_bytes().is_empty(),
+            Value::Bytes(Some(value)) => !null && value.is_empty(),
+            Value::Array(Some(value)) => !null && value.is_empty(),
+            Value::Struct(Some(value)) => !null && value.is_default(),
+        }
+    }
+
+    /// Whether the value is of the Rust type that fields of `ty` have. Lengths and ranges are checked by the encoder.
+    fn fits(&self, ty: Type) -> bool {
+        match self {
+            Value::Bool(_) => matches!(ty, Type::Bool),
+            Value::Int(_) => ty.int_range().is_some(),
+            Value::Float(_) => matches!(ty, Type::Float64),
+            Value::Uuid(_) => matches!(ty, Type::Uuid),
+            Value::String(_) => matches!(ty, Type::String),
+            Value::Bytes(_) => matches!(ty, Type::Bytes | Type::Records),
+            Value::Array(_) => matches!(ty, Type::Array(_)),
+            Value::Struct(_) => matches!(ty, Type::Struct(_)),
+        }
+    }
+
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        matches!(self, Value::String(None) | Value::Bytes(None) | Value::Array(None) | Value::Struct(None))
+    }
+
+    /// The integer, if it is one.
+    #[must_use]
+    pub fn as_int(&self) -> Option<i64> {
+        if let Value::Int(value) = self { Some(*value) } else { None }
+    }
+
+    /// The text, if it is a string and not null.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        if let Value::String(Some(value)) = self { Some(value.as_str()) } else { None }
+    }
+
+    /// The struct, if it is one and not null.
+    #[must_use]
+    pub fn as_struct(&self) -> Option<&Struct> {
+        if let Value::Struct(Some(value)) = self { Some(value) } else { None }
+    }
+}
+
+impl Struct {
+    /// All fields at their defaults.
+    #[must_use]
+    pub fn new(fields: &'static [Field]) -> Struct {
+        Struct { fields, values: fields.iter().map(Value::default_of).collect(), unknown: None }
+    }
+
+    /// A struct as the array (or struct) field `name` holds it, with defaults.
+    ///
+    /// # Panics
+    /// If the field holds no structs.
+    #[must_use]
+    pub fn new_element(&self, name: &str) -> Struct {
+        match self.fields[self.index(name)].ty {
+            Type::Struct(fields) | Type::Array(&Type::Struct(fields)) => Struct::new(fields),
+            _ => self.misuse(name, "structs"),
+        }
+    }
+
+    #[must_use]
+    pub fn schema(&self) -> &'static [Field] {
+        self.fields
+    }
+
+    /// Whether the table has a field of this name.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.iter().any(|f| f.name == name)
+    }
+
+    #[must_use]
+    pub fn get(&self, name: &str) -> &Value {
+        &self.values[self.index(name)]
+    }
+
+    #[must_use]
+    pub fn get_mut(&mut self, name: &str) -> &mut Value {
+        let index = self.index(name);
+        &mut self.values[index]
+    }
+
+    /// Puts a value into a field. Its range and length are checked when the message is encoded.
+    ///
+    /// # Panics
+    /// If the value is not of the field's type.
+    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+        let index = self.index(name);
+        let value = value.into();
+        if !value.fits(self.fields[index].ty) {
+            self.misuse(name, &format!("{value:?}"))
+        }
+        self.values[index] = value;
+    }
+
+    /// Puts a field back to its default.
+    pub fn reset(&mut self, name: &str) {
+        let index = self.index(name);
+        self.values[index] = Value::default_of(&self.fields[index]);
+    }
+
+    /// Appends to an array; a null array becomes an array of one.
+    ///
+    /// # Panics
+    /// If the value is not of the array's element type.
+    pub fn push(&mut self, name: &str, value: impl Into<Value>) {
+        let index = self.index(name);
+        let value = value.into();
+        let fits = matches!(self.fields[index].ty, Type::Array(element) if value.fits(*element));
+        match &mut self.values[index] {
+            Value::Array(array) if fits => array.get_or_insert_with(Vec::new).push(value),
+            _ => self.misuse(name, &format!("an element {value:?}")),
+        }
+    }
+
+    #[must_use]
+    pub fn is_null(&self, name: &str) -> bool {
+        self.get(name).is_null()
+    }
+
+    #[must_use]
+    pub fn bool(&self, name: &str) -> bool {
+        if let Value::Bool(value) = self.get(name) { *value } else { self.misuse(name, "a bool") }
+    }
+
+    #[must_use]
+    pub fn i8(&self, name: &str) -> i8 {
+        let value = self.typed_int(name, "an int8", |ty| matches!(ty, Type::Int8));
+        i8::try_from(value).unwrap_or_else(|_| self.misuse(name, "an int8"))
+    }
+
+    #[must_use]
+    pub fn i16(&self, name: &str) -> i16 {
+        let value = self.typed_int(name, "an int16", |ty| matches!(ty, Type::Int8 | Type::Int16));
+        i16::try_from(value).unwrap_or_else(|_| self.misuse(name, "an int16"))
+    }
+
+    #[must_use]
+    pub fn i32(&self, name: &str) -> i32 {
+        let narrow = |ty| matches!(ty, Type::Int8 | Type::Int16 | Type::Uint16 | Type::Int32);
+        let value = self.typed_int(name, "an int32", narrow);
+        i32::try_from(value).unwrap_or_else(|_| self.misuse(name, "an int32"))
+    }
+
+    /// An integer of any size.
+    #[must_use]
+    pub fn i64(&self, name: &str) -> i64 {
+        self.typed_int(name, "an integer", |_| true)
+    }
+
+    #[must_use]
+    pub fn float(&self, name: &str) -> f64 {
+        if let Value::Float(value) = self.get(name) { *value } else { self.misuse(name, "a float64") }
+    }
+
+    #[must_use]
+    pub fn uuid(&self, name: &str) -> [u8; 16] {
+        if let Value::Uuid(value) = self.get(name) { *value } else { self.misuse(name, "a uuid") }
+    }
+
+    /// The text; empty where it is null.
+    #[must_use]
+    pub fn str(&self, name: &str) -> &str {
+        self.opt_str(name).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn opt_str(&self, name: &str) -> Option<&str> {
+        self.opt_text(name).map(Str::as_str)
+    }
+
+    /// As [`Struct::opt_str`], to be cloned without a copy of the text.
+    #[must_use]
+    pub fn opt_text(&self, name: &str) -> Option<&Str> {
+        if let Value::String(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "a string") }
+    }
+
+    /// The bytes or records; empty where they are null.
+    #[must_use]
+    pub fn bytes(&self, name: &str) -> &[u8] {
+        self.opt_bytes(name).map(|b| &**b).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn opt_bytes(&self, name: &str) -> Option<&Bytes> {
+        if let Value::Bytes(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "bytes") }
+    }
+
+    /// The elements; none where the array is null.
+    #[must_use]
+    pub fn array(&self, name: &str) -> &[Value] {
+        self.opt_array(name).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn opt_array(&self, name: &str) -> Option<&[Value]> {
+        if let Value::Array(value) = self.get(name) {
+            value.as_deref()
+        } else {
+            self.misuse(name, "an array")
+        }
+    }
+
+    /// The elements to change; `None` where the array is null.
+    #[must_use]
+    pub fn array_mut(&mut self, name: &str) -> Option<&mut Vec<Value>> {
+        let index = self.index(name);
+        if !matches!(self.fields[index].ty, Type::Array(_)) {
+            self.misuse(name, "an array")
+        }
+        if let Value::Array(value) = &mut self.values[index] { value.as_mut() } else { None }
+    }
+
+    /// The integers of an array of integers.
+    pub fn ints(&self, name: &str) -> impl Iterator<Item = i64> + '_ {
+        self.array(name).iter().filter_map(Value::as_int)
+    }
+
+    /// The texts of an array of strings.
+    pub fn strs(&self, name: &str) -> impl Iterator<Item = &str> + '_ {
+        self.array(name).iter().filter_map(Value::as_str)
+    }
+
+    /// The structs of an array of structs.
+    pub fn structs(&self, name: &str) -> impl Iterator<Item = &Struct> + '_ {
+        self.array(name).iter().filter_map(Value::as_struct)
+    }
+
+    pub fn structs_mut(&mut self, name: &str) -> impl Iterator<Item = &mut Struct> + '_ {
+        self.array_mut(name).into_iter().flatten().filter_map(|value| match value {
+            Value::Struct(value) => value.as_mut(),
+            _ => None,
+        })
+    }
+
+    /// The struct in a field that is one; `None` where it is null.
+    #[must_use]
+    pub fn opt_struct(&self, name: &str) -> Option<&Struct> {
+        if let Value::Struct(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "a struct") }
+    }
+
+    #[must_use]
+    pub fn opt_struct_mut(&mut self, name: &str) -> Option<&mut Struct> {
+        let index = self.index(name);
+        if !matches!(self.fields[index].ty, Type::Struct(_)) {
+            self.misuse(name, "a struct")
+        }
+        if let Value::Struct(value) = &mut self.values[index] { value.as_mut() } else { None }
+    }
+
+    /// Tagged fields that the table does not know.
+    pub fn unknown_tags(&self) -> impl Iterator<Item = (u32, &Bytes)> + '_ {
+        self.unknown.iter().flat_map(|tags| tags.0.iter().map(|(tag, content)| (*tag, content)))
+    }
+
+    pub(super) fn is_default(&self) -> bool {
+        let mut pairs = self.values.iter().zip(self.fields);
+        self.unknown.is_none() && pairs.all(|(value, field)| value.is_default_of(field))
+    }
+
+    /// By the table's type, not by the value: the value comes from the wire, the choice of accessor does not.
+    fn typed_int(&self, name: &str, wanted: &str, narrow: impl Fn(Type) -> bool) -> i64 {
+        let index = self.index(name);
+        match self.values[index] {
+            Value::Int(value) if narrow(self.fields[index].ty) => value,
+            _ => self.misuse(name, wanted),
+        }
+    }
+
+    fn index(&self, name: &str) -> usize {
+        self.fields.iter().position(|f| f.name == name).unwrap_or_else(|| self.misuse(name, "a field"))
+    }
+
+    #[cold]
+    fn misuse(&self, name: &str, wanted: &str) -> ! {
+        let names: Vec<&str> = self.fields.iter().map(|f| f.name).collect();
+        panic!("{name:?} is not {wanted} of the struct {names:?}")
+    }
+}
+
+impl PartialEq for Struct {
+    fn eq(&self, other: &Struct) -> bool {
+        std::ptr::eq(self.fields, other.fields)
+            && self.values == other.values
+            && self.unknown == other.unknown
+    }
+}
+
+impl fmt::Debug for Struct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Struct");
+        for (field, value) in self.fields.iter().zip(&self.values) {
+            out.field(field.name, value);
+        }
+        out.finish()
+    }
+}
+
+macro_rules! value_from {
+    ($($from:ty => $value:ident => $make:expr;)*) => {
+        $(impl From<$from> for Value {
+            fn from($value: $from) -> Value {
+                $make
+            }
+        })*
+    };
+}
+
+value_from! {
+    bool => v => Value::Bool(v);
+    i8 => v => Value::Int(v.into());
+    i16 => v => Value::Int(v.into());
+    u16 => v => Value::Int(v.into());
+    i32 => v => Value::Int(v.into());
+    u32 => v => Value::Int(v.into());
+    i64 => v => Value::Int(v);
+    f64 => v => Value::Float(v);
+    [u8; 16] => v => Value::Uuid(v);
+    TopicId => v => Value::Uuid(v.0);
+    Str => v => Value::String(Some(v));
+    &Str => v => Value::String(Some(v.clone()));
+    Option<Str> => v => Value::String(v);
+    &str => v => Value::String(Some(Str::from(v)));
+    Option<&str> => v => Value::String(v.map(Str::from));
+    String => v => Value::String(Some(Str::from(v)));
+    Option<String> => v => Value::String(v.map(Str::from));
+    &String => v => Value::String(Some(Str::from(v.as_str())));
+    Arc<str> => v => Value::String(Some(Str::from(&*v)));
+    &Arc<str> => v => Value::String(Some(Str::from(v)));
+    Bytes => v => Value::Bytes(Some(v));
+    Option<Bytes> => v => Value::Bytes(v);
+    Vec<Value> => v => Value::Array(Some(v));
+    Option<Vec<Value>> => v => Value::Array(v);
+    Vec<Struct> => v => Value::Array(Some(v.into_iter().map(Value::from).collect()));
+    Vec<i32> => v => Value::Array(Some(v.into_iter().map(Value::from).collect()));
+    Struct => v => Value::Struct(Some(v));
+    Option<Struct> => v => Value::Struct(v);
+}

@@ -1,0 +1,80 @@
+//! What a session is told and what it asks for.
+
+use super::upstream::UpstreamId;
+use crate::ids::{ClusterSide, VirtualNode};
+use crate::producer::gate::SessionId;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A whole request of the client, without its length prefix.
+    Frame(Bytes),
+    /// An upstream connection is established.
+    Connected { upstream: UpstreamId },
+    /// A whole response of a broker, without its length prefix.
+    Answer { upstream: UpstreamId, frame: Bytes },
+    /// An upstream connection could not be made or has ended.
+    Lost { upstream: UpstreamId },
+    /// A gate, the route table, the topology or a group changed: whatever waits should look again.
+    Wake,
+    /// [`super::Session::next_deadline_ms`] has come.
+    Timer,
+    /// The client closed its side.
+    ClientGone,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Connect to a broker; frames sent meanwhile are queued in order.
+    Dial { upstream: UpstreamId, node: VirtualNode, host: String, port: u16 },
+    /// Send a frame, length prefix included.
+    Send { upstream: UpstreamId, frame: Bytes },
+    /// Stop writing and read to the end: upstream connections are never reset (live.md §5).
+    HangUp { upstream: UpstreamId },
+    /// Send a response to the client, length prefix included.
+    Reply(Bytes),
+    /// Close the client's connection.
+    Close(CloseReason),
+    /// Give these sessions an [`Event::Wake`].
+    Wake(Vec<SessionId>),
+    /// A fenced partition has just become quiet.
+    GateDrained,
+    /// The topology of this side is out of date.
+    Refresh(ClusterSide),
+    /// A group committed at its home: the other side gets a copy (DESIGN decision 5).
+    Mirror(Vec<CommitMirror>),
+    /// A broker sent something that is not a Kafka response to what was asked.
+    BadAnswer { upstream: UpstreamId, error: String },
+}
+
+/// A commit to be copied to the cluster that is not the group's home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitMirror {
+    pub group: Arc<str>,
+    pub topic: Arc<str>,
+    pub partition: i32,
+    /// The virtual position.
+    pub position: i64,
+    /// The client's own metadata.
+    pub metadata: String,
+}
+
+/// Why a client's connection is closed, and thereby who is to blame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// The client sent what no Kafka broker would accept.
+    #[error("bad request: {0}")]
+    BadRequest(String),
+    /// A broker's connection ended while a request that only it can answer was waiting, as a broker's end would look.
+    #[error("the broker's connection ended")]
+    UpstreamLost,
+    /// A broker answered what is not Kafka.
+    #[error("bad response of a broker: {0}")]
+    BadResponse(String),
+    /// An invariant of the proxy did not hold.
+    #[error("internal: {0}")]
+    Internal(String),
+}

@@ -1,0 +1,132 @@
+//! What all sessions share: the gates, the watermarks seen, and who still uses companions.
+
+use crate::producer::gate::{PartitionGate, SessionId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// One partition's gate, shared by every session that produces to it.
+pub type SharedGate = Arc<Mutex<PartitionGate>>;
+
+/// Locks; a panic of another holder does not spread (the gate's invariants hold between its methods).
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The gates of all partitions produced to since the start, or restored from the store.
+#[derive(Default)]
+pub struct GateRegistry {
+    gates: RwLock<HashMap<(Arc<str>, i32), SharedGate>>,
+}
+
+impl GateRegistry {
+    /// The gate of a partition of a topic by its virtual name. Callers have checked that the partition exists.
+    pub fn get(&self, topic: &Arc<str>, partition: i32) -> SharedGate {
+        let key = (Arc::clone(topic), partition);
+        if let Some(gate) = self.gates.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Arc::clone(gate);
+        }
+        let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(gates.entry(key).or_default())
+    }
+
+    /// Puts a restored gate in place, before any session runs.
+    pub fn restore(&self, topic: &Arc<str>, partition: i32, gate: PartitionGate) {
+        let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
+        gates.insert((Arc::clone(topic), partition), Arc::new(Mutex::new(gate)));
+    }
+
+    /// All gates of a topic, by partition.
+    #[must_use]
+    pub fn of_topic(&self, topic: &str) -> BTreeMap<i32, SharedGate> {
+        let gates = self.gates.read().unwrap_or_else(PoisonError::into_inner);
+        gates.iter().filter(|((t, _), _)| **t == *topic).map(|((_, p), g)| (*p, Arc::clone(g))).collect()
+    }
+}
+
+/// The highest ends clients may already have seen, per partition, in virtual offsets: what an answer from an older
+/// era carries (RULES R21), and the highest virtual epoch handed out (RULES R22).
+#[derive(Default)]
+pub struct Watermarks {
+    seen: RwLock<HashMap<(Arc<str>, i32), Watermark>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Watermark {
+    pub high_watermark: i64,
+    pub last_stable_offset: i64,
+    pub epoch: i32,
+}
+
+impl Watermarks {
+    pub fn get(&self, topic: &Arc<str>, partition: i32) -> Option<Watermark> {
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        seen.get(&(Arc::clone(topic), partition)).copied()
+    }
+
+    /// Raises what is known; never lowers it.
+    pub fn raise(&self, topic: &Arc<str>, partition: i32, seen: Watermark) {
+        let known = self.get(topic, partition).unwrap_or_default();
+        let raised = Watermark {
+            high_watermark: known.high_watermark.max(seen.high_watermark),
+            last_stable_offset: known.last_stable_offset.max(seen.last_stable_offset),
+            epoch: known.epoch.max(seen.epoch),
+        };
+        if raised != known {
+            let mut all = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+            let entry = all.entry((Arc::clone(topic), partition)).or_default();
+            entry.high_watermark = entry.high_watermark.max(raised.high_watermark);
+            entry.last_stable_offset = entry.last_stable_offset.max(raised.last_stable_offset);
+            entry.epoch = entry.epoch.max(raised.epoch);
+        }
+    }
+}
+
+/// Who used what lately: the evidence for the plan and for "may I stop the source?".
+#[derive(Default)]
+pub struct Traffic {
+    topics: Mutex<HashMap<Arc<str>, TopicTraffic>>,
+}
+
+/// What was seen of one topic. Times are milliseconds of the caller's monotonic clock.
+#[derive(Clone, Debug, Default)]
+pub struct TopicTraffic {
+    /// Sessions whose produce to the topic went by a companion, with the last time.
+    pub companion_produce: BTreeMap<SessionId, i64>,
+    /// Sessions whose fetch of the topic went by a companion, with the last time.
+    pub companion_fetch: BTreeMap<SessionId, i64>,
+    /// The last time a transactional batch was produced to it.
+    pub transactional_ms: Option<i64>,
+    /// Sessions that produced to it directly, with the last time.
+    pub direct_produce: BTreeMap<SessionId, i64>,
+}
+
+impl Traffic {
+    /// Updates what is known of a topic.
+    pub fn note(&self, topic: &Arc<str>, update: impl FnOnce(&mut TopicTraffic)) {
+        let mut topics = lock(&self.topics);
+        update(topics.entry(Arc::clone(topic)).or_default());
+    }
+
+    #[must_use]
+    pub fn of_topic(&self, topic: &str) -> TopicTraffic {
+        lock(&self.topics).get(topic).cloned().unwrap_or_default()
+    }
+
+    /// A session has ended.
+    pub fn forget(&self, session: SessionId) {
+        for traffic in lock(&self.topics).values_mut() {
+            traffic.companion_produce.remove(&session);
+            traffic.companion_fetch.remove(&session);
+            traffic.direct_produce.remove(&session);
+        }
+    }
+}
+
+/// What all sessions share.
+#[derive(Default)]
+pub struct Shared {
+    pub gates: GateRegistry,
+    pub watermarks: Watermarks,
+    pub traffic: Traffic,
+    pub groups: crate::group::GroupRegistry,
+}

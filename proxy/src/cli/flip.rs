@@ -1,0 +1,288 @@
+//! `crossover plan`, `cutover`, `rollback`, `abort` and `groups move`.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use crossover_admin_api::model::{
+    AbortRequest, Check, CheckResult, FlipRequest, GroupMoveRequest, OperationState, OperationView, Plan,
+    PlanRequest, Side, Status,
+};
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientError, escape};
+use super::table::{clean, millis};
+use super::{FlipArgs, Outcome, print_json};
+
+/// Between two looks at a running operation.
+const POLL: Duration = Duration::from_millis(100);
+/// A restarting Crossover finishes an operation by itself; it is waited for this long.
+const RESTART_PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) async fn plan(client: &Client, args: FlipArgs, to: Side, json: bool) -> anyhow::Result<Outcome> {
+    let request = PlanRequest {
+        topics: args.topics,
+        to: Some(to),
+        create: args.create,
+        force: args.force,
+        with_groups: args.with_groups,
+        groups: args.groups,
+    };
+    let plan: Plan = client.post("/v1/plan", &request).await?;
+    match json {
+        true => print_json(&plan)?,
+        false => print!("{}", plan_text(&plan)),
+    }
+    Ok(if plan.refused { Outcome::Failed } else { Outcome::Done })
+}
+
+/// Starts the move of topics to a side, waits, and says where each topic is afterwards.
+pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) -> anyhow::Result<Outcome> {
+    let status: Status = client.get("/v1/status").await?;
+    let request = FlipRequest {
+        expected_revision: Some(status.revision),
+        topics: args.topics.clone(),
+        create: args.create,
+        force: args.force,
+        with_groups: args.with_groups,
+        groups: args.groups.clone(),
+    };
+    let path = match to {
+        Side::Target => "/v1/cutover",
+        Side::Source => "/v1/rollback",
+    };
+    let started: OperationView = client.post(path, &request).await?;
+    let Some(ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
+    let status: Status = client.get("/v1/status").await?;
+    let mut all = true;
+    for topic in &args.topics {
+        let record = topic_record(topic, to, &ended, &status);
+        all &= record["ok"] == json!(true);
+        match json {
+            true => print_json(&record)?,
+            false => println!("{}", topic_line(topic, to, &record)),
+        }
+    }
+    for group in &args.groups {
+        let home = status.groups.iter().find(|view| view.group == *group).map(|view| view.home);
+        if home != Some(to) {
+            all = false;
+            eprintln!("The group {} has not moved to the {to}.", clean(group));
+        }
+    }
+    if !all && !json {
+        print_failure(&ended);
+    }
+    Ok(if all { Outcome::Done } else { Outcome::Failed })
+}
+
+pub(super) async fn move_group(
+    client: &Client,
+    group: String,
+    to: Side,
+    json: bool,
+) -> anyhow::Result<Outcome> {
+    let status: Status = client.get("/v1/status").await?;
+    let request = GroupMoveRequest { expected_revision: Some(status.revision), group: group.clone(), to };
+    let started: OperationView = client.post("/v1/groups/move", &request).await?;
+    let Some(ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
+    let done = ended.state == OperationState::Done;
+    match (json, done) {
+        (true, _) => print_json(&ended)?,
+        (false, true) => println!("The home of group {} is the {to}.", clean(&group)),
+        (false, false) => print_failure(&ended),
+    }
+    Ok(if done { Outcome::Done } else { Outcome::Failed })
+}
+
+pub(super) async fn abort(client: &Client, operation: Option<String>, json: bool) -> anyhow::Result<Outcome> {
+    let view: OperationView = client.post("/v1/abort", &AbortRequest { operation }).await?;
+    let view = match view.state.is_final() {
+        true => view,
+        false => match follow(client, view, true).await? {
+            Some(view) => view,
+            None => return Ok(Outcome::Interrupted),
+        },
+    };
+    let aborted = view.state == OperationState::Aborted;
+    match (json, aborted) {
+        (true, _) => print_json(&view)?,
+        (false, true) => println!("Operation {} was aborted; its topics stay with their old owner.", view.id),
+        (false, false) => println!("Operation {} was completed before it could be aborted.", view.id),
+    }
+    Ok(if aborted { Outcome::Done } else { Outcome::Failed })
+}
+
+/// Watches an operation to its end; `None` after Ctrl-C, which leaves it alone (RULES R16).
+async fn follow(
+    client: &Client,
+    started: OperationView,
+    quiet: bool,
+) -> anyhow::Result<Option<OperationView>> {
+    let path = format!("/v1/operations/{}", escape(&started.id));
+    let mut progress = Progress::new(quiet);
+    let mut view = started;
+    let mut lost_since: Option<Instant> = None;
+    loop {
+        progress.show(&view);
+        if view.state.is_final() {
+            progress.end();
+            return Ok(Some(view));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            _ = tokio::signal::ctrl_c() => {
+                progress.end();
+                eprintln!(
+                    "Nothing was changed by Ctrl-C: operation {} goes on inside Crossover. \
+                     `crossover watch` follows it; `crossover abort` stops it until SEAL.",
+                    view.id
+                );
+                return Ok(None);
+            }
+        }
+        match client.get(&path).await {
+            Ok(next) => (view, lost_since) = (next, None),
+            Err(error @ ClientError::Unreachable { .. }) => {
+                let since = *lost_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > RESTART_PATIENCE {
+                    progress.end();
+                    eprintln!("Operation {} ends by itself; `crossover status` will tell how.", view.id);
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Steps as they happen, on standard error: rewritten in place on a terminal, plain lines elsewhere.
+struct Progress {
+    quiet: bool,
+    terminal: bool,
+    /// Steps already printed for good.
+    printed: usize,
+    began: Instant,
+    line_open: bool,
+}
+
+impl Progress {
+    fn new(quiet: bool) -> Progress {
+        let terminal = std::io::stderr().is_terminal();
+        Progress { quiet, terminal, printed: 0, began: Instant::now(), line_open: false }
+    }
+
+    fn show(&mut self, view: &OperationView) {
+        if self.quiet {
+            return;
+        }
+        for step in view.steps.iter().skip(self.printed).take_while(|step| step.took_ms.is_some()) {
+            self.printed += 1;
+            self.clear();
+            eprintln!("  {:<9} {}", step.name, step.took_ms.map(millis).unwrap_or_default());
+        }
+        if self.terminal && !view.state.is_final() {
+            self.clear();
+            eprint!("  {:<9} {:.1} s …", view.state, self.began.elapsed().as_secs_f64());
+            let _ = std::io::stderr().flush();
+            self.line_open = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.line_open {
+            eprint!("\r\x1b[K");
+            self.line_open = false;
+        }
+    }
+
+    fn end(&mut self) {
+        self.clear();
+    }
+}
+
+/// What `--json` prints for a topic.
+pub(super) fn topic_record(topic: &str, to: Side, operation: &OperationView, status: &Status) -> Value {
+    let owner = status.topics.iter().find(|view| view.name == topic).map(|view| view.owner);
+    let partitions: Vec<_> =
+        operation.partitions.iter().filter(|partition| partition.topic == topic).collect();
+    json!({
+        "topic": topic,
+        "ok": owner == Some(to),
+        "owner": owner,
+        "wanted": to,
+        "operation": operation.id,
+        "state": operation.state,
+        "hold_ms": operation.hold_ms,
+        "revision": status.revision,
+        "reason": operation.reason,
+        "remedy": operation.remedy,
+        "partitions": partitions,
+    })
+}
+
+fn topic_line(topic: &str, to: Side, record: &Value) -> String {
+    let topic = clean(topic);
+    if record["ok"] != json!(true) {
+        return match record["owner"].as_str() {
+            Some(owner) => format!("{topic} is still on the {owner}."),
+            None => format!("{topic} is not known."),
+        };
+    }
+    let moved = record["partitions"].as_array().map_or(0, Vec::len);
+    match (moved, record["hold_ms"].as_f64()) {
+        (0, _) => format!("{topic} is on the {to}."),
+        (moved, Some(hold)) => {
+            format!(
+                "{topic} is on the {to}: {moved} partitions moved, producers were held for at most {}.",
+                millis(hold)
+            )
+        }
+        (moved, None) => format!("{topic} is on the {to}: {moved} partitions moved."),
+    }
+}
+
+fn print_failure(operation: &OperationView) {
+    let failed = operation.checks.iter().filter(|check| check.result == CheckResult::Failed);
+    eprint!("{}", failed.map(check_text).collect::<String>());
+    if let Some(reason) = &operation.reason {
+        eprintln!("Operation {} ended in {}: {}", operation.id, operation.state, clean(reason));
+    }
+    if let Some(remedy) = &operation.remedy {
+        eprintln!("Remedy: {}", clean(remedy));
+    }
+}
+
+pub(super) fn plan_text(plan: &Plan) -> String {
+    let mut out = format!(
+        "Moving {} to the {} (revision {}):\n",
+        clean(&plan.topics.join(", ")),
+        plan.to,
+        plan.revision
+    );
+    out.extend(plan.checks.iter().map(check_text));
+    if !plan.groups.is_empty() {
+        out.push_str(&format!("Groups that move along: {}\n", clean(&plan.groups.join(", "))));
+    }
+    if let Some(pause) = plan.expected_pause_ms {
+        out.push_str(&format!("Expected pause of producers: {}\n", millis(pause)));
+    }
+    out.push_str(match plan.refused {
+        true => "It would be refused; nothing was changed.\n",
+        false => "It would be carried out; nothing was changed.\n",
+    });
+    out
+}
+
+fn check_text(check: &Check) -> String {
+    let word = match check.result {
+        CheckResult::Passed => "passed",
+        CheckResult::Failed => "FAILED",
+        CheckResult::Warned => "warning",
+        CheckResult::NotDone => "not done",
+    };
+    let mut out = format!("  {word:<8}  {}: {}\n", clean(&check.name), clean(&check.detail));
+    if !check.remedy.is_empty() {
+        out.push_str(&format!("            remedy: {}\n", clean(&check.remedy)));
+    }
+    out
+}

@@ -1,0 +1,122 @@
+//! What a cluster's brokers know, and topics.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::cluster::{CALL_LIMIT, Cluster, poll};
+use crate::error::{HarnessError, Result};
+use crate::wire::{Connection, Metadata, NewTopic, TopicInfo};
+
+/// For a topic to exist everywhere.
+const CREATE_LIMIT: Duration = Duration::from_secs(60);
+const REQUEST_TIMED_OUT: i16 = 7;
+const TOPIC_ALREADY_EXISTS: i16 = 36;
+const NOT_CONTROLLER: i16 = 41;
+
+impl Cluster {
+    /// What the first answering broker knows; `topics`: `None` for all.
+    ///
+    /// # Errors
+    /// No broker answers.
+    pub fn metadata(&self, topics: Option<&[&str]>) -> Result<Metadata> {
+        let mut last = HarnessError::Spec("no broker of the cluster is running".to_owned());
+        for (_, address) in self.answering() {
+            match ask(address, topics) {
+                Ok(metadata) => return Ok(metadata),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Names of all topics but the internal ones, ascending.
+    ///
+    /// # Errors
+    /// As [`Cluster::metadata`].
+    pub fn topics(&self) -> Result<Vec<String>> {
+        let topics = self.metadata(None)?.topics;
+        let mut names: Vec<String> = topics.into_iter().filter(|t| !t.is_internal).map(|t| t.name).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// One topic; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// As [`Cluster::metadata`].
+    pub fn topic(&self, name: &str) -> Result<Option<TopicInfo>> {
+        let topics = self.metadata(Some(&[name]))?.topics;
+        Ok(topics.into_iter().find(|topic| topic.name == name && topic.error_code == 0))
+    }
+
+    /// Creates a topic and returns when every answering broker knows a leader of each partition. No JVM involved.
+    ///
+    /// # Errors
+    /// The broker's refusal ([`HarnessError::Refused`]), or it did not appear within 60 s.
+    pub fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replication_factor: i16,
+        configs: &[(&str, &str)],
+    ) -> Result<()> {
+        let topic = NewTopic { name, partitions, replication_factor, configs };
+        // A lost answer may have been a yes; then the next attempt finds the topic there.
+        let mut may_exist = false;
+        poll(&format!("creation of {name}"), CREATE_LIMIT, || match self.create_once(&topic) {
+            Ok(()) => Ok(Ok(())),
+            Err(HarnessError::Refused { code: TOPIC_ALREADY_EXISTS, .. }) if may_exist => Ok(Ok(())),
+            Err(error @ HarnessError::Refused { code: NOT_CONTROLLER, .. }) => Ok(Err(error.to_string())),
+            Err(
+                error @ (HarnessError::Refused { code: REQUEST_TIMED_OUT, .. } | HarnessError::Io { .. }),
+            ) => {
+                may_exist = true;
+                Ok(Err(error.to_string()))
+            }
+            Err(error) => Err(error),
+        })?;
+        self.wait_for_topic(name, "a leader everywhere", |topic| {
+            usize::try_from(partitions).is_ok_and(|count| topic.partitions.len() == count)
+                && topic.partitions.iter().all(|p| p.leader >= 0)
+        })
+    }
+
+    /// Returns when every answering broker sees all replicas of a topic in sync.
+    ///
+    /// # Errors
+    /// That did not happen within 60 s.
+    pub fn wait_in_sync(&self, topic: &str) -> Result<()> {
+        self.wait_for_topic(topic, "all replicas in sync", |topic| {
+            topic.partitions.iter().all(|p| p.leader >= 0 && p.isr.len() == p.replicas.len())
+        })
+    }
+
+    fn create_once(&self, topic: &NewTopic<'_>) -> Result<()> {
+        let controller = self.metadata(Some(&[]))?.controller_id;
+        let address = self.broker_address(controller).or_else(|_| {
+            // None at the moment: any broker says so with a code that is tried again.
+            let any = self.answering().first().map(|(_, address)| *address);
+            any.ok_or(HarnessError::Broker(controller, "is not of this cluster"))
+        })?;
+        Connection::open(address, CALL_LIMIT)?.create_topic(topic, CALL_LIMIT / 2)
+    }
+
+    fn wait_for_topic(&self, name: &str, what: &str, done: impl Fn(&TopicInfo) -> bool) -> Result<()> {
+        poll(&format!("{what} for topic {name}"), CREATE_LIMIT, || {
+            for (id, address) in self.answering() {
+                let seen = match ask(address, Some(&[name])) {
+                    Ok(metadata) => metadata.topics.into_iter().next(),
+                    Err(error) => return Ok(Err(format!("broker {id}: {error}"))),
+                };
+                if !seen.as_ref().is_some_and(|topic| topic.error_code == 0 && done(topic)) {
+                    return Ok(Err(format!("broker {id} knows {seen:?}")));
+                }
+            }
+            Ok(Ok(()))
+        })
+    }
+}
+
+fn ask(address: SocketAddr, topics: Option<&[&str]>) -> Result<Metadata> {
+    Connection::open(address, CALL_LIMIT)?.metadata(topics)
+}
