@@ -3,6 +3,7 @@
 mod cli;
 mod demo;
 mod run;
+mod runtime;
 
 use std::process::ExitCode;
 

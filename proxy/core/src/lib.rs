@@ -2,9 +2,14 @@
 //!
 //! Nothing here opens a socket, reads a clock, draws a random number or writes a log line; time is an argument.
 
+pub mod api;
+pub mod error_code;
+pub mod group;
 pub mod ids;
 pub mod node;
 pub mod producer;
+pub mod route;
 pub mod schema;
+pub mod session;
 pub mod timeline;
 pub mod wire;

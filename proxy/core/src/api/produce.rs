@@ -63,7 +63,7 @@ struct Part {
 enum State {
     /// Not sent.
     Waiting,
-    InFlight { ticket: Ticket, side: ClusterSide, era: usize, companion: bool },
+    InFlight { ticket: Ticket, side: ClusterSide, era: u32, companion: bool },
     Answered(Struct),
 }
 
@@ -103,7 +103,7 @@ impl Produce {
     fn read_parts(&mut self, cx: &mut Cx<'_>) {
         let by_id = cx.header.api_version >= 13;
         for (index, topic) in self.request.structs("TopicData").enumerate() {
-            let route = common::route_of(cx, topic, by_id);
+            let route = common::route_of(cx, topic, "Name", by_id);
             for partition in topic.structs("PartitionData") {
                 let number = partition.i32("Index");
                 let records = partition.opt_bytes("Records").cloned();
@@ -173,6 +173,7 @@ impl Produce {
             client: cx.core.client_key(),
             path,
             direct: target.upstream.class == Class::Native,
+            era: target.era,
             batch: part.batch,
             hold: part.hold,
             arrived_ms: self.arrived_ms,
@@ -289,7 +290,7 @@ impl Produce {
         let topics: Vec<Value> = topics.collect();
         response.set("Responses", Value::Array(Some(topics)));
         response.set("ThrottleTimeMs", self.throttle_ms);
-        common::add_endpoints(cx, &mut response);
+        common::add_endpoints(cx, &mut response, "PartitionResponses");
         Step::Reply(response)
     }
 }
@@ -457,10 +458,12 @@ impl Part {
     fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
         let State::InFlight { side, era, companion, .. } = self.state else { return };
         let error = answer.i16("ErrorCode");
-        let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1)).cloned();
+        let route = cx.snapshot.routes.topic(&self.at.0).cloned();
         let mut out = answer.clone();
         let mut appended = None;
-        if let Some(timeline) = timeline {
+        if let Some(route) = route
+            && let Some(timeline) = route.timeline(self.at.1)
+        {
             let base = answer.i64("BaseOffset");
             if base >= 0 {
                 appended = timeline.record_to_virtual(era, NativeOffset(base));
@@ -468,9 +471,9 @@ impl Part {
             }
             let start = answer.i64("LogStartOffset");
             if start >= 0 {
-                out.set("LogStartOffset", common::log_start(&timeline, era, start));
+                out.set("LogStartOffset", common::log_start(cx, &route, self.at.1, side, start));
             }
-            common::translate_current_leader(cx, &mut out, side, &timeline, era);
+            common::translate_current_leader(cx, &mut out, side, &route, self.at.1, era);
         }
         let outcome = outcome_of(error, appended);
         self.settle(cx, outcome);

@@ -34,6 +34,9 @@ pub const GAP_WAIT_MS: i64 = 300;
 /// How long after a flip a gap is still taken for a batch on its way by another connection.
 pub const GAP_WINDOW_MS: i64 = 5_000;
 
+/// When a batch that was planned with another route table asks again, in milliseconds.
+const STALE_RETRY_MS: i64 = 1;
+
 /// The identity of a sequenced batch, with the producer id the client knows (visit 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchId {
@@ -51,6 +54,8 @@ pub struct Submission {
     pub path: PathId,
     /// True on the connection to the client's own node, false on a companion.
     pub direct: bool,
+    /// The era whose owner the batch would be sent to.
+    pub era: u32,
     /// `None` for producers without sequences.
     pub batch: Option<BatchId>,
     /// Set when the batch was held before.
@@ -83,6 +88,8 @@ pub enum HoldReason {
     Unconfirmed,
     /// The predecessor has not arrived yet.
     Gap,
+    /// It was planned with a route table from before or after the gate's era (RULES R14).
+    Stale,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +165,9 @@ impl PartitionGate {
     pub fn admit(&mut self, now_ms: i64, submission: &Submission) -> Admission {
         if self.fenced {
             return self.hold(submission, HoldReason::Fence, None);
+        }
+        if submission.era != self.era {
+            return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
         let held_before = submission.hold.is_some_and(|id| self.held.contains_key(&id));
         if submission.direct && !held_before && (!self.held.is_empty() || self.held_in_flight > 0) {

@@ -11,7 +11,7 @@ mod upstream;
 
 pub use effect::{CloseReason, CommitMirror, Effect, Event};
 pub use operation::{Answer, Cx, Operation, Step};
-pub use shared::{GateRegistry, Shared, SharedGate, Watermarks};
+pub use shared::{GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic, lock};
 pub use upstream::{Class, UpstreamId, UpstreamKey};
 
 use crate::api;

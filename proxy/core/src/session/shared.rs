@@ -1,6 +1,8 @@
 //! What all sessions share: the gates, the watermarks seen, and who still uses companions.
 
 use crate::producer::gate::{PartitionGate, SessionId};
+use crate::ids::{ClusterSide, NativeOffset};
+use crate::timeline::LogStarts;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -46,27 +48,27 @@ impl GateRegistry {
 /// The highest ends clients may already have seen, per partition, in virtual offsets: what an answer from an older
 /// era carries (RULES R21), and the highest virtual epoch handed out (RULES R22).
 #[derive(Default)]
-pub struct Watermarks {
-    seen: RwLock<HashMap<(Arc<str>, i32), Watermark>>,
+pub struct SeenRegistry {
+    seen: RwLock<HashMap<(Arc<str>, i32), Seen>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Watermark {
+pub struct Seen {
     pub high_watermark: i64,
     pub last_stable_offset: i64,
     pub epoch: i32,
 }
 
-impl Watermarks {
-    pub fn get(&self, topic: &Arc<str>, partition: i32) -> Option<Watermark> {
+impl SeenRegistry {
+    pub fn get(&self, topic: &Arc<str>, partition: i32) -> Option<Seen> {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
         seen.get(&(Arc::clone(topic), partition)).copied()
     }
 
     /// Raises what is known; never lowers it.
-    pub fn raise(&self, topic: &Arc<str>, partition: i32, seen: Watermark) {
+    pub fn raise(&self, topic: &Arc<str>, partition: i32, seen: Seen) {
         let known = self.get(topic, partition).unwrap_or_default();
-        let raised = Watermark {
+        let raised = Seen {
             high_watermark: known.high_watermark.max(seen.high_watermark),
             last_stable_offset: known.last_stable_offset.max(seen.last_stable_offset),
             epoch: known.epoch.max(seen.epoch),
@@ -78,6 +80,29 @@ impl Watermarks {
             entry.last_stable_offset = entry.last_stable_offset.max(raised.last_stable_offset);
             entry.epoch = entry.epoch.max(raised.epoch);
         }
+    }
+}
+
+/// The native log starts of both sides, as last told by brokers; they only rise.
+#[derive(Default)]
+pub struct LogStartRegistry {
+    known: RwLock<HashMap<(Arc<str>, i32), LogStarts>>,
+}
+
+impl LogStartRegistry {
+    #[must_use]
+    pub fn get(&self, topic: &Arc<str>, partition: i32) -> LogStarts {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&(Arc::clone(topic), partition)).copied().unwrap_or_default()
+    }
+
+    pub fn note(&self, topic: &Arc<str>, partition: i32, side: ClusterSide, start: NativeOffset) {
+        if self.get(topic, partition)[side.index()].is_some_and(|known| known >= start) {
+            return;
+        }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = &mut known.entry((Arc::clone(topic), partition)).or_default()[side.index()];
+        *entry = (*entry).max(Some(start));
     }
 }
 
@@ -126,7 +151,8 @@ impl Traffic {
 #[derive(Default)]
 pub struct Shared {
     pub gates: GateRegistry,
-    pub watermarks: Watermarks,
+    pub seen: SeenRegistry,
+    pub log_starts: LogStartRegistry,
     pub traffic: Traffic,
     pub groups: crate::group::GroupRegistry,
 }

@@ -1,0 +1,127 @@
+//! What several APIs need: names and ids between clients and clusters, leaders, hints and their addresses.
+
+use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualNode, to_virtual_node};
+use crate::route::TopicRoute;
+use crate::schema::Struct;
+use crate::session::{Class, Cx, Seen, UpstreamKey};
+use crate::timeline::Timeline;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Where a batch is sent now.
+pub struct ProduceTarget {
+    pub upstream: UpstreamKey,
+    pub era: u32,
+}
+
+/// The route of the topic a request's struct names: by the virtual id in `TopicId` where `by_id`, else by the
+/// virtual name in `name_field`. `None` for a topic the proxy does not know (yet).
+#[must_use]
+pub fn route_of(cx: &Cx<'_>, topic: &Struct, name_field: &str, by_id: bool) -> Option<Arc<TopicRoute>> {
+    let routes = &cx.snapshot.routes;
+    let found =
+        if by_id { routes.topic_by_id(TopicId(topic.uuid("TopicId"))) } else { routes.topic(topic.str(name_field)) };
+    found.cloned()
+}
+
+/// Puts a topic's name and id into the numbering of one cluster.
+pub fn to_physical(topic: &mut Struct, name_field: &str, id_field: &str, route: &TopicRoute, side: ClusterSide) {
+    topic.set(name_field, route.physical(side));
+    topic.set(id_field, route.native_id(side));
+}
+
+/// Puts a topic's name and id into what clients see.
+pub fn to_virtual(topic: &mut Struct, name_field: &str, id_field: &str, route: &TopicRoute) {
+    topic.set(name_field, &route.name);
+    topic.set(id_field, route.virtual_id);
+}
+
+/// Where produce of a partition goes now: to the client's own broker where that is of the owner, which then judges
+/// its leadership itself, else by a companion to the owner's leader. `None` while no leader is known.
+#[must_use]
+pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32) -> Option<ProduceTarget> {
+    let route = cx.snapshot.routes.topic(topic)?;
+    let era = route.timeline(partition)?.current().index;
+    let upstream = owner_upstream(cx, route, partition, Class::Produce)?;
+    Some(ProduceTarget { upstream, era })
+}
+
+/// The connection to a partition's owner: the client's own where its broker is of that side.
+#[must_use]
+pub fn owner_upstream(cx: &Cx<'_>, route: &TopicRoute, partition: i32, class: Class) -> Option<UpstreamKey> {
+    let node = cx.core.node;
+    if node.side == route.owner {
+        return Some(cx.upstream(node.side, node.broker, class));
+    }
+    let leader = cx.snapshot.leader(route, partition, route.owner)?;
+    Some(cx.upstream(route.owner, leader, class))
+}
+
+/// A native log start seen in an answer of `era`'s side, as clients see it; −1 where an older era's side has not been
+/// heard of (clients take −1 as "not told").
+pub fn log_start(cx: &Cx<'_>, route: &TopicRoute, partition: i32, side: ClusterSide, native: i64) -> i64 {
+    if native < 0 {
+        return native;
+    }
+    let Some(timeline) = route.timeline(partition) else { return -1 };
+    cx.shared.log_starts.note(&route.name, partition, side, NativeOffset(native));
+    virtual_log_start(cx, route, partition, timeline)
+}
+
+/// The virtual log start of a partition as far as it is known; −1 where it is not.
+#[must_use]
+pub fn virtual_log_start(cx: &Cx<'_>, route: &TopicRoute, partition: i32, timeline: &Timeline) -> i64 {
+    let starts = cx.shared.log_starts.get(&route.name, partition);
+    timeline.log_start_to_virtual(starts).map_or(-1, |v| v.0)
+}
+
+/// A broker's `CurrentLeader` hint in virtual terms. A hint of an era that is over, or one that cannot be shown, is
+/// taken out.
+pub fn translate_current_leader(
+    cx: &Cx<'_>,
+    partition: &mut Struct,
+    side: ClusterSide,
+    route: &TopicRoute,
+    index: i32,
+    era: u32,
+) {
+    let timeline = route.timeline(index);
+    let Some(leader) = partition.opt_struct_mut("CurrentLeader") else { return };
+    let id = leader.i32("LeaderId");
+    let native = leader.i32("LeaderEpoch");
+    let epoch = timeline.filter(|t| t.current().index == era).and_then(|t| t.epoch_to_virtual(era, native).ok());
+    match epoch {
+        Some(epoch) if id >= 0 => {
+            leader.set("LeaderId", to_virtual_node(side, id));
+            leader.set("LeaderEpoch", epoch);
+            cx.shared.seen.raise(&route.name, index, Seen { epoch, ..Seen::default() });
+        }
+        _ => partition.reset("CurrentLeader"),
+    }
+}
+
+/// The addresses of all leaders that hints of a Produce or Fetch response name (KIP-951).
+pub fn add_endpoints(cx: &Cx<'_>, response: &mut Struct, partitions_field: &str) {
+    let mut nodes = BTreeSet::new();
+    for topic in response.structs("Responses") {
+        for partition in topic.structs(partitions_field) {
+            let leader = partition.opt_struct("CurrentLeader").map_or(-1, |l| l.i32("LeaderId"));
+            nodes.extend(VirtualNode::from_virtual(leader));
+        }
+    }
+    response.reset("NodeEndpoints");
+    for node in nodes {
+        let Some((host, port)) = address(cx, node) else { continue };
+        let mut endpoint = response.new_element("NodeEndpoints");
+        endpoint.set("NodeId", node.to_virtual());
+        endpoint.set("Host", host);
+        endpoint.set("Port", i32::from(port));
+        response.push("NodeEndpoints", endpoint);
+    }
+}
+
+/// Where clients reach a virtual node.
+#[must_use]
+pub fn address<'a>(cx: &'a Cx<'_>, node: VirtualNode) -> Option<(&'a str, u16)> {
+    cx.snapshot.nodes.port(node).map(|port| (cx.snapshot.nodes.host.as_str(), port))
+}
