@@ -9,7 +9,7 @@ use crossover_core::session::{ClientIdentity, CommitMirror, Shared};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc, watch};
 
 /// What connections tell the control tasks. Bounded: what does not fit is dropped where that is harmless (a refresh
@@ -34,6 +34,7 @@ pub(crate) struct Runtime {
     /// A fenced partition has become quiet: the flip looks at its gates again.
     pub(crate) drained: Notify,
     started: Instant,
+    started_unix_ms: i64,
 }
 
 impl Runtime {
@@ -49,6 +50,7 @@ impl Runtime {
             control,
             drained: Notify::new(),
             started: Instant::now(),
+            started_unix_ms: unix_ms(),
         };
         (Arc::new(runtime), events)
     }
@@ -69,10 +71,16 @@ impl Runtime {
         self.published.subscribe()
     }
 
-    /// Milliseconds of the monotonic clock since the start: the `now_ms` of the core.
+    /// The `now_ms` of the core: Unix milliseconds at the start plus the monotonic clock since, so that it never goes
+    /// back in a process and yet means the same in what is stored.
     pub(crate) fn now_ms(&self) -> i64 {
-        i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX)
+        self.started_unix_ms.saturating_add(i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX))
     }
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// The live client connections.

@@ -71,7 +71,8 @@ pub enum Admission {
     Forward(Ticket),
     /// Keep it; ask again when woken, or at the deadline if there is one.
     Hold { hold: HoldId, reason: HoldReason, deadline_ms: Option<i64> },
-    /// It is in the log already: error 0 and this base offset, or unknown where it is `None` (RULES R4).
+    /// It is in the log already: error 0 and this base offset, or unknown where it is `None` (RULES R4). A hold it had
+    /// is still to be dropped, as after a refusal.
     Duplicate(Option<VirtualOffset>),
     /// Refuse it.
     Refuse(Refusal),
@@ -196,16 +197,16 @@ impl PartitionGate {
             return self.forward(submission);
         }
         match self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last) {
-            CarryVerdict::Duplicate(offset) => return self.answered(submission, Admission::Duplicate(offset)),
-            CarryVerdict::AlreadyAppended => return self.answered(submission, Admission::Duplicate(None)),
+            CarryVerdict::Duplicate(offset) => return Admission::Duplicate(offset),
+            CarryVerdict::AlreadyAppended => return Admission::Duplicate(None),
             CarryVerdict::StaleEpoch => {
-                return self.answered(submission, Admission::Refuse(Refusal::InvalidProducerEpoch));
+                return Admission::Refuse(Refusal::InvalidProducerEpoch);
             }
             CarryVerdict::Overlap => {
-                return self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence));
+                return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
             CarryVerdict::NewEpoch if batch.first != 0 && alone => {
-                return self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence));
+                return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
             CarryVerdict::Gap if alone => return self.gap(now_ms, submission),
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
@@ -225,7 +226,7 @@ impl PartitionGate {
         if recent && now_ms < deadline {
             return self.wait(submission, HoldReason::Gap, Some(deadline));
         }
-        self.answered(submission, Admission::Refuse(Refusal::OutOfOrderSequence))
+        Admission::Refuse(Refusal::OutOfOrderSequence)
     }
 
     fn forward(&mut self, submission: &Submission) -> Admission {
@@ -266,14 +267,6 @@ impl PartitionGate {
         self.waiting.insert(submission.session);
         let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
         Admission::Hold { hold, reason, deadline_ms }
-    }
-
-    /// A batch that is answered without being sent no longer counts as held.
-    fn answered(&mut self, submission: &Submission, answer: Admission) -> Admission {
-        if let Some(hold) = submission.hold {
-            self.held.remove(&hold);
-        }
-        answer
     }
 
     /// The client of a held batch has gone, or the batch is answered otherwise.
@@ -381,3 +374,6 @@ impl PartitionGate {
         self.next_id
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,8 @@ pub struct Session {
     order: VecDeque<u64>,
     next_slot: u64,
     buffered: usize,
-    closed: bool,
+    /// Nothing is read from the client or sent to it any more; what is in flight upstream is still waited for, because
+    /// its outcome decides whether a partition is quiet.
     client_gone: bool,
 }
 
@@ -120,7 +121,6 @@ impl Session {
             order: VecDeque::new(),
             next_slot: 0,
             buffered: 0,
-            closed: false,
             client_gone: false,
         }
     }
@@ -133,8 +133,7 @@ impl Session {
     /// Whether the shell should read more from the client: back-pressure is "stop reading".
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.closed
-            && !self.client_gone
+        !self.client_gone
             && self.slots.len() < self.core.limits.in_flight_requests_max
             && self.buffered < self.core.limits.buffered_bytes_max
     }
@@ -142,7 +141,7 @@ impl Session {
     /// The connection is over and nothing of it is in flight upstream that must still be waited for.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.closed || (self.client_gone && self.slots.is_empty())
+        self.client_gone && self.slots.is_empty()
     }
 
     /// When [`Event::Timer`] is due, milliseconds of the caller's monotonic clock.
@@ -153,10 +152,8 @@ impl Session {
 
     /// Applies one event. What it leads to is left in [`Session::drain_effects`].
     pub fn handle(&mut self, event: Event, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
-        if self.closed {
-            return;
-        }
         match event {
+            Event::Frame(_) if self.client_gone => {}
             Event::Frame(frame) => self.on_frame(frame, snapshot, shared, now_ms),
             Event::Answer { upstream, frame } => self.on_answer(upstream, frame, snapshot, shared, now_ms),
             Event::Connected { upstream } => self.core.upstreams.connected(upstream),
@@ -174,7 +171,7 @@ impl Session {
     fn on_frame(&mut self, frame: Bytes, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
         let header = match header::peek_request(&frame) {
             Ok(header) => header,
-            Err(error) => return self.close(CloseReason::BadRequest(error.to_string())),
+            Err(error) => return self.close(CloseReason::BadRequest(error.to_string()), snapshot, shared, now_ms),
         };
         if let Some(id) = &header.client_id {
             if self.core.client.client_id != id.as_str() {
@@ -183,7 +180,7 @@ impl Session {
         }
         let started = match api::open(&header, &frame, snapshot) {
             Ok(operation) => operation,
-            Err(reason) => return self.close(reason),
+            Err(reason) => return self.close(reason, snapshot, shared, now_ms),
         };
         let slot = Slot {
             silent: started.silent,
@@ -247,6 +244,8 @@ impl Session {
             self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_client_gone(cx));
         }
         self.order.clear();
+        self.slots.retain(|_, slot| slot.operation.is_some());
+        self.buffered = self.slots.values().map(|slot| slot.bytes).sum();
     }
 
     fn step(
@@ -273,18 +272,26 @@ impl Session {
                 });
                 match encoded {
                     Ok(frame) => self.finish(seq, Some(frame)),
-                    Err(error) => self.close(CloseReason::Internal(error)),
+                    Err(error) => self.close(CloseReason::Internal(error), snapshot, shared, now_ms),
                 }
             }
             Step::ReplyFrame(frame) => self.finish(seq, Some(frame)),
-            Step::Close(reason) => self.close(reason),
+            Step::Close(reason) => {
+                // It may still have something in flight: it ends when that is answered.
+                slot.operation = Some(operation);
+                if self.client_gone {
+                    self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_client_gone(cx));
+                } else {
+                    self.close(reason, snapshot, shared, now_ms);
+                }
+            }
         }
     }
 
     fn finish(&mut self, seq: u64, reply: Option<Bytes>) {
         let Some(slot) = self.slots.get_mut(&seq) else { return };
         if slot.silent || self.client_gone || reply.is_none() {
-            self.buffered -= slot.bytes;
+            self.buffered = self.buffered.saturating_sub(slot.bytes);
             self.slots.remove(&seq);
             self.order.retain(|s| *s != seq);
         } else {
@@ -298,15 +305,32 @@ impl Session {
         while let Some(seq) = self.order.front() {
             let Some(slot) = self.slots.get_mut(seq) else { break };
             let Some(reply) = slot.reply.take() else { break };
-            self.buffered -= slot.bytes;
+            self.buffered = self.buffered.saturating_sub(slot.bytes);
             self.core.effects.push(Effect::Reply(reply));
             self.slots.remove(seq);
             self.order.pop_front();
         }
     }
 
-    fn close(&mut self, reason: CloseReason) {
-        self.closed = true;
-        self.core.effects.push(Effect::Close(reason));
+    fn close(&mut self, reason: CloseReason, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
+        if !self.client_gone {
+            self.core.effects.push(Effect::Close(reason));
+            self.on_client_gone(snapshot, shared, now_ms);
+        }
+    }
+
+    /// Gives up what is still in flight: its outcome stays unknown. For a client that has gone, when waiting is over.
+    pub fn abandon(&mut self, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
+        self.client_gone = true;
+        for id in self.core.upstreams.ids() {
+            self.on_lost(id, snapshot, shared, now_ms);
+        }
+        self.on_client_gone(snapshot, shared, now_ms);
+    }
+
+    /// Who is at the other end, as far as it has said.
+    #[must_use]
+    pub fn client(&self) -> &ClientIdentity {
+        &self.core.client
     }
 }

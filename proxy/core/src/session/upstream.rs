@@ -145,6 +145,10 @@ impl Upstreams {
         upstream.is_some_and(|u| u.calls.iter().any(|c| c.api_key == api_key))
     }
 
+    pub(super) fn ids(&self) -> Vec<UpstreamId> {
+        self.all.keys().copied().collect()
+    }
+
     /// Open companions by class, for the operator's view.
     pub(super) fn companions(&self) -> impl Iterator<Item = UpstreamKey> + '_ {
         self.by_key.keys().copied().filter(|k| k.class != Class::Native)

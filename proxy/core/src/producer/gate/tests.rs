@@ -1,0 +1,153 @@
+use super::*;
+
+const NOW: i64 = 1_000_000;
+
+fn submission(path: u64, seq: Option<(i32, i32)>, era: u32) -> Submission {
+    Submission {
+        session: SessionId(path),
+        client: ClientKey(7),
+        path: PathId(path),
+        direct: true,
+        era,
+        batch: seq.map(|(first, last)| BatchId { pid: 1 << 62, epoch: 0, first, last }),
+        hold: None,
+        arrived_ms: NOW,
+    }
+}
+
+fn forwarded(admission: Admission) -> Ticket {
+    match admission {
+        Admission::Forward(ticket) => ticket,
+        other => panic!("not forwarded: {other:?}"),
+    }
+}
+
+fn reason(admission: Admission) -> HoldReason {
+    match admission {
+        Admission::Hold { reason, .. } => reason,
+        other => panic!("not held: {other:?}"),
+    }
+}
+
+fn acked(offset: i64) -> Outcome {
+    Outcome::Appended(Some(VirtualOffset(offset)))
+}
+
+/// A gate in era 1 whose carry ends at sequence 9.
+fn flipped() -> PartitionGate {
+    let mut gate = PartitionGate::default();
+    let ticket = forwarded(gate.admit(NOW, &submission(1, Some((0, 9)), 0)));
+    gate.fence();
+    gate.complete(NOW, ticket, acked(100));
+    let carry = gate.carry().clone();
+    gate.release(NOW, 1, carry);
+    gate
+}
+
+#[test]
+fn r01_a_batch_without_sequence_waits_for_the_same_client_on_another_connection() {
+    let mut gate = PartitionGate::default();
+    let ticket = forwarded(gate.admit(NOW, &submission(1, None, 0)));
+    forwarded(gate.admit(NOW, &submission(1, None, 0)));
+    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::OtherPath);
+    let signal = gate.complete(NOW, ticket, acked(0));
+    assert_eq!(signal.wake, [SessionId(2)]);
+}
+
+#[test]
+fn r01_a_sequenced_batch_waits_for_its_producer_on_another_connection() {
+    let mut gate = PartitionGate::default();
+    let ticket = forwarded(gate.admit(NOW, &submission(1, Some((0, 4)), 0)));
+    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 0))), HoldReason::OtherPath);
+    gate.complete(NOW, ticket, acked(0));
+    forwarded(gate.admit(NOW, &submission(2, Some((5, 9)), 0)));
+}
+
+#[test]
+fn r03_a_gap_waits_for_its_predecessor_and_is_then_refused() {
+    let mut gate = flipped();
+    let early = submission(1, Some((20, 24)), 1);
+    assert_eq!(reason(gate.admit(NOW, &early)), HoldReason::Gap);
+    let late = gate.admit(NOW + GAP_WAIT_MS, &early);
+    assert_eq!(late, Admission::Refuse(Refusal::OutOfOrderSequence));
+    forwarded(gate.admit(NOW, &submission(1, Some((10, 19)), 1)));
+}
+
+#[test]
+fn r03_the_second_batch_of_an_era_waits_until_the_first_is_appended() {
+    let mut gate = flipped();
+    let first = forwarded(gate.admit(NOW, &submission(1, Some((10, 14)), 1)));
+    assert_eq!(reason(gate.admit(NOW, &submission(1, Some((15, 19)), 1))), HoldReason::Unconfirmed);
+    assert_eq!(gate.complete(NOW, first, acked(200)).wake, [SessionId(1)]);
+    forwarded(gate.admit(NOW, &submission(1, Some((15, 19)), 1)));
+    forwarded(gate.admit(NOW, &submission(1, Some((20, 24)), 1)));
+}
+
+#[test]
+fn r03_epochs() {
+    let mut gate = flipped();
+    let epoch = |epoch, first, last| Submission {
+        batch: Some(BatchId { pid: 1 << 62, epoch, first, last }),
+        ..submission(1, None, 1)
+    };
+    assert_eq!(gate.admit(NOW, &epoch(1, 5, 9)), Admission::Refuse(Refusal::OutOfOrderSequence));
+    let ticket = forwarded(gate.admit(NOW, &epoch(1, 0, 9)));
+    gate.complete(NOW, ticket, acked(300));
+    assert_eq!(gate.admit(NOW, &epoch(0, 10, 14)), Admission::Refuse(Refusal::InvalidProducerEpoch));
+}
+
+#[test]
+fn r04_a_retry_over_a_flip_is_answered_with_its_first_offset() {
+    let mut gate = flipped();
+    let retry = gate.admit(NOW, &submission(3, Some((0, 9)), 1));
+    assert_eq!(retry, Admission::Duplicate(Some(VirtualOffset(100))));
+    assert_eq!(gate.in_flight(), 0);
+}
+
+#[test]
+fn r14_a_batch_planned_with_another_era_does_not_pass() {
+    let mut gate = flipped();
+    assert_eq!(reason(gate.admit(NOW, &submission(1, Some((10, 19)), 0))), HoldReason::Stale);
+    assert_eq!(gate.in_flight(), 0);
+}
+
+#[test]
+fn the_fence_holds_and_proves_the_drain() {
+    let mut gate = PartitionGate::default();
+    let ticket = forwarded(gate.admit(NOW, &submission(1, Some((0, 4)), 0)));
+    gate.fence();
+    assert!(!gate.is_drained());
+    assert_eq!(reason(gate.admit(NOW, &submission(1, Some((5, 9)), 0))), HoldReason::Fence);
+    assert!(gate.complete(NOW, ticket, acked(0)).drained);
+    assert!(gate.is_drained());
+    assert_eq!(gate.release_unchanged().wake, [SessionId(1)]);
+}
+
+#[test]
+fn direct_produce_waits_until_what_was_held_is_appended() {
+    let mut gate = PartitionGate::default();
+    gate.fence();
+    let mut stale = submission(1, Some((0, 4)), 0);
+    stale.direct = false;
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &stale) else { panic!("not held") };
+    gate.release(NOW, 1, Carry::default());
+    let mut direct = submission(2, Some((0, 4)), 1);
+    direct.batch = Some(BatchId { pid: (1 << 62) + (1 << 16), epoch: 0, first: 0, last: 4 });
+    assert_eq!(reason(gate.admit(NOW, &direct)), HoldReason::HeldFirst);
+    let held = Submission { hold: Some(hold), era: 1, ..stale };
+    let ticket = forwarded(gate.admit(NOW, &held));
+    assert_eq!(reason(gate.admit(NOW, &direct)), HoldReason::HeldFirst);
+    assert_eq!(gate.complete(NOW, ticket, acked(0)).wake, [SessionId(2)]);
+    forwarded(gate.admit(NOW, &direct));
+}
+
+#[test]
+fn a_hold_that_is_dropped_lets_the_others_go_on() {
+    let mut gate = PartitionGate::default();
+    gate.fence();
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &submission(1, Some((0, 4)), 0)) else { panic!("not held") };
+    gate.release(NOW, 1, Carry::default());
+    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 1))), HoldReason::HeldFirst);
+    assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
+    forwarded(gate.admit(NOW, &submission(2, None, 1)));
+}
