@@ -69,6 +69,40 @@ impl SessionCore {
         ClientKey(bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
     }
 
+    /// The connection for a key, dialled if there is none. `None` when the broker has no known address.
+    fn connect(&mut self, snapshot: &Snapshot, key: UpstreamKey) -> Option<UpstreamId> {
+        if let Some(id) = self.upstreams.find(key) {
+            return Some(id);
+        }
+        let address = snapshot.topology(key.node.side).brokers.get(&key.node.broker)?;
+        let id = self.upstreams.open(key);
+        let (host, port) = (address.host.clone(), address.port);
+        self.effects.push(Effect::Dial { upstream: id, node: key.node, host, port });
+        Some(id)
+    }
+
+    /// Dials the companions this client will need at once if a flip that is being prepared comes to pass, so that
+    /// the hold does not include their connects.
+    fn dial_ahead(&mut self, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
+        for topic in snapshot.preparing.iter() {
+            let Some(route) = snapshot.routes.topic(topic) else { continue };
+            let traffic = shared.traffic.of_topic(topic);
+            let produced = [&traffic.direct_produce, &traffic.companion_produce];
+            let last_ms = produced.iter().filter_map(|by| by.get(&self.id)).max();
+            let to = route.owner.other();
+            if self.node.side == to || last_ms.is_none_or(|at| now_ms - at > DIAL_AHEAD_MS) {
+                continue;
+            }
+            let partitions = snapshot.topology(to).topic(route.physical(to)).map_or(0, |t| t.partitions.len());
+            for partition in 0..partitions {
+                let leader = i32::try_from(partition).ok().and_then(|p| snapshot.leader(route, p, to));
+                if let Some(broker) = leader {
+                    self.connect(snapshot, UpstreamKey { node: VirtualNode::new(to, broker), class: Class::Produce });
+                }
+            }
+        }
+    }
+
     /// Splitmix64 over the seed the shell gave: the core itself draws no randomness.
     pub fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -78,6 +112,9 @@ impl SessionCore {
         z ^ (z >> 31)
     }
 }
+
+/// How recently a client must have produced to a topic for its companions to be dialled ahead (RULES R15).
+const DIAL_AHEAD_MS: i64 = 30_000;
 
 struct Slot {
     header: RequestHeader,
@@ -229,6 +266,7 @@ impl Session {
 
     fn wake_all(&mut self, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
         self.core.produce.restart();
+        self.core.dial_ahead(snapshot, shared, now_ms);
         let slots: Vec<u64> = self.slots.keys().copied().collect();
         for seq in slots {
             self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_wake(cx));
@@ -241,11 +279,15 @@ impl Session {
         self.client_gone = true;
         let slots: Vec<u64> = self.slots.keys().copied().collect();
         for seq in slots {
-            self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_client_gone(cx));
+            self.step_client_gone(seq, snapshot, shared, now_ms);
         }
         self.order.clear();
         self.slots.retain(|_, slot| slot.operation.is_some());
         self.buffered = self.slots.values().map(|slot| slot.bytes).sum();
+    }
+
+    fn step_client_gone(&mut self, seq: u64, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
+        self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_client_gone(cx));
     }
 
     fn step(
@@ -280,7 +322,7 @@ impl Session {
                 // It may still have something in flight: it ends when that is answered.
                 slot.operation = Some(operation);
                 if self.client_gone {
-                    self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_client_gone(cx));
+                    self.step_client_gone(seq, snapshot, shared, now_ms);
                 } else {
                     self.close(reason, snapshot, shared, now_ms);
                 }

@@ -137,14 +137,7 @@ impl<'a> Cx<'a> {
 
     /// The connection for a key, dialled if there is none.
     pub fn connect(&mut self, key: UpstreamKey) -> Option<UpstreamId> {
-        if let Some(id) = self.core.upstreams.find(key) {
-            return Some(id);
-        }
-        let address = self.snapshot.topology(key.node.side).brokers.get(&key.node.broker)?;
-        let id = self.core.upstreams.open(key);
-        let (host, port) = (address.host.clone(), address.port);
-        self.core.effects.push(Effect::Dial { upstream: id, node: key.node, host, port });
-        Some(id)
+        self.core.connect(self.snapshot, key)
     }
 
     /// The gate's name for a connection.
