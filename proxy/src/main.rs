@@ -1,9 +1,14 @@
 //! The `crossover` binary.
 
 mod cli;
+mod connection;
 mod demo;
+mod listener;
 mod run;
 mod runtime;
+mod shutdown;
+mod telemetry;
+mod upstream;
 
 use std::process::ExitCode;
 

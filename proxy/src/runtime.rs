@@ -1,5 +1,6 @@
 //! What every task of the process shares: the published snapshot, the core's shared state, the sessions, the clock.
 
+use crate::telemetry::Metrics;
 use arc_swap::ArcSwap;
 use crossover_config::Config;
 use crossover_core::ids::{ClusterSide, VirtualNode};
@@ -30,6 +31,7 @@ pub(crate) struct Runtime {
     published: watch::Sender<u64>,
     pub(crate) shared: Shared,
     pub(crate) sessions: Sessions,
+    pub(crate) metrics: Metrics,
     pub(crate) control: mpsc::Sender<ControlEvent>,
     /// A fenced partition has become quiet: the flip looks at its gates again.
     pub(crate) drained: Notify,
@@ -47,6 +49,7 @@ impl Runtime {
             published: watch::Sender::new(0),
             shared: Shared::default(),
             sessions: Sessions::default(),
+            metrics: Metrics::default(),
             control,
             drained: Notify::new(),
             started: Instant::now(),

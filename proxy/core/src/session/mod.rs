@@ -181,6 +181,12 @@ impl Session {
         self.client_gone && self.slots.is_empty()
     }
 
+    /// Nothing is asked that is not answered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// When [`Event::Timer`] is due, milliseconds of the caller's monotonic clock.
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<i64> {

@@ -1,0 +1,311 @@
+//! One client connection: the task that feeds its session and carries out what the session asks for.
+
+use crate::runtime::{ControlEvent, Runtime, SessionHandle};
+use crate::shutdown::ShutdownReceiver;
+use crate::upstream::{self, Dial, UpstreamEvent};
+use bytes::{Bytes, BytesMut};
+use crossover_core::ids::VirtualNode;
+use crossover_core::producer::gate::SessionId;
+use crossover_core::session::{CloseReason, Effect, Event, Limits, Session, UpstreamId};
+use crossover_core::wire::frame::FrameDecoder;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, warn};
+
+/// How long an answer may still be awaited for a client that has gone.
+const ORPHAN_MS: i64 = 30_000;
+/// Events of upstreams that wait for this task; a full channel stops reading from the brokers.
+const UPSTREAM_EVENTS: usize = 64;
+
+/// Serves one client until it leaves.
+pub(crate) async fn serve(
+    runtime: Arc<Runtime>,
+    stream: TcpStream,
+    node: VirtualNode,
+    peer: SocketAddr,
+    shutdown: ShutdownReceiver,
+) {
+    let _ = stream.set_nodelay(true);
+    runtime.metrics.connections.add(1);
+    let (read, write) = stream.into_split();
+    let mut connection = Connection::new(runtime, node, peer, write);
+    connection.run(read, shutdown).await;
+    connection.end();
+}
+
+struct Connection {
+    runtime: Arc<Runtime>,
+    id: SessionId,
+    session: Session,
+    handle: SessionHandle,
+    upstreams: HashMap<UpstreamId, mpsc::UnboundedSender<Bytes>>,
+    events: mpsc::Sender<UpstreamEvent>,
+    from_upstreams: mpsc::Receiver<UpstreamEvent>,
+    client: Option<OwnedWriteHalf>,
+    /// Answers that the socket has not taken yet.
+    out: BytesMut,
+    gone_at_ms: Option<i64>,
+    peer: SocketAddr,
+}
+
+impl Connection {
+    fn new(runtime: Arc<Runtime>, node: VirtualNode, peer: SocketAddr, client: OwnedWriteHalf) -> Connection {
+        let id = runtime.sessions.next_id();
+        let limits = &runtime.config.limits;
+        let limits = Limits {
+            in_flight_requests_max: limits.in_flight_requests_max,
+            buffered_bytes_max: limits.buffered_bytes_max,
+            hold_ms_max: i64::try_from(limits.hold_max.as_millis()).unwrap_or(i64::MAX),
+        };
+        let session = Session::new(id, node, peer.ip().to_string(), limits, seed());
+        let handle = SessionHandle {
+            node,
+            wake: Arc::new(Notify::new()),
+            client: Arc::new(Mutex::new(session.client().clone())),
+        };
+        runtime.sessions.add(id, handle.clone());
+        let (events, from_upstreams) = mpsc::channel(UPSTREAM_EVENTS);
+        Connection {
+            runtime,
+            id,
+            session,
+            handle,
+            upstreams: HashMap::new(),
+            events,
+            from_upstreams,
+            client: Some(client),
+            out: BytesMut::new(),
+            gone_at_ms: None,
+            peer,
+        }
+    }
+
+    async fn run(&mut self, mut read: OwnedReadHalf, mut shutdown: ShutdownReceiver) {
+        let limits = self.runtime.config.limits.clone();
+        let mut decoder = FrameDecoder::requests(limits.first_frame_bytes_max);
+        let mut first = true;
+        let mut last_read = Instant::now();
+        while !self.session.is_finished() {
+            if self.gone_at_ms.is_some_and(|at| self.runtime.now_ms() - at > ORPHAN_MS) {
+                return;
+            }
+            let room = self.out.len() < limits.buffered_bytes_max;
+            let reading = self.session.wants_read() && room && self.client.is_some();
+            let idle_at = last_read + self.read_timeout(first, decoder.is_empty());
+            let due = self.due();
+            let wake = Arc::clone(&self.handle.wake);
+            tokio::select! {
+                read = read.read_buf(decoder.spare()), if reading => match read {
+                    Ok(0) | Err(_) => self.client_gone(),
+                    Ok(count) => {
+                        last_read = Instant::now();
+                        self.runtime.metrics.client_bytes_in.add(count as u64);
+                        if self.take_frames(&mut decoder, &mut first) {
+                            let rest = decoder.into_rest();
+                            decoder = FrameDecoder::requests(limits.frame_bytes_max);
+                            decoder.feed(&rest);
+                            self.take_frames(&mut decoder, &mut first);
+                        }
+                    }
+                },
+                written = write_some(&mut self.client, &mut self.out), if !self.out.is_empty() => match written {
+                    Ok(count) => self.runtime.metrics.client_bytes_out.add(count as u64),
+                    Err(_) => self.client_gone(),
+                },
+                Some(event) = self.from_upstreams.recv() => self.on_upstreams(event),
+                () = wake.notified() => self.apply(Event::Wake),
+                () = sleep_until(due) => self.apply(Event::Timer),
+                () = sleep_until(idle_at), if reading && self.session.is_idle() => {
+                    debug!(peer = %self.peer, "closing an idle client connection");
+                    self.client_gone();
+                }
+                () = shutdown.requested(), if self.client.is_some() && self.session.is_idle() && self.out.is_empty() => {
+                    self.client_gone();
+                }
+            }
+        }
+    }
+
+    /// How long the client may be silent: short before its first frame and inside a frame.
+    fn read_timeout(&self, first: bool, between_frames: bool) -> Duration {
+        let timeouts = &self.runtime.config.timeouts;
+        match (first, between_frames) {
+            (true, _) => timeouts.idle_pre_auth,
+            (false, false) => timeouts.frame,
+            (false, true) => timeouts.idle,
+        }
+    }
+
+    fn due(&self) -> Instant {
+        let now = self.runtime.now_ms();
+        let session = self.session.next_deadline_ms().unwrap_or(i64::MAX);
+        let orphan = self.gone_at_ms.map_or(i64::MAX, |at| at + ORPHAN_MS + 1);
+        let wait = session.min(orphan).saturating_sub(now).clamp(0, 3_600_000);
+        Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0))
+    }
+
+    /// Hands all whole frames to the session. True when the first one has just come: the limit changes then.
+    fn take_frames(&mut self, decoder: &mut FrameDecoder, first: &mut bool) -> bool {
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    self.runtime.metrics.requests.add(1);
+                    self.apply(Event::Frame(frame));
+                    if std::mem::take(first) {
+                        return true;
+                    }
+                }
+                Ok(None) => return false,
+                Err(error) => {
+                    self.runtime.metrics.bad_requests.add(1);
+                    warn!(peer = %self.peer, %error, "closing a client connection: bad frame");
+                    self.client_gone();
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn on_upstreams(&mut self, event: UpstreamEvent) {
+        self.on_upstream(event);
+        // What has already arrived is taken along, so that answers leave in one write.
+        for _ in 0..UPSTREAM_EVENTS {
+            let Ok(event) = self.from_upstreams.try_recv() else { break };
+            self.on_upstream(event);
+        }
+    }
+
+    fn on_upstream(&mut self, event: UpstreamEvent) {
+        match event {
+            UpstreamEvent::Connected(upstream) => self.apply(Event::Connected { upstream }),
+            UpstreamEvent::Frame(upstream, frame) => self.apply(Event::Answer { upstream, frame }),
+            UpstreamEvent::Lost(upstream) => {
+                self.runtime.metrics.upstreams_lost.add(1);
+                self.upstreams.remove(&upstream);
+                self.apply(Event::Lost { upstream });
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        let asks = matches!(event, Event::Frame(_));
+        let runtime = Arc::clone(&self.runtime);
+        self.session.handle(event, &runtime.snapshot(), &runtime.shared, runtime.now_ms());
+        if asks {
+            self.tell_client();
+        }
+        self.carry_out();
+    }
+
+    fn tell_client(&self) {
+        let mut known = self.handle.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = self.session.client();
+        if known.client_id != client.client_id || known.software != client.software {
+            known.clone_from(client);
+        }
+    }
+
+    fn carry_out(&mut self) {
+        for effect in self.session.drain_effects() {
+            match effect {
+                Effect::Dial { upstream, host, port, .. } => self.dial(upstream, host, port),
+                Effect::Send { upstream, frame } => {
+                    if let Some(queue) = self.upstreams.get(&upstream) {
+                        let _ = queue.send(frame);
+                    }
+                }
+                Effect::HangUp { upstream } => {
+                    self.upstreams.remove(&upstream);
+                }
+                Effect::Reply(frame) => {
+                    if self.client.is_some() {
+                        self.out.extend_from_slice(&frame);
+                    }
+                }
+                Effect::Close(reason) => self.close(&reason),
+                Effect::Wake(sessions) => self.runtime.sessions.wake(&sessions),
+                Effect::GateDrained => self.runtime.drained.notify_one(),
+                Effect::Refresh(side) => self.control(ControlEvent::Refresh(side)),
+                Effect::Mirror(commits) => self.control(ControlEvent::Mirror(commits)),
+                Effect::BadAnswer { upstream, error } => {
+                    self.runtime.metrics.bad_answers.add(1);
+                    warn!(?upstream, error, "a broker answered what is not Kafka");
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, id: UpstreamId, host: String, port: u16) {
+        self.runtime.metrics.upstreams.add(1);
+        // What waits in it is bounded by what the session takes from its client.
+        let (queue, frames) = mpsc::unbounded_channel();
+        self.upstreams.insert(id, queue);
+        let timeouts = &self.runtime.config.timeouts;
+        let dial = Dial { id, host, port, connect: timeouts.connect, linger: timeouts.control_request };
+        tokio::spawn(upstream::run(dial, frames, self.events.clone()));
+    }
+
+    fn control(&self, event: ControlEvent) {
+        if self.runtime.control.try_send(event).is_err() {
+            self.runtime.metrics.control_dropped.add(1);
+        }
+    }
+
+    fn close(&mut self, reason: &CloseReason) {
+        match reason {
+            CloseReason::BadRequest(_) => self.runtime.metrics.bad_requests.add(1),
+            CloseReason::BadResponse(_) => self.runtime.metrics.bad_answers.add(1),
+            CloseReason::UpstreamLost | CloseReason::Internal(_) => {}
+        }
+        match reason {
+            CloseReason::UpstreamLost => debug!(peer = %self.peer, %reason, "closing a client connection"),
+            _ => warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection"),
+        }
+        self.drop_client();
+    }
+
+    fn client_gone(&mut self) {
+        self.drop_client();
+        self.apply(Event::ClientGone);
+    }
+
+    fn drop_client(&mut self) {
+        self.client = None;
+        self.out.clear();
+        self.gone_at_ms.get_or_insert(self.runtime.now_ms());
+    }
+
+    fn end(&mut self) {
+        let runtime = Arc::clone(&self.runtime);
+        self.session.abandon(&runtime.snapshot(), &runtime.shared, runtime.now_ms());
+        self.carry_out();
+        runtime.sessions.remove(self.id);
+        runtime.shared.traffic.forget(self.id);
+    }
+}
+
+/// Writes what the socket takes now.
+async fn write_some(client: &mut Option<OwnedWriteHalf>, out: &mut BytesMut) -> std::io::Result<usize> {
+    match client {
+        Some(socket) => socket.write_buf(out).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        // Without the system's randomness the time has to do: ids need to differ, not to be secret.
+        Err(_) => std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |t| u64::try_from(t.as_nanos() & u128::from(u64::MAX)).unwrap_or(0)),
+    }
+}
