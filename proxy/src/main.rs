@@ -2,11 +2,13 @@
 
 mod cli;
 mod connection;
+mod control;
 mod demo;
 mod listener;
 mod run;
 mod runtime;
 mod shutdown;
+mod store;
 mod telemetry;
 mod upstream;
 

@@ -1,20 +1,147 @@
-//! `crossover run`: not built into this binary yet.
+//! `crossover run` and `crossover state`.
 
+use crate::control::{AdminBackend, Control};
+use crate::listener::Listeners;
+use crate::runtime::Runtime;
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+use crate::{control, telemetry};
+use anyhow::Context;
+use crossover_admin_api::ServerOptions;
 use crossover_config::Config;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
 
-/// Serves until SIGTERM.
+/// Between two looks for a cluster that was not there at the start.
+const START_RETRY: Duration = Duration::from_secs(1);
+
+/// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Always, until the shell is in place.
-#[expect(clippy::unused_async, reason = "the signature the command line relies on")]
-pub(crate) async fn run(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("`run` is not built yet")
+/// The state is not usable, or an address cannot be bound.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    telemetry::init(&config.log)?;
+    let store = Store::open(&config.state.directory)?;
+    let restored = store.restore()?;
+    if let Some(operation) = &restored.intent {
+        warn!(operation, "a flip was not sealed before the last stop: the old owner serves");
+        store.put_intent(None)?;
+    }
+    let (shutdown, ending) = Shutdown::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        served = serve(config, store, restored, ending) => served,
+        () = async {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            info!("ending");
+            shutdown.request();
+            // `serve` returns by itself when the listeners have drained.
+            std::future::pending::<()>().await;
+        } => Ok(()),
+    }
+}
+
+async fn serve(
+    config: Config,
+    store: Store,
+    restored: crate::store::Restored,
+    ending: crate::shutdown::ShutdownReceiver,
+) -> anyhow::Result<()> {
+    let admin = config.admin.clone();
+    let answer_timeout = config.limits.hold_max + Duration::from_secs(30);
+    let first = control::first_snapshot(&config);
+    let (runtime, events) = Runtime::new(config, first);
+    let control = Control::new(Arc::clone(&runtime), store, restored);
+    let admin_listener = TcpListener::bind((admin.address.host.as_str(), admin.address.port))
+        .await
+        .with_context(|| format!("admin.address: cannot listen on {}; free the port, or choose another", admin.address))?;
+    let options = ServerOptions {
+        token: admin.token.as_ref().map(|t| t.expose().to_owned()),
+        connections_max: admin.max_connections,
+        read_timeout: Duration::from_secs(10),
+        answer_timeout,
+    };
+    let mut asked = ending.clone();
+    let ended = async move { asked.requested().await };
+    tokio::spawn(crossover_admin_api::serve(
+        admin_listener,
+        Arc::new(AdminBackend(Arc::clone(&control))),
+        options,
+        ended,
+    ));
+    let mut asked = ending.clone();
+    tokio::select! {
+        () = first_look(&control) => {}
+        () = asked.requested() => return Ok(()),
+    }
+    control.start(events);
+    let listeners = Listeners::bind(runtime, ending).await?;
+    println!("ready");
+    std::io::stdout().flush()?;
+    listeners.run().await;
+    Ok(())
+}
+
+/// Waits until the cluster of the default side has been seen; the other one may be down.
+async fn first_look(control: &Arc<Control>) {
+    let default = control.runtime.snapshot().routes.rules.default_side;
+    loop {
+        for side in [default.other(), default] {
+            if !control::topology::refresh(control, side).await {
+                let why = control.problem_of(side).unwrap_or_default();
+                warn!(%side, why, "the cluster cannot be reached; correct {side}.bootstrap or bring it up");
+            }
+        }
+        if control.topology(default).reachable {
+            return;
+        }
+        tokio::time::sleep(START_RETRY).await;
+    }
 }
 
 /// The stored state as text, or as JSON.
 ///
 /// # Errors
-/// Always, until the store is in place.
-pub(crate) fn show_state(_config: &Config, _json: bool) -> anyhow::Result<String> {
-    anyhow::bail!("`state show` is not built yet")
+/// The state is in use or damaged.
+pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> {
+    let store = Store::open(&config.state.directory)?;
+    let state = store.restore()?;
+    let topics: Vec<_> = state
+        .topics
+        .iter()
+        .map(|(name, topic)| {
+            serde_json::json!({
+                "topic": &**name,
+                "owner": topic.owner.as_str(),
+                "mode": topic.mode.as_str(),
+                "partitions": topic.timelines.len(),
+                "eras": topic.timelines.iter().map(|t| t.eras().count()).max().unwrap_or(0),
+            })
+        })
+        .collect();
+    let homes: Vec<_> = state.homes.iter().map(|(g, s)| serde_json::json!({"group": &**g, "home": s.as_str()})).collect();
+    let all = serde_json::json!({
+        "source_cluster": state.cluster_ids[0],
+        "target_cluster": state.cluster_ids[1],
+        "revision": state.revision,
+        "unsealed_operation": state.intent,
+        "topics": topics,
+        "group_homes": homes,
+    });
+    if json {
+        return Ok(format!("{all}\n"));
+    }
+    let mut out = format!("revision {}\n", state.revision);
+    for topic in &topics {
+        out += &format!("topic {} on the {}, {} eras\n", topic["topic"], topic["owner"], topic["eras"]);
+    }
+    for home in &homes {
+        out += &format!("group {} at home on the {}\n", home["group"], home["home"]);
+    }
+    Ok(out)
 }

@@ -1,0 +1,467 @@
+//! The operators' view: what the admin API asks.
+
+use super::Control;
+use super::flip::Flip;
+use crossover_admin_api::model::{
+    AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health, Ledger,
+    Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest, ProducerView, RouteKind,
+    RouteView, Routes, Side, Status, TopicView, TranslateQuery, Translation, Verdict,
+};
+use crossover_admin_api::{ApiError, Backend, ErrorCode, Reply};
+use crossover_config::{Mode as ConfigMode, RoutePattern};
+use crossover_core::ids::{ClusterSide, NativeOffset, VirtualNode, VirtualOffset};
+use crossover_core::producer::gate::SessionId;
+use crossover_core::route::{LinkMode, Snapshot, TopicRoute};
+use crossover_core::timeline::Era;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::sync::broadcast;
+
+/// [`Backend`] over the control tasks.
+pub(crate) struct AdminBackend(pub(crate) Arc<Control>);
+
+impl Backend for AdminBackend {
+    fn health(&self) -> Reply<'_, Health> {
+        Box::pin(async { Ok(self.0.health()) })
+    }
+
+    fn status(&self) -> Reply<'_, Status> {
+        Box::pin(async { Ok(self.0.status()) })
+    }
+
+    fn clusters(&self) -> Reply<'_, Vec<ClusterView>> {
+        Box::pin(async { Ok(ClusterSide::BOTH.map(|side| self.0.cluster_view(side)).to_vec()) })
+    }
+
+    fn topics(&self) -> Reply<'_, Vec<TopicView>> {
+        Box::pin(async { Ok(self.0.topic_views()) })
+    }
+
+    fn routes(&self) -> Reply<'_, Routes> {
+        Box::pin(async { Ok(self.0.route_views()) })
+    }
+
+    fn groups(&self) -> Reply<'_, Vec<GroupView>> {
+        Box::pin(async { Ok(self.0.group_views()) })
+    }
+
+    fn plan(&self, request: PlanRequest) -> Reply<'_, Plan> {
+        Box::pin(async move { Ok(self.0.plan(&request, true).await) })
+    }
+
+    fn cutover(&self, expected_revision: u64, request: FlipRequest) -> Reply<'_, OperationView> {
+        Box::pin(async move { start(&self.0, expected_revision, request, ClusterSide::Target).await })
+    }
+
+    fn rollback(&self, expected_revision: u64, request: FlipRequest) -> Reply<'_, OperationView> {
+        Box::pin(async move { start(&self.0, expected_revision, request, ClusterSide::Source).await })
+    }
+
+    fn abort(&self, request: AbortRequest) -> Reply<'_, OperationView> {
+        Box::pin(async move { abort(&self.0, &request) })
+    }
+
+    fn group_move(&self, expected_revision: u64, request: GroupMoveRequest) -> Reply<'_, OperationView> {
+        Box::pin(async move { move_group(&self.0, expected_revision, request) })
+    }
+
+    fn operation(&self, id: String) -> Reply<'_, OperationView> {
+        Box::pin(async move {
+            let found = self.0.operation(&id);
+            found.ok_or_else(|| ApiError::not_found(format!("There is no operation {id}."), "see the ledger"))
+        })
+    }
+
+    fn ledger(&self, since: u64) -> Reply<'_, Ledger> {
+        Box::pin(async move {
+            let entries = self.0.stored(move |s| s.ledger(since)).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
+            let next = entries.last().map_or(since, |e| e.sequence + 1);
+            Ok(Ledger { entries, next })
+        })
+    }
+
+    fn translate(&self, query: TranslateQuery) -> Reply<'_, Translation> {
+        Box::pin(async move { translate(&self.0.runtime.snapshot(), &query) })
+    }
+
+    fn metrics(&self) -> Reply<'_, String> {
+        Box::pin(async { Ok(self.0.metrics()) })
+    }
+
+    fn watch(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+}
+
+/// Checks and claims; the operation then runs on its own.
+async fn start(control: &Arc<Control>, expected: u64, request: FlipRequest, to: ClusterSide) -> Result<OperationView, ApiError> {
+    let kind = if to == ClusterSide::Target { OperationKind::Cutover } else { OperationKind::Rollback };
+    let id = claim(control, expected, kind)?;
+    let mut view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
+    let snapshot = control.runtime.snapshot();
+    let there = |t: &String| snapshot.routes.topic(t).is_some_and(|r| r.owner == to);
+    if request.topics.iter().all(there) {
+        view.state = OperationState::Done;
+        view.finished_ms = Some(control.now());
+        control.show(&view);
+        control.unclaim();
+        return Ok(view);
+    }
+    control.show(&view);
+    let (control, shown) = (Arc::clone(control), view.clone());
+    tokio::spawn(async move {
+        run_flip(&control, request, to, view).await;
+        control.unclaim();
+    });
+    Ok(shown)
+}
+
+async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide, mut view: OperationView) {
+    let plan = PlanRequest {
+        topics: request.topics.clone(),
+        to: Some(to.into()),
+        create: request.create,
+        force: request.force,
+        with_groups: request.with_groups,
+        groups: request.groups.clone(),
+    };
+    let plan = control.plan(&plan, false).await;
+    view.checks.clone_from(&plan.checks);
+    if plan.refused {
+        let failed: Vec<_> = plan.checks.iter().filter(|c| c.result == crossover_admin_api::model::CheckResult::Failed).collect();
+        view.reason = Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
+        view.remedy = failed.first().map(|c| c.remedy.clone());
+        view.state = OperationState::Aborted;
+        view.finished_ms = Some(control.now());
+        control.show(&view);
+        return;
+    }
+    let topics = request.topics.iter().map(|t| Arc::from(t.as_str())).collect();
+    let view = Flip::new(Arc::clone(control), to, topics, view).run().await;
+    if view.state == OperationState::Done {
+        let groups = groups_of(control, &request, to);
+        for group in groups {
+            let id = format!("{}-{group}", view.id);
+            let mut moved = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![group.to_string()]);
+            control.move_group(&group, to, &mut moved).await;
+        }
+    }
+}
+
+fn groups_of(control: &Control, request: &FlipRequest, to: ClusterSide) -> Vec<Arc<str>> {
+    let snapshot = control.runtime.snapshot();
+    let mut groups: BTreeSet<Arc<str>> = request.groups.iter().map(|g| Arc::from(g.as_str())).collect();
+    if request.with_groups {
+        groups.extend(control.runtime.shared.groups.names());
+    }
+    groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
+}
+
+fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
+    let found = control.state().revision.0;
+    if !control.health().ready {
+        return Err(ApiError::new(ErrorCode::NotReady, "The clusters have not been seen yet.", "wait for /ready"));
+    }
+    let id = format!("{kind:?}-{}", control.now()).to_lowercase();
+    control.claim(&id).map_err(|other| ApiError::operation_running(&other))?;
+    if expected != found {
+        control.unclaim();
+        return Err(ApiError::revision_mismatch(expected, found));
+    }
+    Ok(id)
+}
+
+fn new_operation(control: &Control, id: &str, kind: OperationKind, to: ClusterSide, topics: Vec<String>, groups: Vec<String>) -> OperationView {
+    OperationView {
+        id: id.to_owned(),
+        kind,
+        topics,
+        groups,
+        to: to.into(),
+        state: OperationState::Prepare,
+        started_ms: control.now(),
+        finished_ms: None,
+        steps: Vec::new(),
+        checks: Vec::new(),
+        hold_ms: None,
+        revision: None,
+        reason: None,
+        remedy: None,
+        partitions: Vec::new(),
+    }
+}
+
+fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, ApiError> {
+    let running = control.running().filter(|id| request.operation.as_ref().is_none_or(|asked| asked == id));
+    let view = running.and_then(|id| control.operation(&id));
+    let view = view.ok_or_else(|| ApiError::not_found("No such operation is running.", "see `crossover status`"))?;
+    match view.state {
+        OperationState::Seal | OperationState::Publish | OperationState::Release | OperationState::Done => {
+            Err(ApiError::new(ErrorCode::TooLate, format!("Operation {} is sealed.", view.id), "roll back when it is done"))
+        }
+        _ => {
+            control.ask_abort();
+            Ok(view)
+        }
+    }
+}
+
+fn move_group(control: &Arc<Control>, expected: u64, request: GroupMoveRequest) -> Result<OperationView, ApiError> {
+    let to: ClusterSide = request.to.into();
+    let id = claim(control, expected, OperationKind::GroupMove)?;
+    let mut view = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![request.group.clone()]);
+    let group: Arc<str> = Arc::from(request.group);
+    if control.runtime.snapshot().group_home(&group) == to {
+        view.state = OperationState::Done;
+        view.finished_ms = Some(control.now());
+        control.show(&view);
+        control.unclaim();
+        return Ok(view);
+    }
+    control.show(&view);
+    let (control, shown) = (Arc::clone(control), view.clone());
+    tokio::spawn(async move {
+        control.move_group(&group, to, &mut view).await;
+        control.unclaim();
+    });
+    Ok(shown)
+}
+
+fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation, ApiError> {
+    let missing = || ApiError::not_found(format!("There is no partition {}-{}.", query.topic, query.partition), "see `crossover status`");
+    let route = snapshot.routes.topic(&query.topic).ok_or_else(missing)?;
+    let count = snapshot.topology(route.owner).topic(route.physical(route.owner)).map_or(0, |t| t.partitions.len());
+    let timeline = route.timeline(query.partition).filter(|_| usize::try_from(query.partition).is_ok_and(|p| p < count)).ok_or_else(missing)?;
+    let mut out = Translation {
+        topic: query.topic.clone(),
+        partition: query.partition,
+        virtual_offset: None,
+        side: query.side,
+        native_offset: None,
+        era: None,
+        explanation: String::new(),
+    };
+    match query.side {
+        None => {
+            let place = timeline.locate(VirtualOffset(query.offset));
+            out.virtual_offset = Some(query.offset);
+            out.side = Some(place.side.into());
+            out.native_offset = Some(place.native.0);
+            out.era = Some(place.era);
+            out.explanation = format!("virtual offset {} lies in era {} and is read at {} on the {}", query.offset, place.era, place.native.0, place.side);
+        }
+        Some(side) => {
+            out.native_offset = Some(query.offset);
+            match timeline.record_on_side(side.into(), NativeOffset(query.offset)) {
+                Some((era, offset)) => {
+                    out.virtual_offset = Some(offset.0);
+                    out.era = Some(era);
+                    out.explanation = format!("the record at {} on the {side:?} is virtual offset {} in era {era}", query.offset, offset.0);
+                }
+                None => out.explanation = "this position belongs to no era: the record is not in the virtual log".to_owned(),
+            }
+        }
+    }
+    Ok(out)
+}
+
+impl Control {
+    fn health(&self) -> Health {
+        let mut reasons = Vec::new();
+        let snapshot = self.runtime.snapshot();
+        let any = ClusterSide::BOTH.iter().any(|s| snapshot.topology(*s).reachable);
+        for side in ClusterSide::BOTH.into_iter().filter(|s| !snapshot.topology(*s).reachable) {
+            reasons.push(format!("the {side} is not reachable"));
+        }
+        Health { live: true, ready: any, reasons }
+    }
+
+    fn status(&self) -> Status {
+        let topics = self.topic_views();
+        let groups = self.group_views();
+        let producers = self.producers_not_moved();
+        let verdict = self.may_stop_source(&topics, &groups, &producers);
+        Status {
+            revision: self.state().revision.0,
+            ready: self.health().ready,
+            operation: self.running().and_then(|id| self.operation(&id)),
+            topics,
+            groups,
+            producers_not_moved: producers,
+            may_stop_source: verdict,
+            alarms: self.alarms(),
+        }
+    }
+
+    fn may_stop_source(&self, topics: &[TopicView], groups: &[GroupView], producers: &[ProducerView]) -> Verdict {
+        let mut reasons = Vec::new();
+        for topic in topics {
+            if topic.owner == Side::Source {
+                reasons.push(format!("topic {} is owned by the source", topic.name));
+            }
+            if topic.companions > 0 {
+                reasons.push(format!("topic {}: {} connections still reach it through companions", topic.name, topic.companions));
+            }
+            let history = topic.partitions.iter().flat_map(|p| &p.eras).any(|e| e.side == Side::Source && e.retained != Some(false) && e.native_end != Some(e.native_start));
+            if topic.owner == Side::Target && history {
+                reasons.push(format!("topic {}: history of an era on the source may still be retained there", topic.name));
+            }
+        }
+        if !producers.is_empty() {
+            reasons.push(format!("{} producer connections have not moved to the target", producers.len()));
+        }
+        let snapshot = self.runtime.snapshot();
+        if snapshot.routes.rules.default_side == ClusterSide::Source {
+            let known = groups.iter().filter(|g| g.home == Side::Source).count();
+            reasons.push(format!("groups are at home on the source by default; {known} known ones are"));
+        }
+        Verdict { answer: reasons.is_empty(), reasons }
+    }
+
+    fn producers_not_moved(&self) -> Vec<ProducerView> {
+        let snapshot = self.runtime.snapshot();
+        let mut all = Vec::new();
+        for route in snapshot.routes.topics.values().filter(|r| r.is_moved()) {
+            for session in self.runtime.shared.traffic.of_topic(&route.name).companion_produce.into_keys() {
+                if let Some(client) = self.client_of(session, route.owner) {
+                    all.push(ProducerView { topic: route.name.to_string(), ..client });
+                }
+            }
+        }
+        all
+    }
+
+    /// A session that is at a node of the other side than `owner`.
+    fn client_of(&self, session: SessionId, owner: ClusterSide) -> Option<ProducerView> {
+        let handle = self.runtime.sessions.get(session).filter(|h| h.node.side != owner)?;
+        let client = handle.client.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Some(ProducerView {
+            topic: String::new(),
+            client_id: client.client_id.clone(),
+            software: format!("{} {}", client.software, client.software_version).trim().to_owned(),
+            peer: client.peer_host.clone(),
+        })
+    }
+
+    fn topic_views(&self) -> Vec<TopicView> {
+        let snapshot = self.runtime.snapshot();
+        let shown = snapshot.routes.topics.values().filter(|r| {
+            let owner = snapshot.topology(r.owner).topic(r.physical(r.owner));
+            !owner.is_some_and(|t| t.internal)
+        });
+        let mut views: Vec<_> = shown.map(|route| self.topic_view(&snapshot, route)).collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
+    fn topic_view(&self, snapshot: &Snapshot, route: &TopicRoute) -> TopicView {
+        let traffic = self.runtime.shared.traffic.of_topic(&route.name);
+        let away = |id: &SessionId| self.runtime.sessions.get(*id).is_some_and(|h| h.node.side != route.owner);
+        let producers = traffic.companion_produce.keys().filter(|id| away(id)).count();
+        let all: BTreeSet<_> = traffic.companion_produce.keys().chain(traffic.companion_fetch.keys()).filter(|id| away(id)).collect();
+        let count = snapshot.topology(route.owner).topic(route.physical(route.owner)).map_or(0, |t| t.partitions.len());
+        let partitions = (0..count).filter_map(|index| {
+            let partition = i32::try_from(index).ok()?;
+            let starts = self.runtime.shared.log_starts.get(&route.name, partition);
+            let timeline = route.timeline(partition)?;
+            let eras = timeline.eras().map(|era| era_view(era, starts[era.side.index()])).collect();
+            Some(PartitionView { partition, eras })
+        });
+        TopicView {
+            name: route.name.to_string(),
+            owner: route.owner.into(),
+            mode: if route.mode == LinkMode::Identity { Mode::Identity } else { Mode::Continue },
+            source_topic: route.physical(ClusterSide::Source).to_string(),
+            target_topic: route.physical(ClusterSide::Target).to_string(),
+            companions: u32::try_from(all.len()).unwrap_or(u32::MAX),
+            producers_not_moved: u32::try_from(producers).unwrap_or(u32::MAX),
+            partitions: partitions.collect(),
+        }
+    }
+
+    fn group_views(&self) -> Vec<GroupView> {
+        let snapshot = self.runtime.snapshot();
+        let mut names: BTreeSet<Arc<str>> = snapshot.groups.homes.keys().cloned().collect();
+        names.extend(self.runtime.shared.groups.names());
+        let view = |group: Arc<str>| GroupView { home: snapshot.group_home(&group).into(), tagged_commits: self.runtime.shared.groups.tagged(&group), group: group.to_string() };
+        names.into_iter().map(view).collect()
+    }
+
+    fn cluster_view(&self, side: ClusterSide) -> ClusterView {
+        let snapshot = self.runtime.snapshot();
+        let topology = snapshot.topology(side);
+        let broker = |(id, address): (&i32, &crossover_core::node::BrokerAddress)| {
+            let node = VirtualNode::new(side, *id);
+            let port = snapshot.nodes.port(node);
+            BrokerView {
+                id: *id,
+                virtual_id: node.to_virtual(),
+                address: format!("{}:{}", address.host, address.port),
+                virtual_address: port.map(|p| format!("{}:{p}", snapshot.nodes.host)).unwrap_or_default(),
+                reachable: topology.reachable,
+            }
+        };
+        ClusterView {
+            side: side.into(),
+            cluster_id: Some(topology.cluster_id.clone()).filter(|id| !id.is_empty()),
+            reachable: topology.reachable,
+            controller: topology.controller,
+            bootstrap: self.cluster_config(side).bootstrap.iter().map(ToString::to_string).collect(),
+            brokers: topology.brokers.iter().map(broker).collect(),
+            problem: self.problem_of(side),
+        }
+    }
+
+    fn route_views(&self) -> Routes {
+        let routing = &self.runtime.config.routing;
+        let mut routes: Vec<RouteView> = routing.routes.iter().map(|rule| {
+            let (kind, pattern, source, target) = match &rule.pattern {
+                RoutePattern::Exact { topic, source_topic, target_topic } => (RouteKind::Exact, topic.clone(), Some(source_topic.clone()), Some(target_topic.clone())),
+                RoutePattern::Prefix(prefix) => (RouteKind::Prefix, prefix.clone(), None, None),
+            };
+            let mode = if rule.mode == ConfigMode::Identity { Mode::Identity } else { Mode::Continue };
+            RouteView { kind, pattern, side: super::publisher::core_side(rule.side).into(), mode, source_topic: source, target_topic: target }
+        }).collect();
+        let side = super::publisher::core_side(routing.default_side).into();
+        routes.push(RouteView { kind: RouteKind::Default, pattern: String::new(), side, mode: Mode::Continue, source_topic: None, target_topic: None });
+        Routes { revision: self.state().revision.0, routes }
+    }
+
+    fn metrics(&self) -> String {
+        use std::fmt::Write as _;
+        let mut out = self.runtime.metrics.render();
+        let gauges = [
+            ("connections_open", "Client connections open now.", self.runtime.sessions.len()),
+            ("alarms", "Alarms raised since the start.", self.alarms().len()),
+        ];
+        for (name, help, value) in gauges {
+            let _ = write!(out, "# HELP crossover_{name} {help}\n# TYPE crossover_{name} gauge\ncrossover_{name} {value}\n");
+        }
+        let snapshot = self.runtime.snapshot();
+        let _ = write!(out, "# HELP crossover_cluster_reachable Whether a broker of the cluster answers.\n# TYPE crossover_cluster_reachable gauge\n");
+        for side in ClusterSide::BOTH {
+            let up = u8::from(snapshot.topology(side).reachable);
+            let _ = writeln!(out, "crossover_cluster_reachable{{side=\"{side}\"}} {up}");
+        }
+        let _ = write!(out, "# HELP crossover_revision The revision of the route table.\n# TYPE crossover_revision gauge\ncrossover_revision {}\n", snapshot.revision.0);
+        out
+    }
+}
+
+fn era_view(era: &Era, log_start: Option<NativeOffset>) -> EraView {
+    let retained = match (log_start, era.native_end) {
+        (Some(start), Some(end)) => Some(start < end),
+        (_, None) => Some(true),
+        (None, Some(_)) => None,
+    };
+    EraView {
+        index: era.index,
+        side: era.side.into(),
+        virtual_start: era.virtual_start.0,
+        native_start: era.native_start.0,
+        native_end: era.native_end.map(|e| e.0),
+        epoch_base: era.epoch_base,
+        sealed_at_ms: u64::try_from(era.sealed_at_ms).ok().filter(|ms| *ms > 0),
+        retained,
+    }
+}

@@ -1,0 +1,275 @@
+//! Reads log ends and producers at their leaders, in the order that proves a log quiet (RULES R11).
+
+use super::Control;
+use super::client::{Address, request};
+use crossover_core::api::key;
+use crossover_core::cutover::Reading;
+use crossover_core::ids::ClusterSide;
+use crossover_core::producer::carry::DescribedProducer;
+use crossover_core::route::TopicRoute;
+use crossover_core::schema::{Struct, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A partition of a topic by its virtual name.
+pub(crate) type Part = (Arc<str>, i32);
+
+const LATEST: i64 = -1;
+pub(crate) const EARLIEST: i64 = -2;
+/// An ordinary consumer: the answer is the high watermark.
+const CONSUMER: i32 = -1;
+/// The debugging consumer: the answer is the log end.
+const DEBUGGER: i32 = -2;
+
+/// One partition with what its cluster's metadata says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Lead {
+    pub(crate) part: Part,
+    pub(crate) physical: Arc<str>,
+    pub(crate) leader: i32,
+    pub(crate) epoch: i32,
+}
+
+/// What one partition's leader said behind the barrier.
+pub(crate) struct Quiet {
+    pub(crate) lead: Lead,
+    pub(crate) reading: Reading,
+    pub(crate) producers: Vec<DescribedProducer>,
+    /// A producer has a transaction open.
+    pub(crate) transaction: bool,
+}
+
+impl Control {
+    /// The leaders of all partitions of routes on one side.
+    ///
+    /// # Errors
+    /// Names the partition without a leader, or the topic that is missing.
+    pub(crate) fn leads(&self, routes: &[Arc<TopicRoute>], side: ClusterSide) -> anyhow::Result<Vec<Lead>> {
+        let topology = self.topology(side);
+        let mut leads = Vec::new();
+        for route in routes {
+            let physical = route.physical(side);
+            let Some(topic) = topology.topic(physical) else {
+                anyhow::bail!("topic {physical} does not exist on the {side}");
+            };
+            for (index, info) in topic.partitions.iter().enumerate() {
+                let partition = i32::try_from(index).unwrap_or(i32::MAX);
+                anyhow::ensure!(
+                    topology.brokers.contains_key(&info.leader),
+                    "partition {physical}-{partition} has no leader on the {side}"
+                );
+                leads.push(Lead {
+                    part: (Arc::clone(&route.name), partition),
+                    physical: Arc::clone(physical),
+                    leader: info.leader,
+                    epoch: info.epoch,
+                });
+            }
+        }
+        Ok(leads)
+    }
+
+    /// The whole sequence of R11, leaders side by side.
+    ///
+    /// # Errors
+    /// A leader does not answer, or answers with an error code.
+    pub(crate) async fn read_quiet(&self, side: ClusterSide, leads: &[Lead]) -> anyhow::Result<Vec<Quiet>> {
+        let reads = by_leader(leads).into_iter().map(|(leader, leads)| self.read_leader(side, leader, leads));
+        let mut all = Vec::new();
+        for part in join_all(reads).await {
+            all.extend(part?);
+        }
+        Ok(all)
+    }
+
+    async fn read_leader(&self, side: ClusterSide, leader: i32, leads: Vec<Lead>) -> anyhow::Result<Vec<Quiet>> {
+        let at = self.address(side, leader)?;
+        let before = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
+        let mut producers = self.describe_producers(&at, &leads).await?;
+        let high_watermark = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
+        let log_end = self.list_offsets(&at, &leads, LATEST, DEBUGGER, false).await?;
+        let last_stable = self.list_offsets(&at, &leads, LATEST, CONSUMER, true).await?;
+        let mut all = Vec::new();
+        for lead in leads {
+            let end = |of: &BTreeMap<Part, i64>| of.get(&lead.part).copied().unwrap_or(-1);
+            let reading = Reading {
+                leader,
+                epoch: lead.epoch,
+                before: end(&before),
+                high_watermark: end(&high_watermark),
+                log_end: end(&log_end),
+                last_stable: end(&last_stable),
+            };
+            let (producers, transaction) = producers.remove(&lead.part).unwrap_or_default();
+            all.push(Quiet { lead, reading, producers, transaction });
+        }
+        Ok(all)
+    }
+
+    /// High watermark and log end of the idle side, leaders side by side.
+    pub(crate) async fn read_ends(&self, side: ClusterSide, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, (i64, i64)>> {
+        let reads = by_leader(leads).into_iter().map(|(leader, leads)| async move {
+            let at = self.address(side, leader)?;
+            let high_watermark = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
+            let log_end = self.list_offsets(&at, &leads, LATEST, DEBUGGER, false).await?;
+            anyhow::Ok((high_watermark, log_end))
+        });
+        let mut all = BTreeMap::new();
+        for read in join_all(reads).await {
+            let (high_watermark, log_end) = read?;
+            for (part, end) in log_end {
+                let watermark = high_watermark.get(&part).copied().unwrap_or(-1);
+                all.insert(part, (watermark, end));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The first offset of each partition.
+    pub(crate) async fn read_starts(&self, side: ClusterSide, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, i64>> {
+        let mut all = BTreeMap::new();
+        for (leader, leads) in by_leader(leads) {
+            let at = self.address(side, leader)?;
+            all.extend(self.list_offsets(&at, &leads, EARLIEST, CONSUMER, false).await?);
+        }
+        Ok(all)
+    }
+
+    pub(crate) fn address(&self, side: ClusterSide, broker: i32) -> anyhow::Result<Address> {
+        let topology = self.topology(side);
+        let address = topology.brokers.get(&broker);
+        let address = address.ok_or_else(|| anyhow::anyhow!("broker {broker} of the {side} has no address"))?;
+        Ok((address.host.clone(), address.port))
+    }
+
+    /// Any broker of a side.
+    pub(crate) fn any_address(&self, side: ClusterSide) -> anyhow::Result<Address> {
+        let topology = self.topology(side);
+        let broker = topology.any_broker().ok_or_else(|| anyhow::anyhow!("no broker of the {side} is known"))?;
+        self.address(side, broker)
+    }
+
+    async fn list_offsets(
+        &self,
+        at: &Address,
+        leads: &[Lead],
+        timestamp: i64,
+        replica: i32,
+        committed: bool,
+    ) -> anyhow::Result<BTreeMap<Part, i64>> {
+        let mut body = request(key::LIST_OFFSETS);
+        body.set("ReplicaId", replica);
+        body.set("IsolationLevel", i8::from(committed));
+        body.set("TimeoutMs", 5_000);
+        for (physical, leads) in by_topic(leads) {
+            let mut topic = body.new_element("Topics");
+            topic.set("Name", &physical);
+            for lead in leads {
+                let mut partition = topic.new_element("Partitions");
+                partition.set("PartitionIndex", lead.part.1);
+                partition.set("CurrentLeaderEpoch", lead.epoch);
+                partition.set("Timestamp", timestamp);
+                topic.push("Partitions", partition);
+            }
+            body.push("Topics", topic);
+        }
+        let answer = self.client.call(at, key::LIST_OFFSETS, 8, &body).await?;
+        let mut ends = BTreeMap::new();
+        for_each_partition(&answer, leads, |lead, partition| {
+            let error = partition.i16("ErrorCode");
+            anyhow::ensure!(error == 0, "{}-{}: ListOffsets answers error {error}", lead.physical, lead.part.1);
+            ends.insert(lead.part.clone(), partition.i64("Offset"));
+            Ok(())
+        })?;
+        anyhow::ensure!(ends.len() == leads.len(), "ListOffsets left out a partition");
+        Ok(ends)
+    }
+
+    async fn describe_producers(
+        &self,
+        at: &Address,
+        leads: &[Lead],
+    ) -> anyhow::Result<BTreeMap<Part, (Vec<DescribedProducer>, bool)>> {
+        let mut body = request(key::DESCRIBE_PRODUCERS);
+        for (physical, leads) in by_topic(leads) {
+            let mut topic = body.new_element("Topics");
+            topic.set("Name", &physical);
+            topic.set("PartitionIndexes", Value::Array(Some(leads.iter().map(|l| Value::from(l.part.1)).collect())));
+            body.push("Topics", topic);
+        }
+        let answer = self.client.call(at, key::DESCRIBE_PRODUCERS, 0, &body).await?;
+        let mut all = BTreeMap::new();
+        for_each_partition(&answer, leads, |lead, partition| {
+            let error = partition.i16("ErrorCode");
+            anyhow::ensure!(error == 0, "{}-{}: DescribeProducers answers error {error}", lead.physical, lead.part.1);
+            let rows = partition.structs("ActiveProducers");
+            let mut transaction = false;
+            let rows = rows.map(|row| {
+                transaction |= row.i64("CurrentTxnStartOffset") >= 0;
+                DescribedProducer {
+                    pid: row.i64("ProducerId"),
+                    epoch: row.i32("ProducerEpoch"),
+                    last_sequence: row.i32("LastSequence"),
+                    last_timestamp_ms: row.i64("LastTimestamp"),
+                }
+            });
+            let rows = rows.collect();
+            all.insert(lead.part.clone(), (rows, transaction));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}
+
+fn by_leader(leads: &[Lead]) -> BTreeMap<i32, Vec<Lead>> {
+    let mut all: BTreeMap<i32, Vec<Lead>> = BTreeMap::new();
+    for lead in leads {
+        all.entry(lead.leader).or_default().push(lead.clone());
+    }
+    all
+}
+
+fn by_topic(leads: &[Lead]) -> BTreeMap<Arc<str>, Vec<&Lead>> {
+    let mut all: BTreeMap<Arc<str>, Vec<&Lead>> = BTreeMap::new();
+    for lead in leads {
+        all.entry(Arc::clone(&lead.physical)).or_default().push(lead);
+    }
+    all
+}
+
+fn for_each_partition(
+    answer: &Struct,
+    leads: &[Lead],
+    mut see: impl FnMut(&Lead, &Struct) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for topic in answer.structs("Topics") {
+        for partition in topic.structs("Partitions") {
+            let index = partition.i32("PartitionIndex");
+            let found = leads.iter().find(|l| l.part.1 == index && *l.physical == *topic.str("Name"));
+            if let Some(lead) = found {
+                see(lead, partition)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs futures side by side and gives their results in order.
+async fn join_all<T>(futures: impl IntoIterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut pending: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = pending.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        let mut open = false;
+        for (future, slot) in pending.iter_mut().zip(&mut done) {
+            if slot.is_none() {
+                match future.as_mut().poll(cx) {
+                    std::task::Poll::Ready(value) => *slot = Some(value),
+                    std::task::Poll::Pending => open = true,
+                }
+            }
+        }
+        if open { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}

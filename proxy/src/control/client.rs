@@ -1,0 +1,205 @@
+//! The proxy's own Kafka client: metadata, boundaries, mirrored commits. One connection per broker, one request at a time.
+
+use bytes::{Bytes, BytesMut};
+use crossover_core::api::key;
+use crossover_core::schema::{self, Str, Struct};
+use crossover_core::wire::frame::FrameDecoder;
+use crossover_core::wire::header;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
+const CLIENT_ID: &str = "crossover";
+
+/// A broker's address.
+pub(crate) type Address = (String, u16);
+/// The versions a broker speaks, per API key.
+pub(crate) type Versions = BTreeMap<i16, (i16, i16)>;
+
+/// Why a call got no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    #[error("{0}:{1} cannot be reached: {2}")]
+    Unreachable(String, u16, String),
+    #[error("{0}:{1} did not answer within {2:?}")]
+    Timeout(String, u16, Duration),
+    #[error("{0}:{1} answers what is not Kafka: {2}")]
+    NotKafka(String, u16, String),
+    #[error("{0}:{1} does not speak {2}")]
+    Unsupported(String, u16, &'static str),
+}
+
+struct Connection {
+    stream: TcpStream,
+    decoder: FrameDecoder,
+    versions: Versions,
+    correlation: i32,
+}
+
+type Slot = Arc<tokio::sync::Mutex<Option<Connection>>>;
+
+/// Connections to the brokers of both clusters, made when needed.
+pub(crate) struct Client {
+    connect: Duration,
+    request: Duration,
+    slots: Mutex<HashMap<Address, Slot>>,
+}
+
+impl Client {
+    pub(crate) fn new(connect: Duration, request: Duration) -> Client {
+        Client { connect, request, slots: Mutex::new(HashMap::new()) }
+    }
+
+    /// Sends a request in the newest version that both know, at most `version_max`, and decodes the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the connection is then dropped, the next call makes a new one.
+    pub(crate) async fn call(
+        &self,
+        at: &Address,
+        api_key: i16,
+        version_max: i16,
+        body: &Struct,
+    ) -> Result<Struct, ClientError> {
+        let slot = self.slot(at);
+        let mut guard = slot.lock().await;
+        let reused = guard.is_some();
+        let first = self.call_on(&mut guard, at, api_key, version_max, body).await;
+        match first {
+            // A connection that stood idle may have been closed by the broker meanwhile.
+            Err(ClientError::NotKafka(..) | ClientError::Unreachable(..)) if reused => {
+                self.call_on(&mut guard, at, api_key, version_max, body).await
+            }
+            other => other,
+        }
+    }
+
+    /// What a broker speaks.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub(crate) async fn versions(&self, at: &Address) -> Result<Versions, ClientError> {
+        let slot = self.slot(at);
+        let mut guard = slot.lock().await;
+        if guard.is_none() {
+            *guard = Some(self.dial(at).await?);
+        }
+        Ok(guard.as_ref().map(|c| c.versions.clone()).unwrap_or_default())
+    }
+
+    /// Forgets a connection, so that the next call sees whether the broker is there.
+    pub(crate) async fn forget(&self, at: &Address) {
+        *self.slot(at).lock().await = None;
+    }
+
+    fn slot(&self, at: &Address) -> Slot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(at.clone()).or_default())
+    }
+
+    async fn call_on(
+        &self,
+        slot: &mut Option<Connection>,
+        at: &Address,
+        api_key: i16,
+        version_max: i16,
+        body: &Struct,
+    ) -> Result<Struct, ClientError> {
+        if slot.is_none() {
+            *slot = Some(self.dial(at).await?);
+        }
+        let Some(connection) = slot else { return Err(not_kafka(at, "no connection")) };
+        let message = schema::request(api_key).ok_or_else(|| not_kafka(at, "no schema"))?;
+        let spoken = connection.versions.get(&api_key).copied().unwrap_or((0, -1));
+        let version = spoken.1.min(message.versions.max).min(version_max);
+        if version < spoken.0.max(message.versions.min) {
+            return Err(ClientError::Unsupported(at.0.clone(), at.1, message.name));
+        }
+        let answer = timeout(self.request, connection.exchange(at, api_key, version, body)).await;
+        match answer {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(error)) => {
+                *slot = None;
+                Err(error)
+            }
+            Err(_) => {
+                *slot = None;
+                Err(ClientError::Timeout(at.0.clone(), at.1, self.request))
+            }
+        }
+    }
+
+    async fn dial(&self, at: &Address) -> Result<Connection, ClientError> {
+        let unreachable = |why: String| ClientError::Unreachable(at.0.clone(), at.1, why);
+        let stream = timeout(self.connect, TcpStream::connect((at.0.as_str(), at.1)))
+            .await
+            .map_err(|_| unreachable(format!("no connection within {:?}", self.connect)))?
+            .map_err(|e| unreachable(e.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        let decoder = FrameDecoder::responses(RESPONSE_BYTES_MAX);
+        let mut connection = Connection { stream, decoder, versions: Versions::new(), correlation: 0 };
+        let empty = request(key::API_VERSIONS);
+        let exchange = connection.exchange(at, key::API_VERSIONS, 0, &empty);
+        let answer = timeout(self.request, exchange)
+            .await
+            .map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
+        let ranges = answer.structs("ApiKeys");
+        connection.versions =
+            ranges.map(|r| (r.i16("ApiKey"), (r.i16("MinVersion"), r.i16("MaxVersion")))).collect();
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    async fn exchange(
+        &mut self,
+        at: &Address,
+        api_key: i16,
+        version: i16,
+        body: &Struct,
+    ) -> Result<Struct, ClientError> {
+        let (Some(asked), Some(answered)) = (schema::request(api_key), schema::response(api_key)) else {
+            return Err(not_kafka(at, "no schema"));
+        };
+        self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
+        let client_id = Str::from(CLIENT_ID);
+        let frame = header::encode_request(asked, version, self.correlation, Some(&client_id), body)
+            .map_err(|e| not_kafka(at, &e.to_string()))?;
+        self.stream.write_all(&frame).await.map_err(|e| not_kafka(at, &e.to_string()))?;
+        let frame = self.read_frame(at).await?;
+        let (correlation, body_at) =
+            header::decode_response_header(answered, version, &frame).map_err(|e| not_kafka(at, &e.to_string()))?;
+        if correlation != self.correlation {
+            return Err(not_kafka(at, "the wrong correlation id"));
+        }
+        schema::decode(answered, version, &frame.slice(body_at..)).map_err(|e| not_kafka(at, &e.to_string()))
+    }
+
+    async fn read_frame(&mut self, at: &Address) -> Result<Bytes, ClientError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().map_err(|e| not_kafka(at, &e.to_string()))? {
+                return Ok(frame);
+            }
+            let spare: &mut BytesMut = self.decoder.spare();
+            match self.stream.read_buf(spare).await {
+                Ok(0) => return Err(not_kafka(at, "the connection ended")),
+                Ok(_) => {}
+                Err(e) => return Err(not_kafka(at, &e.to_string())),
+            }
+        }
+    }
+}
+
+fn not_kafka(at: &Address, why: &str) -> ClientError {
+    ClientError::NotKafka(at.0.clone(), at.1, why.to_owned())
+}
+
+/// An empty request body of an API that has a table.
+#[must_use]
+pub(crate) fn request(api_key: i16) -> Struct {
+    schema::request(api_key).map_or_else(|| Struct::new(&[]), |m| Struct::new(m.fields))
+}

@@ -1,0 +1,399 @@
+//! A cutover or rollback, step by step. Anything that fails before SEAL releases to the old owner.
+
+use super::Control;
+use super::boundary::{Lead, Part, Quiet};
+use crate::store::{Seal, StoredTopic};
+use anyhow::{Context, anyhow, bail, ensure};
+use crossover_admin_api::model::{BoundaryView, OperationState, OperationView, Step};
+use crossover_core::cutover::{self, Meeting};
+use crossover_core::ids::{ClusterSide, NativeOffset, Revision};
+use crossover_core::producer::carry::Carry;
+use crossover_core::route::{LinkMode, TopicRoute};
+use crossover_core::session::{SharedGate, lock};
+use crossover_core::timeline::Timeline;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+/// How long sessions get to dial their companions and to shorten their polls before the fence.
+const PREPARE_PAUSE: Duration = Duration::from_millis(150);
+/// Between two readings of a log that is not quiet yet.
+const REREAD_PAUSE: Duration = Duration::from_millis(3);
+
+/// What is flipped.
+pub(crate) struct Flip {
+    control: Arc<Control>,
+    to: ClusterSide,
+    topics: Vec<Arc<str>>,
+    view: OperationView,
+    step_started: Instant,
+}
+
+/// One partition under the fence.
+struct Fenced {
+    part: Part,
+    gate: SharedGate,
+}
+
+/// A partition that is ready to be sealed.
+struct Sealed {
+    part: Part,
+    timeline: Arc<Timeline>,
+    carry: Carry,
+}
+
+impl Flip {
+    pub(crate) fn new(control: Arc<Control>, to: ClusterSide, topics: Vec<Arc<str>>, view: OperationView) -> Flip {
+        Flip { control, to, topics, view, step_started: Instant::now() }
+    }
+
+    /// Runs to the end. The view it gives is the operation's last; groups may still follow.
+    pub(crate) async fn run(mut self) -> OperationView {
+        let control = Arc::clone(&self.control);
+        let result = self.flip().await;
+        control.set_preparing(BTreeSet::new());
+        match result {
+            Ok(()) => {
+                control.runtime.metrics.flips_done.add(1);
+                self.step(OperationState::Done);
+                info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, "flipped");
+            }
+            Err(problem) => {
+                control.runtime.metrics.flips_aborted.add(1);
+                let text = format!("{problem:#}");
+                warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason = text, "the flip was aborted");
+                let entry = control.entry("abort", Some(&self.view.id), text.clone());
+                if let Err(problem) = control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await {
+                    error!("the abort cannot be stored: {problem:#}");
+                }
+                self.view.reason = Some(text);
+                self.view.remedy = Some("the old owner serves on; remove the cause and repeat".to_owned());
+                self.step(OperationState::Aborted);
+            }
+        }
+        self.view
+    }
+
+    async fn flip(&mut self) -> anyhow::Result<()> {
+        let routes = self.routes()?;
+        let from = self.to.other();
+        let (old, new, prepared) = self.prepare(&routes, from).await?;
+
+        self.step(OperationState::Fence);
+        let id = self.view.id.clone();
+        self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
+        let fenced = self.fence(&old);
+        let held_since = Instant::now();
+        let result = self.under_fence(&routes, &fenced, &old, &new, &prepared, held_since).await;
+        let sealed = match result {
+            Ok(sealed) => sealed,
+            Err(problem) => {
+                self.release_unchanged(&fenced);
+                return Err(problem);
+            }
+        };
+        self.step(OperationState::Publish);
+        self.control.publish();
+        self.step(OperationState::Release);
+        self.release(&fenced, sealed);
+        self.view.hold_ms = Some(held_since.elapsed().as_secs_f64() * 1000.0);
+        Ok(())
+    }
+
+    fn routes(&self) -> anyhow::Result<Vec<Arc<TopicRoute>>> {
+        let snapshot = self.control.runtime.snapshot();
+        let find = |name: &Arc<str>| {
+            let route = snapshot.routes.topic(name).cloned();
+            let route = route.ok_or_else(|| anyhow!("topic {name} does not exist"))?;
+            ensure!(route.owner != self.to, "topic {name} is already on the {}", self.to);
+            if let Some(why) = &route.frozen {
+                bail!("topic {name} is frozen: {why}");
+            }
+            Ok(route)
+        };
+        self.topics.iter().map(find).collect()
+    }
+
+    /// Everything that can be done before clients wait: fresh metadata, warm connections, dry readings.
+    async fn prepare(
+        &mut self,
+        routes: &[Arc<TopicRoute>],
+        from: ClusterSide,
+    ) -> anyhow::Result<(Vec<Lead>, Vec<Lead>, BTreeMap<Part, (i64, i64)>)> {
+        self.step(OperationState::Prepare);
+        self.control.set_preparing(self.topics.iter().cloned().collect());
+        for side in ClusterSide::BOTH {
+            ensure!(super::topology::refresh(&self.control, side).await, "the {side} cannot be reached");
+        }
+        let old = self.control.leads(routes, from)?;
+        let new = self.control.leads(routes, self.to)?;
+        ensure!(old.len() == new.len(), "the topics do not have the same number of partitions on both sides");
+        self.control.warm_coordinators().await;
+        for quiet in self.control.read_quiet(from, &old).await? {
+            ensure!(!quiet.transaction, "{}-{} has an open transaction", quiet.lead.physical, quiet.lead.part.1);
+        }
+        let prepared = self.control.read_ends(self.to, &new).await?;
+        for (route, (part, (watermark, end))) in prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p))) {
+            ensure!(watermark == end, "{}-{}: the {} has not replicated everything", part.0, part.1, self.to);
+            check_idle(route, part.1, self.to, *end)?;
+        }
+        sleep(PREPARE_PAUSE).await;
+        self.check_abort()?;
+        Ok((old, new, prepared))
+    }
+
+    fn fence(&self, old: &[Lead]) -> Vec<Fenced> {
+        let gates = &self.control.runtime.shared.gates;
+        let fence = |lead: &Lead| {
+            let gate = gates.get(&lead.part.0, lead.part.1);
+            lock(&gate).fence();
+            Fenced { part: lead.part.clone(), gate }
+        };
+        old.iter().map(fence).collect()
+    }
+
+    async fn under_fence(
+        &mut self,
+        routes: &[Arc<TopicRoute>],
+        fenced: &[Fenced],
+        old: &[Lead],
+        new: &[Lead],
+        prepared: &BTreeMap<Part, (i64, i64)>,
+        held_since: Instant,
+    ) -> anyhow::Result<Vec<Sealed>> {
+        let bound = self.control.runtime.config.limits.hold_max;
+        let deadline = held_since + bound;
+        self.step(OperationState::Drain);
+        self.drain(fenced, deadline).await?;
+        self.step(OperationState::Boundary);
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        let readings = timeout(left(deadline), self.boundary(old, new, prepared))
+            .await
+            .map_err(|_| anyhow!("no boundary within {bound:?}"))??;
+        self.step(OperationState::Carry);
+        let sealed = self.carry(routes, fenced, readings)?;
+        self.check_abort()?;
+        ensure!(Instant::now() < deadline, "the hold bound of {bound:?} has passed before SEAL");
+        self.step(OperationState::Seal);
+        self.seal(routes, &sealed).await?;
+        Ok(sealed)
+    }
+
+    async fn drain(&self, fenced: &[Fenced], deadline: Instant) -> anyhow::Result<()> {
+        loop {
+            let busy = fenced.iter().find(|f| !lock(&f.gate).is_drained());
+            let Some(busy) = busy else { return Ok(()) };
+            self.check_abort()?;
+            ensure!(
+                Instant::now() < deadline,
+                "{}-{}: produce in flight was not answered within the hold bound",
+                busy.part.0,
+                busy.part.1
+            );
+            let _ = timeout(Duration::from_millis(5), self.control.runtime.drained.notified()).await;
+        }
+    }
+
+    /// Reads until everything agrees; the caller bounds the time.
+    async fn boundary(
+        &self,
+        old: &[Lead],
+        new: &[Lead],
+        prepared: &BTreeMap<Part, (i64, i64)>,
+    ) -> anyhow::Result<Vec<(Quiet, NativeOffset, NativeOffset, i32)>> {
+        let from = self.to.other();
+        loop {
+            let (quiet, ends) = tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
+            let (quiet, ends) = (quiet?, ends?);
+            let mut settled = Vec::new();
+            let mut open = None;
+            for read in quiet {
+                ensure!(!read.transaction, "{}-{} has an open transaction", read.lead.physical, read.lead.part.1);
+                let (watermark, end) = ends.get(&read.lead.part).copied().unwrap_or((-1, -1));
+                let was = prepared.get(&read.lead.part).map_or(-1, |p| p.1);
+                let start = cutover::start(was, watermark, end)
+                    .with_context(|| format!("{}-{}", read.lead.part.0, read.lead.part.1))?;
+                let epoch = new.iter().find(|l| l.part == read.lead.part).map_or(-1, |l| l.epoch);
+                match cutover::quiet_end((read.lead.leader, read.lead.epoch), &read.reading) {
+                    Ok(end) => settled.push((read, end, start, epoch)),
+                    Err(why) => open = Some(anyhow!("{}-{}: {why}", read.lead.part.0, read.lead.part.1)),
+                }
+            }
+            let Some(why) = open else { return Ok(settled) };
+            self.check_abort()?;
+            tracing::debug!(%why, "not quiet yet");
+            sleep(REREAD_PAUSE).await;
+        }
+    }
+
+    fn carry(
+        &mut self,
+        routes: &[Arc<TopicRoute>],
+        fenced: &[Fenced],
+        readings: Vec<(Quiet, NativeOffset, NativeOffset, i32)>,
+    ) -> anyhow::Result<Vec<Sealed>> {
+        let now = self.control.runtime.now_ms();
+        let mut sealed = Vec::new();
+        self.view.partitions.clear();
+        for (read, old_end, new_start, new_epoch) in readings {
+            let part = read.lead.part.clone();
+            let route = route_of(routes, &part.0).context("no route")?;
+            let timeline = route.timeline(part.1).context("no timeline")?;
+            let gate = fenced.iter().find(|f| f.part == part).context("no gate")?;
+            let mut carry = lock(&gate.gate).carry().clone();
+            carry.overlay_described(&read.producers, timeline.current().visit, now);
+            carry.expire(now);
+            let seen = self.control.runtime.shared.seen.get(&part.0, part.1);
+            let meeting = Meeting {
+                to: self.to,
+                old_end,
+                new_start,
+                old_epoch: read.lead.epoch,
+                new_epoch,
+                highest_epoch_seen: seen.map_or(-1, |s| s.epoch),
+                identity: route.mode == LinkMode::Identity,
+                at_ms: now,
+            };
+            let next = cutover::seal(timeline, &meeting).with_context(|| format!("{}-{}", part.0, part.1))?;
+            self.view.partitions.push(BoundaryView {
+                topic: part.0.to_string(),
+                partition: part.1,
+                virtual_boundary: next.current().virtual_start.0,
+                old_native_end: old_end.0,
+                new_native_start: new_start.0,
+            });
+            sealed.push(Sealed { part, timeline: Arc::new(next), carry });
+        }
+        Ok(sealed)
+    }
+
+    /// The commit point: one durable write.
+    async fn seal(&mut self, routes: &[Arc<TopicRoute>], sealed: &[Sealed]) -> anyhow::Result<()> {
+        let control = Arc::clone(&self.control);
+        let topics = stored_topics(&control, routes, sealed, self.to);
+        let revision = Revision(control.state().revision.0 + 1);
+        let kind = if self.to == ClusterSide::Target { "cutover" } else { "rollback" };
+        let ledger = self.view.partitions.iter().map(|boundary| {
+            let text = format!("{}-{} moved to the {}", boundary.topic, boundary.partition, self.to);
+            let mut entry = control.entry(kind, Some(&self.view.id), text);
+            entry.revision = revision.0;
+            entry.from = Some(self.to.other().into());
+            entry.to = Some(self.to.into());
+            entry.boundary = Some(boundary.clone());
+            entry
+        });
+        let seal = Seal {
+            revision: revision.0,
+            topics: topics.clone(),
+            carry: sealed.iter().map(|s| (Arc::clone(&s.part.0), s.part.1, s.carry.clone())).collect(),
+            ledger: ledger.collect(),
+        };
+        control.stored(move |store| store.seal(&seal)).await.context("SEAL cannot be stored")?;
+        let mut state = control.state();
+        state.revision = revision;
+        state.topics.extend(topics);
+        self.view.revision = Some(revision.0);
+        Ok(())
+    }
+
+    fn release(&self, fenced: &[Fenced], sealed: Vec<Sealed>) {
+        let now = self.control.runtime.now_ms();
+        for sealed in sealed {
+            if let Some(gate) = fenced.iter().find(|f| f.part == sealed.part) {
+                let signal = lock(&gate.gate).release(now, sealed.timeline.current().index, sealed.carry);
+                self.control.runtime.sessions.wake(&signal.wake);
+            }
+        }
+        self.control.runtime.sessions.wake_all();
+    }
+
+    fn release_unchanged(&self, fenced: &[Fenced]) {
+        for fenced in fenced {
+            let signal = lock(&fenced.gate).release_unchanged();
+            self.control.runtime.sessions.wake(&signal.wake);
+        }
+    }
+
+    fn check_abort(&self) -> anyhow::Result<()> {
+        ensure!(!self.control.is_abort_asked(), "an operator asked for it");
+        Ok(())
+    }
+
+    fn step(&mut self, state: OperationState) {
+        let now = self.control.now();
+        if let Some(last) = self.view.steps.last_mut() {
+            last.took_ms = Some(self.step_started.elapsed().as_secs_f64() * 1000.0);
+        }
+        self.step_started = Instant::now();
+        self.view.state = state;
+        self.view.steps.push(Step { name: state, at_ms: now, took_ms: None });
+        if state.is_final() {
+            self.view.finished_ms = Some(now);
+        }
+        self.control.show(&self.view);
+        self.control.event("step", None, format!("{} {state:?}", self.view.id));
+    }
+}
+
+fn route_of<'a>(routes: &'a [Arc<TopicRoute>], name: &str) -> Option<&'a Arc<TopicRoute>> {
+    routes.iter().find(|r| *r.name == *name)
+}
+
+/// The idle side must stand where it was when it lost ownership (RULES R12).
+pub(crate) fn check_idle(route: &TopicRoute, partition: i32, side: ClusterSide, end: i64) -> anyhow::Result<()> {
+    let timeline = route.timeline(partition).context("no timeline")?;
+    let left = timeline.eras().rfind(|era| era.side == side).and_then(|era| era.native_end);
+    if let Some(left) = left.filter(|_| route.mode == LinkMode::Continue) {
+        ensure!(
+            left.0 == end,
+            "{}-{partition}: the {side} ended at {} when it lost ownership and is at {end} now; somebody writes to it directly",
+            route.name,
+            left.0
+        );
+    }
+    Ok(())
+}
+
+fn stored_topics(
+    control: &Control,
+    routes: &[Arc<TopicRoute>],
+    sealed: &[Sealed],
+    to: ClusterSide,
+) -> Vec<(Arc<str>, StoredTopic)> {
+    let topologies = ClusterSide::BOTH.map(|side| control.topology(side));
+    let stored = routes.iter().map(|route| {
+        let mut own: Vec<&Sealed> = sealed.iter().filter(|s| s.part.0 == route.name).collect();
+        own.sort_by_key(|s| s.part.1);
+        let native = |side: ClusterSide| {
+            let known = route.native_id(side);
+            let seen = topologies[side.index()].topic(route.physical(side)).map(|t| t.id);
+            if known.is_zero() { seen.unwrap_or(known) } else { known }
+        };
+        let topic = StoredTopic {
+            owner: to,
+            mode: route.mode,
+            physical: route.physical.clone(),
+            virtual_id: route.virtual_id,
+            native_ids: ClusterSide::BOTH.map(native),
+            timelines: own.iter().map(|s| Arc::clone(&s.timeline)).collect(),
+        };
+        (Arc::clone(&route.name), topic)
+    });
+    stored.collect()
+}
+
+impl Control {
+    pub(crate) fn set_preparing(&self, topics: BTreeSet<Arc<str>>) {
+        let changed = {
+            let mut state = self.state();
+            let changed = state.preparing != topics;
+            state.preparing = topics;
+            changed
+        };
+        if changed {
+            self.publish();
+        }
+    }
+}

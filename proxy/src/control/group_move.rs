@@ -1,0 +1,145 @@
+//! Moves a consumer group's home to the other cluster (DESIGN decision 5).
+
+use super::Control;
+use super::client::request;
+use anyhow::{Context, ensure};
+use crossover_admin_api::model::{OperationState, OperationView, Step};
+use crossover_core::api::key;
+use crossover_core::ids::{ClusterSide, Revision};
+use crossover_core::schema::Value;
+use crossover_core::session::CommitMirror;
+use crossover_core::timeline;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+use tracing::warn;
+
+/// How long members get to come to the rebalance.
+const DRAIN_MAX: Duration = Duration::from_secs(15);
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+impl Control {
+    /// Moves one group; `view` is shown as it goes.
+    pub(crate) async fn move_group(self: &Arc<Control>, group: &Arc<str>, to: ClusterSide, view: &mut OperationView) {
+        let started = Instant::now();
+        view.steps.push(Step { name: OperationState::Drain, at_ms: self.now(), took_ms: None });
+        view.state = OperationState::Drain;
+        self.show(view);
+        let result = self.try_move(group, to, &view.id).await;
+        self.state().moving.remove(group);
+        self.publish();
+        if let Some(step) = view.steps.last_mut() {
+            step.took_ms = Some(started.elapsed().as_secs_f64() * 1000.0);
+        }
+        match result {
+            Ok(revision) => {
+                view.revision = Some(revision.0);
+                view.state = OperationState::Done;
+            }
+            Err(problem) => {
+                warn!(%group, "the group was not moved: {problem:#}");
+                view.state = OperationState::Aborted;
+                view.reason = Some(format!("group {group}: {problem:#}"));
+                view.remedy = Some("the group stays at its home; remove the cause and repeat".to_owned());
+            }
+        }
+        let name = view.state;
+        view.finished_ms = Some(self.now());
+        view.steps.push(Step { name, at_ms: self.now(), took_ms: None });
+        self.show(view);
+    }
+
+    async fn try_move(&self, group: &Arc<str>, to: ClusterSide, operation: &str) -> anyhow::Result<Revision> {
+        let from = to.other();
+        self.refuse_new_protocol(from, group).await?;
+        self.coordinator(to, group).await?;
+        self.state().moving.insert(Arc::clone(group), to);
+        self.publish();
+        let deadline = Instant::now() + DRAIN_MAX;
+        while !self.runtime.shared.groups.is_drained(group) {
+            ensure!(!self.is_abort_asked(), "an operator asked for it");
+            ensure!(Instant::now() < deadline, "not all members came to the rebalance within {DRAIN_MAX:?}");
+            sleep(DRAIN_LOOK).await;
+        }
+        let commits = self.read_commits(from, group).await.context("its commits cannot be read")?;
+        let count = commits.len();
+        self.store_commits(to, group, commits.clone().into_iter()).await.context("its commits cannot be copied")?;
+        let copied = self.read_commits(to, group).await.context("the copied commits cannot be read")?;
+        for commit in &commits {
+            let same = copied.iter().any(|c| c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position);
+            let routed = self.runtime.snapshot().routes.topic(&commit.topic).is_some_and(|r| {
+                self.topology(to).partition(r.physical(to), commit.partition).is_some()
+            });
+            ensure!(same || !routed, "{}-{}: the copy does not resolve to {}", commit.topic, commit.partition, commit.position);
+        }
+        let revision = Revision(self.state().revision.0 + 1);
+        let mut entry = self.entry("group-home", Some(operation), format!("group {group} moved to the {to} with {count} commits"));
+        entry.revision = revision.0;
+        entry.from = Some(from.into());
+        entry.to = Some(to.into());
+        let name = Arc::clone(group);
+        self.stored(move |store| store.put_home(&name, to, revision.0, &entry)).await.context("the home cannot be stored")?;
+        {
+            let mut state = self.state();
+            state.homes.insert(Arc::clone(group), to);
+            state.moving.remove(group);
+            state.revision = revision;
+        }
+        self.publish();
+        Ok(revision)
+    }
+
+    async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
+        let mut body = request(key::DESCRIBE_GROUPS);
+        body.set("Groups", Value::Array(Some(vec![Value::from(group)])));
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
+        for described in answer.structs("Groups") {
+            let kind = described.str("ProtocolType");
+            ensure!(kind != "share", "it is a share group");
+            // A KIP-848 group is not described as a classic one: 4.x answers GROUP_ID_NOT_FOUND or Dead.
+            let described_dead = described.str("GroupState") == "Dead";
+            if described_dead && !self.read_commits(side, group).await?.is_empty() {
+                let mut body = request(key::CONSUMER_GROUP_DESCRIBE);
+                body.set("GroupIds", Value::Array(Some(vec![Value::from(group)])));
+                if let Ok(answer) = self.client.call(&at, key::CONSUMER_GROUP_DESCRIBE, 1, &body).await {
+                    let new = answer.structs("Groups").any(|g| g.i16("ErrorCode") == 0);
+                    ensure!(!new, "it uses the KIP-848 protocol, which cannot be moved yet");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All commits of a group in one cluster, as virtual positions.
+    pub(crate) async fn read_commits(&self, side: ClusterSide, group: &str) -> anyhow::Result<Vec<CommitMirror>> {
+        let mut body = request(key::OFFSET_FETCH);
+        body.set("GroupId", group);
+        body.set("Topics", Value::Array(None));
+        body.set("RequireStable", true);
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::OFFSET_FETCH, 7, &body).await?;
+        let error = answer.i16("ErrorCode");
+        ensure!(error == 0, "OffsetFetch answers error {error}");
+        let snapshot = self.runtime.snapshot();
+        let mut all = Vec::new();
+        for topic in answer.structs("Topics") {
+            let name = snapshot.routes.virtual_name(side, topic.str("Name")).to_owned();
+            let Some(route) = snapshot.routes.topic(&name) else { continue };
+            for partition in topic.structs("Partitions") {
+                let (index, native) = (partition.i32("PartitionIndex"), partition.i64("CommittedOffset"));
+                let Some(timeline) = route.timeline(index).filter(|_| native >= 0) else { continue };
+                ensure!(partition.i16("ErrorCode") == 0, "{name}-{index}: OffsetFetch answers error {}", partition.i16("ErrorCode"));
+                let resolved = timeline::resolve(timeline, side, native, partition.str("Metadata"));
+                all.push(CommitMirror {
+                    group: Arc::from(group),
+                    topic: Arc::clone(&route.name),
+                    partition: index,
+                    position: resolved.position.0,
+                    metadata: resolved.user_metadata,
+                });
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,250 @@
+//! The control tasks: they follow both clusters, publish snapshots, run flips and answer the operators.
+
+mod backend;
+mod boundary;
+pub(crate) mod client;
+mod flip;
+mod group_move;
+mod mirror;
+mod plan;
+mod publisher;
+pub(crate) mod topology;
+mod watch;
+
+pub(crate) use backend::AdminBackend;
+
+use crate::runtime::{ControlEvent, Runtime};
+use crate::store::{Restored, Store, StoredTopic};
+use client::Client;
+use crossover_admin_api::model::{Alarm, BoundaryView, Event, LedgerEntry, OperationView};
+use crossover_config::{Cluster, Config, Side};
+use crossover_core::ids::{ClusterSide, Revision};
+use crossover_core::node::Topology;
+use crossover_core::producer::gate::PartitionGate;
+use crossover_core::route::Snapshot;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, broadcast, mpsc};
+
+/// Past operations that are remembered for `GET /v1/operations/{id}`.
+const OPERATIONS_MAX: usize = 200;
+
+/// What the route table is made of.
+pub(crate) struct State {
+    pub(crate) revision: Revision,
+    pub(crate) topologies: [Arc<Topology>; 2],
+    pub(crate) topics: BTreeMap<Arc<str>, StoredTopic>,
+    pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) moving: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) preparing: BTreeSet<Arc<str>>,
+    pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
+    pub(crate) cluster_ids: [Option<String>; 2],
+}
+
+/// Shared by the control tasks.
+pub(crate) struct Control {
+    pub(crate) runtime: Arc<Runtime>,
+    pub(crate) client: Client,
+    pub(crate) store: Arc<Store>,
+    /// Somebody found the topology of a side out of date.
+    pub(crate) refresh: [Notify; 2],
+    state: Mutex<State>,
+    problems: Mutex<[Option<String>; 2]>,
+    alarms: Mutex<Vec<Alarm>>,
+    operations: Mutex<Vec<OperationView>>,
+    running: Mutex<Option<String>>,
+    abort: AtomicBool,
+    events: broadcast::Sender<Event>,
+    ledger_next: AtomicU64,
+}
+
+impl Control {
+    /// # Errors
+    /// The restored state does not fit.
+    pub(crate) fn new(runtime: Arc<Runtime>, store: Store, restored: Restored) -> Arc<Control> {
+        let timeouts = &runtime.config.timeouts;
+        let client = Client::new(timeouts.connect, timeouts.control_request);
+        let state = State::from_restored(&restored);
+        for (topic, partition, carry) in restored.carry {
+            let index = usize::try_from(partition).unwrap_or(usize::MAX);
+            let era = state.topics.get(&topic).and_then(|t| t.timelines.get(index)).map_or(0, |t| t.current().index);
+            runtime.shared.gates.restore(&topic, partition, PartitionGate::restored(era, carry));
+        }
+        Arc::new(Control {
+            runtime,
+            client,
+            store: Arc::new(store),
+            refresh: [Notify::new(), Notify::new()],
+            state: Mutex::new(state),
+            problems: Mutex::new([None, None]),
+            alarms: Mutex::new(Vec::new()),
+            operations: Mutex::new(Vec::new()),
+            running: Mutex::new(None),
+            abort: AtomicBool::new(false),
+            events: broadcast::Sender::new(256),
+            ledger_next: AtomicU64::new(restored.ledger_next),
+        })
+    }
+
+    /// Starts the tasks that run as long as the process.
+    pub(crate) fn start(self: &Arc<Control>, events: mpsc::Receiver<ControlEvent>) {
+        for side in ClusterSide::BOTH {
+            tokio::spawn(topology::follow(Arc::clone(self), side));
+        }
+        tokio::spawn(mirror::run(Arc::clone(self), events));
+        tokio::spawn(watch::run(Arc::clone(self)));
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn topology(&self, side: ClusterSide) -> Arc<Topology> {
+        Arc::clone(&self.state().topologies[side.index()])
+    }
+
+    pub(crate) fn cluster_config(&self, side: ClusterSide) -> &Cluster {
+        self.runtime.config.cluster(match side {
+            ClusterSide::Source => Side::Source,
+            ClusterSide::Target => Side::Target,
+        })
+    }
+
+    /// What keeps a cluster from being reached, for the operator.
+    pub(crate) fn problem(&self, side: ClusterSide, problem: Option<String>) {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)[side.index()] = problem;
+    }
+
+    pub(crate) fn problem_of(&self, side: ClusterSide) -> Option<String> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)[side.index()].clone()
+    }
+
+    /// Raises an alarm once; it stays until the process ends.
+    pub(crate) fn alarm(&self, name: &str, cause: String, remedy: &str) {
+        let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        if alarms.iter().any(|a| a.name == name && a.cause == cause) {
+            return;
+        }
+        tracing::error!(name, cause, remedy, "alarm");
+        self.event("alarm", None, format!("{name}: {cause}"));
+        let since_ms = self.now();
+        alarms.push(Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
+    }
+
+    pub(crate) fn alarms(&self) -> Vec<Alarm> {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Unix milliseconds.
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from(self.runtime.now_ms()).unwrap_or(0)
+    }
+
+    pub(crate) fn event(&self, kind: &str, topic: Option<&str>, text: String) {
+        let event = Event {
+            at_ms: self.now(),
+            kind: kind.to_owned(),
+            topic: topic.map(str::to_owned),
+            text,
+            fields: Map::<String, Value>::new(),
+        };
+        // Nobody needs to be watching.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// A ledger entry with the next sequence; the caller stores it.
+    pub(crate) fn entry(&self, kind: &str, operation: Option<&str>, text: String) -> LedgerEntry {
+        LedgerEntry {
+            sequence: self.ledger_next.fetch_add(1, Ordering::Relaxed),
+            at_ms: self.now(),
+            kind: kind.to_owned(),
+            operation: operation.map(str::to_owned),
+            revision: self.state().revision.0,
+            from: None,
+            to: None,
+            boundary: None::<BoundaryView>,
+            text,
+        }
+    }
+
+    /// Runs a store call away from the tasks of the connections.
+    pub(crate) async fn stored<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Store) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || call(&store)).await?
+    }
+
+    /// Claims the one place for an operation; `Err` names the one that has it.
+    pub(crate) fn claim(&self, id: &str) -> Result<(), String> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = &*running {
+            return Err(other.clone());
+        }
+        *running = Some(id.to_owned());
+        self.abort.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    pub(crate) fn unclaim(&self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(crate) fn running(&self) -> Option<String> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn ask_abort(&self) {
+        self.abort.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_abort_asked(&self) -> bool {
+        self.abort.load(Ordering::SeqCst)
+    }
+
+    /// Shows the newest state of an operation.
+    pub(crate) fn show(&self, view: &OperationView) {
+        let mut all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.iter_mut().find(|o| o.id == view.id) {
+            Some(known) => known.clone_from(view),
+            None => {
+                if all.len() >= OPERATIONS_MAX {
+                    all.remove(0);
+                }
+                all.push(view.clone());
+            }
+        }
+    }
+
+    pub(crate) fn operation(&self, id: &str) -> Option<OperationView> {
+        let all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|o| o.id == id).cloned()
+    }
+}
+
+/// What is served before anything is known: nothing.
+pub(crate) fn first_snapshot(config: &Config) -> Snapshot {
+    publisher::snapshot(config, &State::from_restored(&Restored::default()))
+}
+
+impl State {
+    fn from_restored(restored: &Restored) -> State {
+        State {
+            revision: Revision(restored.revision),
+            topologies: ClusterSide::BOTH.map(|side| Arc::new(Topology::unknown(side))),
+            topics: restored.topics.clone(),
+            homes: restored.homes.clone(),
+            moving: BTreeMap::new(),
+            preparing: BTreeSet::new(),
+            ports: restored.ports.clone(),
+            cluster_ids: restored.cluster_ids.clone(),
+        }
+    }
+}

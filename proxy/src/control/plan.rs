@@ -1,0 +1,345 @@
+//! What a flip would do, and what speaks against it. The same checks run before every flip.
+
+use super::Control;
+use super::boundary::Lead;
+use super::client::request;
+use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
+use crossover_core::api::key;
+use crossover_core::ids::ClusterSide;
+use crossover_core::route::{LinkMode, TopicRoute};
+use crossover_core::schema::Value;
+use crossover_core::session::lock;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long log end and high watermark may differ in the dry run (RULES R10).
+const SETTLE: Duration = Duration::from_millis(200);
+/// Settings that change what a topic accepts or how it answers; they must not differ to the worse.
+const COMPARED: [&str; 4] = ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
+
+/// Gathers checks.
+struct Checks(Vec<Check>);
+
+impl Checks {
+    fn add(&mut self, name: &str, result: CheckResult, detail: String, remedy: &str) {
+        let remedy = if result == CheckResult::Passed { "" } else { remedy };
+        self.0.push(Check { name: name.to_owned(), result, detail, remedy: remedy.to_owned() });
+    }
+
+    fn judge(&mut self, name: &str, problem: Option<String>, fine: String, remedy: &str) {
+        match problem {
+            Some(problem) => self.add(name, CheckResult::Failed, problem, remedy),
+            None => self.add(name, CheckResult::Passed, fine, remedy),
+        }
+    }
+}
+
+impl Control {
+    /// Runs all checks; changes nothing but, with `create`, missing topics of the new owner (not in a dry run).
+    pub(crate) async fn plan(&self, request: &PlanRequest, dry: bool) -> Plan {
+        let to: ClusterSide = request.to.map_or(ClusterSide::Target, Into::into);
+        let mut checks = Checks(Vec::new());
+        let mut expected = None;
+        let routes = self.check_routes(&mut checks, &request.topics, to);
+        let reachable = self.check_reachable(&mut checks).await;
+        if let (Some(routes), true) = (routes, reachable) {
+            if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
+                let routes = self.fresh(&routes);
+                self.check_configs(&mut checks, &routes, request.force).await;
+                self.check_replicas(&mut checks, &routes);
+                self.check_producers(&mut checks, &routes);
+                expected = self.check_logs(&mut checks, &routes, to, request.force).await;
+            }
+        }
+        self.check_groups(&mut checks, request);
+        checks.add(
+            "broker-side-fence",
+            CheckResult::NotDone,
+            "writers that bypass the proxy are not fenced by ACLs; growth of the old log is watched after the flip".to_owned(),
+            "make sure that nobody writes to the topics directly",
+        );
+        let refused = checks.0.iter().any(|c| c.result == CheckResult::Failed);
+        Plan {
+            revision: self.state().revision.0,
+            to: Side::from(to),
+            topics: request.topics.clone(),
+            groups: request.groups.clone(),
+            checks: checks.0,
+            expected_pause_ms: expected,
+            refused,
+        }
+    }
+
+    fn check_routes(&self, checks: &mut Checks, topics: &[String], to: ClusterSide) -> Option<Vec<Arc<TopicRoute>>> {
+        let snapshot = self.runtime.snapshot();
+        let mut routes = Vec::new();
+        let mut problem = None;
+        for name in topics {
+            match snapshot.routes.topic(name) {
+                None => problem = Some(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name))),
+                Some(route) if route.owner == to => problem = Some(format!("topic {name} is already on the {to}")),
+                Some(route) => {
+                    if let Some(why) = &route.frozen {
+                        problem = Some(format!("topic {name} is frozen: {why}"));
+                    }
+                    routes.push(Arc::clone(route));
+                }
+            }
+        }
+        let fine = format!("{} topics move to the {to}", routes.len());
+        checks.judge("routes", problem.clone(), fine, "name topics that the other side owns");
+        problem.is_none().then_some(routes)
+    }
+
+    async fn check_reachable(&self, checks: &mut Checks) -> bool {
+        let mut all = true;
+        for side in ClusterSide::BOTH {
+            let reachable = super::topology::refresh(self, side).await;
+            all &= reachable;
+            let problem = (!reachable).then(|| self.problem_of(side).unwrap_or_else(|| "no broker answers".to_owned()));
+            checks.judge(&format!("{side}-reachable"), problem, "it answers".to_owned(), "bring the cluster up, or correct its bootstrap addresses");
+        }
+        all
+    }
+
+    /// Both sides have the topics, with as many partitions.
+    async fn check_topics(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, create: bool, dry: bool) -> bool {
+        let mut fine = true;
+        for route in routes {
+            let old = self.topology(to.other()).topic(route.physical(to.other())).cloned();
+            let new = self.topology(to).topic(route.physical(to)).cloned();
+            let Some(old) = old else {
+                checks.add("topic-exists", CheckResult::Failed, format!("topic {} is gone from the {}", route.name, to.other()), "create it again, or leave it out");
+                return false;
+            };
+            let problem = match new {
+                Some(new) if new.partitions.len() == old.partitions.len() => None,
+                Some(new) => Some(format!(
+                    "topic {} has {} partitions on the {} and {} on the {to}",
+                    route.name, old.partitions.len(), to.other(), new.partitions.len()
+                )),
+                None if create && dry => {
+                    checks.add("topic-exists", CheckResult::Warned, format!("topic {} will be created on the {to}", route.name), "nothing, or create it yourself");
+                    fine = false;
+                    continue;
+                }
+                None if create => self.create_like(route, to).await.err().map(|e| format!("topic {} cannot be created on the {to}: {e:#}", route.name)),
+                None => Some(format!("topic {} does not exist on the {to}", route.physical(to))),
+            };
+            fine &= problem.is_none();
+            let detail = format!("{} has {} partitions on both sides", route.name, old.partitions.len());
+            checks.judge("topic-exists", problem, detail, "create it with the same number of partitions, or pass --create");
+        }
+        fine
+    }
+
+    fn fresh(&self, routes: &[Arc<TopicRoute>]) -> Vec<Arc<TopicRoute>> {
+        let snapshot = self.runtime.snapshot();
+        routes.iter().filter_map(|r| snapshot.routes.topic(&r.name).cloned()).collect()
+    }
+
+    /// Creates a topic as the other side has it: partitions, replicas as far as there are brokers, its own settings.
+    async fn create_like(&self, route: &TopicRoute, to: ClusterSide) -> anyhow::Result<()> {
+        let from = to.other();
+        let old = self.topology(from).topic(route.physical(from)).cloned();
+        let old = old.ok_or_else(|| anyhow::anyhow!("it is gone from the {from}"))?;
+        let replicas = old.partitions.iter().map(|p| p.replicas.len()).max().unwrap_or(1);
+        let replicas = replicas.min(self.topology(to).brokers.len()).max(1);
+        let mut body = request(key::CREATE_TOPICS);
+        body.set("timeoutMs", 10_000);
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", route.physical(to));
+        topic.set("NumPartitions", i32::try_from(old.partitions.len())?);
+        topic.set("ReplicationFactor", i16::try_from(replicas)?);
+        for (name, (value, own)) in self.configs(from, route.physical(from)).await? {
+            if own {
+                let mut config = topic.new_element("Configs");
+                config.set("Name", name);
+                config.set("Value", value);
+                topic.push("Configs", config);
+            }
+        }
+        body.push("Topics", topic);
+        let at = self.any_address(to)?;
+        let answer = self.client.call(&at, key::CREATE_TOPICS, i16::MAX, &body).await?;
+        for topic in answer.structs("Topics") {
+            let error = topic.i16("ErrorCode");
+            anyhow::ensure!(error == 0, "error {error}: {}", topic.str("ErrorMessage"));
+        }
+        self.await_topic(route, to, old.partitions.len()).await
+    }
+
+    async fn await_topic(&self, route: &TopicRoute, side: ClusterSide, partitions: usize) -> anyhow::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            super::topology::refresh(self, side).await;
+            let topology = self.topology(side);
+            let led = topology.topic(route.physical(side)).map_or(0, |t| {
+                t.partitions.iter().filter(|p| topology.brokers.contains_key(&p.leader)).count()
+            });
+            if led == partitions {
+                return Ok(());
+            }
+            anyhow::ensure!(Instant::now() < deadline, "its partitions have no leaders after 10 s");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Settings of a topic: value, and whether the topic itself sets it.
+    async fn configs(&self, side: ClusterSide, physical: &Arc<str>) -> anyhow::Result<BTreeMap<String, (String, bool)>> {
+        const TOPIC: i8 = 2;
+        const SOURCE_TOPIC: i8 = 1;
+        let mut body = request(key::DESCRIBE_CONFIGS);
+        let mut resource = body.new_element("Resources");
+        resource.set("ResourceType", TOPIC);
+        resource.set("ResourceName", physical);
+        resource.set("ConfigurationKeys", Value::Array(None));
+        body.push("Resources", resource);
+        let answer = self.client.call(&self.any_address(side)?, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
+        let mut all = BTreeMap::new();
+        for result in answer.structs("Results") {
+            let error = result.i16("ErrorCode");
+            anyhow::ensure!(error == 0, "DescribeConfigs of {physical} answers error {error}");
+            for config in result.structs("Configs") {
+                let own = config.i8("ConfigSource") == SOURCE_TOPIC;
+                all.insert(config.str("Name").to_owned(), (config.str("Value").to_owned(), own));
+            }
+        }
+        Ok(all)
+    }
+
+    async fn check_configs(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], force: bool) {
+        for route in routes {
+            let [source, target] = ClusterSide::BOTH.map(|side| self.configs(side, route.physical(side)));
+            let (source, target) = match (source.await, target.await) {
+                (Ok(source), Ok(target)) => (source, target),
+                (Err(problem), _) | (_, Err(problem)) => {
+                    checks.add("topic-settings", CheckResult::Failed, format!("{}: {problem:#}", route.name), "see the brokers' logs");
+                    continue;
+                }
+            };
+            let value = |of: &BTreeMap<String, (String, bool)>, name: &str| of.get(name).map(|v| v.0.clone()).unwrap_or_default();
+            let policies = [value(&source, "cleanup.policy"), value(&target, "cleanup.policy")];
+            let compacted = route.mode == LinkMode::Continue && policies.iter().any(|p| p.contains("compact"));
+            if compacted {
+                let result = if force { CheckResult::Warned } else { CheckResult::Failed };
+                checks.add("compacted-topic", result, format!("{}: cleanup.policy is {} / {}: in mode continue a tombstone that one side drops brings the key back from the other", route.name, policies[0], policies[1]), "copy compacted topics with an offset-preserving replicator and mode identity, or pass --force");
+            }
+            let limits = [value(&source, "max.message.bytes"), value(&target, "max.message.bytes")].map(|v| v.parse::<i64>().unwrap_or(0));
+            let problem = (limits[0] != limits[1]).then(|| format!("{}: max.message.bytes is {} on the source and {} on the target", route.name, limits[0], limits[1]));
+            checks.judge("max-message-bytes", problem, format!("{}: equal", route.name), "set the same value on both sides");
+            for name in COMPARED {
+                let pair = [value(&source, name), value(&target, name)];
+                if pair[0] != pair[1] {
+                    let hard = name == "message.timestamp.type" || name == "compression.type";
+                    let result = if hard { CheckResult::Failed } else { CheckResult::Warned };
+                    checks.add("topic-settings", result, format!("{}: {name} is {} on the source and {} on the target", route.name, pair[0], pair[1]), "set the same value on both sides");
+                }
+            }
+        }
+    }
+
+    /// Complete ISR on both sides (RULES R10).
+    fn check_replicas(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
+        let mut problem = None;
+        for (route, side) in routes.iter().flat_map(|r| ClusterSide::BOTH.map(|s| (r, s))) {
+            let topology = self.topology(side);
+            let Some(topic) = topology.topic(route.physical(side)) else { continue };
+            for (index, partition) in topic.partitions.iter().enumerate() {
+                if partition.isr.len() < partition.replicas.len() {
+                    problem = Some(format!("{}-{index} on the {side} has {} of {} replicas in sync", topic.name, partition.isr.len(), partition.replicas.len()));
+                }
+                if !topology.brokers.contains_key(&partition.leader) {
+                    problem = Some(format!("{}-{index} on the {side} has no leader", topic.name));
+                }
+            }
+        }
+        checks.judge("replicas-in-sync", problem, "all replicas are in sync".to_owned(), "wait until all replicas are in sync, and for reassignments to end");
+    }
+
+    fn check_producers(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
+        let mut transactional = None;
+        let mut unknown = None;
+        let now = self.runtime.now_ms();
+        let grace = i64::try_from(self.runtime.config.timeouts.loss_grace.as_millis()).unwrap_or(i64::MAX);
+        for route in routes {
+            if self.runtime.shared.traffic.of_topic(&route.name).transactional_ms.is_some() {
+                transactional = Some(format!("{} is written by a transactional producer", route.name));
+            }
+            for (partition, gate) in self.runtime.shared.gates.of_topic(&route.name) {
+                let mut gate = lock(&gate);
+                match gate.unknown_since_ms() {
+                    Some(at) if now - at < grace => {
+                        unknown = Some(format!("{}-{partition}: the outcome of a produce request is unknown since a connection was lost {} ms ago", route.name, now - at));
+                    }
+                    Some(_) => gate.resolve_unknown(),
+                    None => {}
+                }
+            }
+        }
+        checks.judge("transactional-producers", transactional, "none was seen".to_owned(), "stop the transactional producers first; moving them is not built yet");
+        checks.judge("unknown-outcomes", unknown, "none".to_owned(), "wait for timeouts.loss_grace and repeat");
+    }
+
+    /// Both logs are quiet enough, and the idle one stands where it should. Gives the expected pause in milliseconds.
+    async fn check_logs(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, force: bool) -> Option<f64> {
+        let from = to.other();
+        let leads = self.leads(routes, from).and_then(|old| Ok((old, self.leads(routes, to)?)));
+        let (old, new) = match leads {
+            Ok(leads) => leads,
+            Err(problem) => {
+                checks.add("log-ends", CheckResult::Failed, format!("{problem:#}"), "bring all leaders up");
+                return None;
+            }
+        };
+        self.check_idle_side(checks, routes, &new, to, force).await;
+        let deadline = Instant::now() + SETTLE;
+        let mut problem;
+        let mut took;
+        loop {
+            let started = Instant::now();
+            problem = match self.read_quiet(from, &old).await {
+                Ok(quiet) if quiet.iter().any(|q| q.transaction) => Some("a producer has an open transaction".to_owned()),
+                Ok(quiet) => {
+                    let open = quiet.iter().find(|q| q.reading.log_end != q.reading.high_watermark && q.reading.high_watermark < q.reading.before);
+                    open.map(|q| format!("{}-{}: high watermark {} stays behind log end {}", q.lead.part.0, q.lead.part.1, q.reading.high_watermark, q.reading.log_end))
+                }
+                Err(problem) => Some(format!("{problem:#}")),
+            };
+            took = started.elapsed();
+            if problem.is_none() || Instant::now() > deadline {
+                break;
+            }
+        }
+        let fine = format!("{} partitions answer in {:.1} ms", old.len(), took.as_secs_f64() * 1000.0);
+        checks.judge("log-ends", problem, fine, "wait until the followers have caught up, or look at the brokers");
+        Some(took.as_secs_f64() * 1000.0 + 2.0)
+    }
+
+    async fn check_idle_side(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], new: &[Lead], to: ClusterSide, force: bool) {
+        match self.read_ends(to, new).await {
+            Err(problem) => checks.add("idle-side", CheckResult::Failed, format!("{problem:#}"), "look at the brokers"),
+            Ok(ends) => {
+                let mut problem = None;
+                for ((topic, partition), (_, end)) in ends {
+                    let route = routes.iter().find(|r| r.name == topic);
+                    if let Some(Err(why)) = route.map(|r| super::flip::check_idle(r, partition, to, end)) {
+                        problem = Some(format!("{why:#}"));
+                    }
+                }
+                let result = if force && problem.is_some() { CheckResult::Warned } else { CheckResult::Failed };
+                match problem {
+                    Some(problem) => checks.add("idle-side", result, problem, "find the writer that bypasses the proxy"),
+                    None => checks.add("idle-side", CheckResult::Passed, format!("nothing was written to the {to} meanwhile"), ""),
+                }
+            }
+        }
+    }
+
+    fn check_groups(&self, checks: &mut Checks, request: &PlanRequest) {
+        if request.groups.is_empty() && !request.with_groups {
+            checks.add("groups", CheckResult::NotDone, "groups keep their home; their members are served there through the proxy".to_owned(), "move them with `crossover groups move`");
+        }
+    }
+}

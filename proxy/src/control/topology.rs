@@ -1,0 +1,148 @@
+//! Follows the metadata of one cluster.
+
+use super::Control;
+use super::client::{Address, Client, ClientError, request};
+use crossover_core::api::key;
+use crossover_core::ids::{ClusterSide, TopicId};
+use crossover_core::node::{ApiRanges, BrokerAddress, PartitionInfo, TopicInfo, Topology};
+use crossover_core::schema::{Struct, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+/// Between two looks that somebody asked for.
+const COALESCE: Duration = Duration::from_millis(20);
+
+/// Follows a cluster for ever.
+pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
+    let every = control.runtime.config.timeouts.metadata_refresh;
+    let asked = &control.refresh[side.index()];
+    let mut was_reachable = true;
+    loop {
+        let reachable = refresh(&control, side).await;
+        if reachable != was_reachable {
+            match reachable {
+                true => info!(%side, "the cluster is reachable again"),
+                false => warn!(%side, "the cluster is not reachable"),
+            }
+            was_reachable = reachable;
+        }
+        let pause = if reachable { every } else { every.min(Duration::from_secs(1)) };
+        let _ = timeout(pause, asked.notified()).await;
+        sleep(COALESCE).await;
+    }
+}
+
+/// One look. False when no address of the cluster answers; what was known stays, marked unreachable.
+pub(crate) async fn refresh(control: &Control, side: ClusterSide) -> bool {
+    let known = control.topology(side);
+    let result = read(&control.client, side, &addresses(control, side, &known)).await;
+    match result {
+        Ok(topology) => {
+            control.problem(side, None);
+            control.set_topology(topology).await;
+            true
+        }
+        Err(error) => {
+            control.problem(side, Some(error.to_string()));
+            if known.reachable {
+                control.set_topology(Topology { reachable: false, ..(*known).clone() }).await;
+            }
+            false
+        }
+    }
+}
+
+/// The known brokers first, then every bootstrap address.
+fn addresses(control: &Control, side: ClusterSide, known: &Topology) -> Vec<Address> {
+    let brokers = known.brokers.values().map(|b| (b.host.clone(), b.port));
+    let bootstrap = &control.cluster_config(side).bootstrap;
+    brokers.chain(bootstrap.iter().map(|a| (a.host.clone(), a.port))).collect()
+}
+
+async fn read(client: &Client, side: ClusterSide, addresses: &[Address]) -> Result<Topology, ClientError> {
+    let mut last = None;
+    for at in addresses {
+        match read_from(client, side, at).await {
+            Ok(topology) => return Ok(topology),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ClientError::Unreachable("none".to_owned(), 0, "no address".to_owned())))
+}
+
+async fn read_from(client: &Client, side: ClusterSide, at: &Address) -> Result<Topology, ClientError> {
+    let mut body = request(key::METADATA);
+    body.set("Topics", Value::Array(None));
+    body.set("AllowAutoTopicCreation", false);
+    let metadata = client.call(at, key::METADATA, i16::MAX, &body).await?;
+    let mut topology = Topology::unknown(side);
+    topology.reachable = true;
+    metadata.str("ClusterId").clone_into(&mut topology.cluster_id);
+    for broker in metadata.structs("Brokers") {
+        let port = u16::try_from(broker.i32("Port")).unwrap_or(0);
+        let address =
+            BrokerAddress { host: broker.str("Host").to_owned(), port, rack: broker.opt_str("Rack").map(str::to_owned) };
+        topology.brokers.insert(broker.i32("NodeId"), address);
+    }
+    topology.controller = Some(metadata.i32("ControllerId")).filter(|id| *id >= 0);
+    for topic in metadata.structs("Topics").filter(|t| t.i16("ErrorCode") == 0 || !t.array("Partitions").is_empty()) {
+        let info = Arc::new(topic_info(topic));
+        if !info.id.is_zero() {
+            topology.topic_names.insert(info.id, Arc::clone(&info.name));
+        }
+        topology.topics.insert(Arc::clone(&info.name), info);
+    }
+    read_versions(client, at, &mut topology).await?;
+    Ok(topology)
+}
+
+/// What every broker speaks, and the finalized features. A broker that is listed and does not answer is left out: it
+/// will be asked again.
+async fn read_versions(client: &Client, at: &Address, topology: &mut Topology) -> Result<(), ClientError> {
+    let mut shared: Option<ApiRanges> = None;
+    for broker in topology.brokers.values() {
+        if let Ok(versions) = client.versions(&(broker.host.clone(), broker.port)).await {
+            let ranges = ApiRanges(versions);
+            shared = Some(shared.map_or_else(|| ranges.clone(), |s| s.intersect(&ranges)));
+        }
+    }
+    topology.api_ranges = match shared {
+        Some(shared) => shared,
+        None => ApiRanges(client.versions(at).await?),
+    };
+    let newest = topology.api_ranges.range(key::API_VERSIONS).map_or(0, |r| r.1);
+    if newest >= 3 {
+        let mut body = request(key::API_VERSIONS);
+        body.set("ClientSoftwareName", "crossover");
+        body.set("ClientSoftwareVersion", env!("CARGO_PKG_VERSION"));
+        let answer = client.call(at, key::API_VERSIONS, 3, &body).await?;
+        topology.features = answer
+            .structs("FinalizedFeatures")
+            .map(|f| (f.str("Name").to_owned(), (f.i16("MinVersionLevel"), f.i16("MaxVersionLevel"))))
+            .collect::<BTreeMap<_, _>>();
+    }
+    Ok(())
+}
+
+fn topic_info(topic: &Struct) -> TopicInfo {
+    let mut partitions: BTreeMap<i32, PartitionInfo> = BTreeMap::new();
+    for partition in topic.structs("Partitions") {
+        let ids = |name| partition.ints(name).filter_map(|id| i32::try_from(id).ok()).collect();
+        let info = PartitionInfo {
+            leader: partition.i32("LeaderId"),
+            epoch: partition.i32("LeaderEpoch"),
+            replicas: ids("ReplicaNodes"),
+            isr: ids("IsrNodes"),
+        };
+        partitions.insert(partition.i32("PartitionIndex"), info);
+    }
+    TopicInfo {
+        name: Arc::from(topic.str("Name")),
+        id: TopicId(topic.uuid("TopicId")),
+        internal: topic.bool("IsInternal"),
+        partitions: partitions.into_values().collect(),
+    }
+}

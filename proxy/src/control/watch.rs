@@ -1,0 +1,45 @@
+//! Watches the logs that lost ownership: growth means that somebody writes around the proxy (RULES R12).
+
+use super::Control;
+use crossover_core::ids::ClusterSide;
+use crossover_core::route::LinkMode;
+use std::sync::Arc;
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_secs(2);
+
+pub(crate) async fn run(control: Arc<Control>) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        for side in ClusterSide::BOTH {
+            // A side that is down is not an alarm of this watch.
+            let _ = look(&control, side).await;
+        }
+    }
+}
+
+async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
+    let snapshot = control.runtime.snapshot();
+    let idle = snapshot.routes.topics.values().filter(|r| r.is_moved() && r.owner != side && r.mode == LinkMode::Continue);
+    let routes: Vec<_> = idle.cloned().collect();
+    if routes.is_empty() || !snapshot.topology(side).reachable {
+        return Ok(());
+    }
+    let leads = control.leads(&routes, side)?;
+    let starts = control.read_starts(side, &leads).await?;
+    for ((topic, partition), start) in starts {
+        control.runtime.shared.log_starts.note(&topic, partition, side, crossover_core::ids::NativeOffset(start));
+    }
+    for ((topic, partition), (_, end)) in control.read_ends(side, &leads).await? {
+        let Some(route) = routes.iter().find(|r| r.name == topic) else { continue };
+        // The route may have been flipped since the snapshot: only what still holds counts.
+        let now = control.runtime.snapshot();
+        if now.routes.topic(&topic).is_some_and(|r| r.owner == side) {
+            continue;
+        }
+        if let Err(why) = super::flip::check_idle(route, partition, side, end) {
+            control.alarm("hidden-writer", format!("{why:#}"), "find the writer and point it at the proxy; its records are not in the virtual log");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! What must survive: owners, timelines, carry, group homes, ports, the intent of a flip, the ledger. One `redb` file in
+//! the state directory; a call returns when its transaction is durable. A second process on the directory is refused.
+
+use anyhow::{Context, bail};
+use crossover_admin_api::model::LedgerEntry;
+use crossover_core::ids::{ClusterSide, TopicId};
+use crossover_core::producer::carry::Carry;
+use crossover_core::route::LinkMode;
+use crossover_core::timeline::Timeline;
+use fs4::fs_std::FileExt;
+use redb::{Database, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+const TOPICS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("topics");
+const CARRY: TableDefinition<'_, (&str, i32), &[u8]> = TableDefinition::new("carry");
+const GROUPS: TableDefinition<'_, &str, &str> = TableDefinition::new("groups");
+const PORTS: TableDefinition<'_, (u8, i32), u16> = TableDefinition::new("ports");
+const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
+
+const FORMAT: &str = "1";
+/// Entries of the ledger that one read gives at most.
+const LEDGER_READ_MAX: usize = 1_000;
+
+/// A topic that was flipped at least once.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredTopic {
+    pub(crate) owner: ClusterSide,
+    pub(crate) mode: LinkMode,
+    pub(crate) physical: [Arc<str>; 2],
+    pub(crate) virtual_id: TopicId,
+    pub(crate) native_ids: [TopicId; 2],
+    pub(crate) timelines: Vec<Arc<Timeline>>,
+}
+
+/// The form in the file.
+#[derive(Serialize, Deserialize)]
+struct TopicRecord {
+    owner: String,
+    mode: String,
+    physical: [String; 2],
+    virtual_id: [u8; 16],
+    native_ids: [[u8; 16]; 2],
+    timelines: Vec<Vec<u8>>,
+}
+
+/// What a start finds.
+#[derive(Default)]
+pub(crate) struct Restored {
+    pub(crate) cluster_ids: [Option<String>; 2],
+    pub(crate) revision: u64,
+    pub(crate) topics: BTreeMap<Arc<str>, StoredTopic>,
+    pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
+    pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
+    /// The operation whose intent was written and that was neither sealed nor aborted.
+    pub(crate) intent: Option<String>,
+    pub(crate) ledger_next: u64,
+}
+
+/// What one flip makes durable, all or nothing.
+pub(crate) struct Seal {
+    pub(crate) revision: u64,
+    pub(crate) topics: Vec<(Arc<str>, StoredTopic)>,
+    pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
+    pub(crate) ledger: Vec<LedgerEntry>,
+}
+
+pub(crate) struct Store {
+    database: Database,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or creates the state in `directory`.
+    ///
+    /// # Errors
+    /// Another process has it, it cannot be read or written, or it is of another format.
+    pub(crate) fn open(directory: &Path) -> anyhow::Result<Store> {
+        let shown = directory.display();
+        std::fs::create_dir_all(directory).with_context(|| format!("state.directory {shown}: cannot be created"))?;
+        let lock = File::create(directory.join("lock")).with_context(|| format!("state.directory {shown}: not writable"))?;
+        if !FileExt::try_lock_exclusive(&lock).unwrap_or(false) {
+            bail!("state.directory {shown} is in use by another crossover process; stop it, or name another directory");
+        }
+        let database = Database::create(directory.join("state.redb"))
+            .with_context(|| format!("state.directory {shown}: state.redb cannot be opened"))?;
+        let store = Store { database, _lock: lock };
+        let write = store.database.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            let format = meta.get("format")?.map(|v| v.value().to_owned());
+            match format.as_deref() {
+                None => {
+                    meta.insert("format", FORMAT)?;
+                }
+                Some(FORMAT) => {}
+                Some(other) => bail!("state.directory {shown} has format {other}, this program reads format {FORMAT}; use the program that wrote it"),
+            }
+            write.open_table(TOPICS)?;
+            write.open_table(CARRY)?;
+            write.open_table(GROUPS)?;
+            write.open_table(PORTS)?;
+            write.open_table(LEDGER)?;
+        }
+        write.commit()?;
+        Ok(store)
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// The file is damaged.
+    pub(crate) fn restore(&self) -> anyhow::Result<Restored> {
+        let read = self.database.begin_read()?;
+        let meta = read.open_table(META)?;
+        let text = |name: &str| -> anyhow::Result<Option<String>> { Ok(meta.get(name)?.map(|v| v.value().to_owned())) };
+        let mut out = Restored {
+            cluster_ids: [text("source_cluster")?, text("target_cluster")?],
+            revision: text("revision")?.and_then(|r| r.parse().ok()).unwrap_or(0),
+            intent: text("intent")?,
+            ..Restored::default()
+        };
+        for row in read.open_table(TOPICS)?.iter()? {
+            let (name, record) = row?;
+            let record: TopicRecord = serde_json::from_slice(record.value())?;
+            out.topics.insert(Arc::from(name.value()), record.read().with_context(|| format!("topic {}", name.value()))?);
+        }
+        for row in read.open_table(CARRY)?.iter()? {
+            let (at, bytes) = row?;
+            let (topic, partition) = at.value();
+            out.carry.push((Arc::from(topic), partition, Carry::decode(bytes.value())?));
+        }
+        for row in read.open_table(GROUPS)?.iter()? {
+            let (group, side) = row?;
+            let side = ClusterSide::parse(side.value()).context("a group's home is neither source nor target")?;
+            out.homes.insert(Arc::from(group.value()), side);
+        }
+        for row in read.open_table(PORTS)?.iter()? {
+            let (node, port) = row?;
+            let (side, broker) = node.value();
+            out.ports.insert((ClusterSide::BOTH[usize::from(side.min(1))], broker), port.value());
+        }
+        let last = read.open_table(LEDGER)?.last()?.map(|(sequence, _)| sequence.value());
+        out.ledger_next = last.map_or(1, |s| s + 1);
+        Ok(out)
+    }
+
+    /// Binds the store to a cluster (RULES R31).
+    pub(crate) fn bind(&self, side: ClusterSide, cluster_id: &str) -> anyhow::Result<()> {
+        let name = if side == ClusterSide::Source { "source_cluster" } else { "target_cluster" };
+        self.put_meta(name, Some(cluster_id))
+    }
+
+    pub(crate) fn put_ports(&self, ports: &[((ClusterSide, i32), u16)]) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut table = write.open_table(PORTS)?;
+            for ((side, broker), port) in ports {
+                table.insert((u8::from(*side == ClusterSide::Target), *broker), *port)?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    /// The first durable write of a flip; `None` takes it back.
+    pub(crate) fn put_intent(&self, operation: Option<&str>) -> anyhow::Result<()> {
+        self.put_meta("intent", operation)
+    }
+
+    /// The second durable write of a flip: the commit point. It ends the intent.
+    pub(crate) fn seal(&self, seal: &Seal) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            meta.insert("revision", seal.revision.to_string().as_str())?;
+            meta.remove("intent")?;
+            let mut topics = write.open_table(TOPICS)?;
+            for (name, topic) in &seal.topics {
+                topics.insert(&**name, serde_json::to_vec(&TopicRecord::of(topic))?.as_slice())?;
+            }
+            let mut carry = write.open_table(CARRY)?;
+            for (topic, partition, content) in &seal.carry {
+                carry.insert((&**topic, *partition), content.encode().as_slice())?;
+            }
+            let mut ledger = write.open_table(LEDGER)?;
+            for entry in &seal.ledger {
+                ledger.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    pub(crate) fn put_home(&self, group: &str, side: ClusterSide, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            write.open_table(GROUPS)?.insert(group, side.as_str())?;
+            write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
+            write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
+    pub(crate) fn append(&self, entry: &LedgerEntry) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        Ok(write.commit()?)
+    }
+
+    pub(crate) fn ledger(&self, since: u64) -> anyhow::Result<Vec<LedgerEntry>> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(LEDGER)?;
+        let mut out = Vec::new();
+        for row in table.range(since..)?.take(LEDGER_READ_MAX) {
+            out.push(serde_json::from_slice(row?.1.value())?);
+        }
+        Ok(out)
+    }
+
+    fn put_meta(&self, name: &str, value: Option<&str>) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut meta = write.open_table(META)?;
+            match value {
+                Some(value) => drop(meta.insert(name, value)?),
+                None => drop(meta.remove(name)?),
+            }
+        }
+        Ok(write.commit()?)
+    }
+}
+
+impl TopicRecord {
+    fn of(topic: &StoredTopic) -> TopicRecord {
+        TopicRecord {
+            owner: topic.owner.as_str().to_owned(),
+            mode: topic.mode.as_str().to_owned(),
+            physical: [topic.physical[0].to_string(), topic.physical[1].to_string()],
+            virtual_id: topic.virtual_id.0,
+            native_ids: [topic.native_ids[0].0, topic.native_ids[1].0],
+            timelines: topic.timelines.iter().map(|t| t.encode()).collect(),
+        }
+    }
+
+    fn read(self) -> anyhow::Result<StoredTopic> {
+        let timelines = self.timelines.iter().map(|bytes| Ok(Arc::new(Timeline::decode(bytes)?)));
+        let [source, target] = self.physical;
+        let mode = if self.mode == LinkMode::Identity.as_str() { LinkMode::Identity } else { LinkMode::Continue };
+        Ok(StoredTopic {
+            owner: ClusterSide::parse(&self.owner).context("its owner is neither source nor target")?,
+            mode,
+            physical: [Arc::from(source), Arc::from(target)],
+            virtual_id: TopicId(self.virtual_id),
+            native_ids: self.native_ids.map(TopicId),
+            timelines: timelines.collect::<anyhow::Result<_>>()?,
+        })
+    }
+}
