@@ -1,6 +1,7 @@
 //! Makes snapshots of what is known and publishes them.
 
 use super::{Control, State};
+use crossover_core::api::policy;
 use crossover_config::{Config, Mode, RoutePattern, Side};
 use crossover_core::ids::{ClusterSide, VirtualNode};
 use crossover_core::node::{ApiRanges, NodeMap, Topology};
@@ -115,7 +116,8 @@ pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
 }
 
 fn advertised(source: &Topology, target: &Topology) -> ApiRanges {
-    crossover_core::api::policy::advertised(source, target)
+    let group_protocol = policy::shares_group_protocol([&source.features, &target.features]);
+    policy::advertised(&source.api_ranges, &target.api_ranges, group_protocol)
 }
 
 /// Features both clusters have finalized, at the lower level.

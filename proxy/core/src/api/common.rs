@@ -125,3 +125,14 @@ pub fn add_endpoints(cx: &Cx<'_>, response: &mut Struct, partitions_field: &str)
 pub fn address<'a>(cx: &'a Cx<'_>, node: VirtualNode) -> Option<(&'a str, u16)> {
     cx.snapshot.nodes.port(node).map(|port| (cx.snapshot.nodes.host.as_str(), port))
 }
+
+/// What a side calls a topic, known or not.
+#[must_use]
+pub fn physical_name(cx: &Cx<'_>, name: &str, side: ClusterSide) -> String {
+    let routes = &cx.snapshot.routes;
+    if let Some(route) = routes.topic(name) {
+        return route.physical(side).to_string();
+    }
+    let rule = routes.rules.find(name).and_then(|r| r.physical[side.index()].as_deref());
+    rule.unwrap_or(name).to_owned()
+}

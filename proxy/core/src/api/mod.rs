@@ -1,13 +1,24 @@
 //! One file per Kafka API: what the proxy does with a request of that key.
 
+mod admin_topics;
+mod api_versions;
 pub mod common;
+mod configs;
+mod describe_cluster;
+mod describe_producers;
+mod describe_topic_partitions;
+mod fan;
 pub mod fetch;
-
-
+mod find_coordinator;
 pub mod group;
+mod init_producer_id;
 pub mod key;
+mod metadata;
+pub mod policy;
 pub mod produce;
 mod relay;
+mod transactions;
+mod view;
 
 use crate::route::Snapshot;
 use crate::schema;
@@ -34,8 +45,14 @@ impl Opened {
 /// What a broker would close the connection for.
 pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Result<Opened, CloseReason> {
     let (api_key, version) = (header.api_key, header.api_version);
+    let is_handshake = api_key == key::API_VERSIONS;
+    let known = schema::request(api_key).is_some_and(|m| m.versions.contains(version));
+    if is_handshake && !known {
+        // A client may start with a version of its own time (KIP-511).
+        return Ok(Opened::new(api_versions::ApiVersions::unsupported()));
+    }
     let message = schema::request(api_key)
-        .filter(|_| snapshot.advertised.contains(api_key, version))
+        .filter(|_| known && (is_handshake || snapshot.advertised.contains(api_key, version)))
         .ok_or_else(|| CloseReason::BadRequest(format!("API key {api_key} version {version} is not offered")))?;
     let body = schema::decode(message, version, &frame.slice(header.body_offset..))
         .map_err(|error| CloseReason::BadRequest(format!("{} v{version}: {error}", message.name)))?;
@@ -45,7 +62,22 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
             let silent = produce.is_silent();
             Opened { operation: Box::new(produce), silent }
         }
-
+        key::API_VERSIONS => Opened::new(api_versions::ApiVersions::new(body)),
+        key::METADATA => Opened::new(fan::Fan::new(metadata::Metadata::new(body))),
+        key::DESCRIBE_TOPIC_PARTITIONS => {
+            Opened::new(fan::Fan::new(describe_topic_partitions::DescribeTopicPartitions::new(body)))
+        }
+        key::DESCRIBE_CLUSTER => Opened::new(describe_cluster::DescribeCluster::new(body)),
+        key::FIND_COORDINATOR => Opened::new(fan::Fan::new(find_coordinator::FindCoordinator::new(body))),
+        key::INIT_PRODUCER_ID => Opened::new(init_producer_id::InitProducerId::new(body)),
+        key::CREATE_TOPICS | key::CREATE_PARTITIONS | key::DELETE_TOPICS => {
+            Opened::new(fan::Fan::new(admin_topics::TopicsChange::new(api_key, version, body)))
+        }
+        key::DESCRIBE_CONFIGS | key::ALTER_CONFIGS | key::INCREMENTAL_ALTER_CONFIGS => {
+            Opened::new(fan::Fan::new(configs::Configs::new(api_key, body)))
+        }
+        key::DESCRIBE_PRODUCERS => Opened::new(fan::Fan::new(describe_producers::DescribeProducers::new(body))),
+        key::ADD_PARTITIONS_TO_TXN => Opened::new(transactions::AddPartitionsToTxn::new(body)),
         _ => Opened::new(relay::Relay::new(body)),
     })
 }

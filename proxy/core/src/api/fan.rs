@@ -1,0 +1,74 @@
+//! Requests that are asked of several brokers at once, and answered when all have spoken or their time is up.
+
+use crate::schema::Struct;
+use crate::session::{Answer, Cx, Operation, Step, UpstreamKey};
+
+/// One part of a request, for one broker.
+pub struct Ask {
+    pub upstream: UpstreamKey,
+    pub body: Struct,
+}
+
+/// What is special about an API that is fanned out.
+pub trait Plan: Send {
+    /// What to ask, in the version of the client's request.
+    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask>;
+
+    /// Puts the client's answer together. `answers[i]` belongs to ask `i`; `None` where none came.
+    fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step;
+
+    /// How long answers are waited for, milliseconds.
+    fn patience_ms(&self) -> i64;
+}
+
+/// A fanned-out request.
+pub struct Fan<P> {
+    plan: P,
+    answers: Vec<Option<Struct>>,
+    waiting: Vec<bool>,
+    until_ms: i64,
+}
+
+impl<P: Plan> Fan<P> {
+    pub fn new(plan: P) -> Fan<P> {
+        Fan { plan, answers: Vec::new(), waiting: Vec::new(), until_ms: 0 }
+    }
+
+    fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
+        if self.waiting.contains(&true) && cx.now_ms < self.until_ms {
+            cx.deadline_ms = Some(self.until_ms);
+            return Step::Pending;
+        }
+        self.plan.merge(cx, std::mem::take(&mut self.answers))
+    }
+}
+
+impl<P: Plan> Operation for Fan<P> {
+    fn start(&mut self, cx: &mut Cx<'_>) -> Step {
+        let asks = self.plan.asks(cx);
+        self.until_ms = cx.now_ms.saturating_add(self.plan.patience_ms());
+        self.answers = vec![None; asks.len()];
+        for (part, ask) in (0u32..).zip(&asks) {
+            let sent = cx.forward(ask.upstream, &ask.body, part);
+            self.waiting.push(sent);
+        }
+        self.finish(cx)
+    }
+
+    fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
+        let index = part as usize;
+        let Some(waiting) = self.waiting.get_mut(index) else { return Step::Pending };
+        *waiting = false;
+        if let Answer::Frame { frame, body_at, version } = answer {
+            match cx.decode(cx.header.api_key, &frame, body_at, version) {
+                Ok(response) => self.answers[index] = Some(response),
+                Err(reason) => return Step::Close(reason),
+            }
+        }
+        self.finish(cx)
+    }
+
+    fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.finish(cx)
+    }
+}

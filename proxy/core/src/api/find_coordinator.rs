@@ -1,0 +1,134 @@
+//! FindCoordinator (key 10): groups at their home side, transactions at the default side, at virtual addresses.
+//!
+//! Source: KIP-699 (batches), `FindCoordinatorRequest.json`, `FindCoordinatorResponse.json`.
+
+use super::common;
+use super::fan::{Ask, Plan};
+use super::view;
+use crate::error_code as code;
+use crate::ids::{ClusterSide, VirtualNode};
+use crate::schema::{Struct, Value};
+use crate::session::{Cx, Step};
+
+const GROUP: i8 = 0;
+const TRANSACTION: i8 = 1;
+
+/// A find coordinator request.
+pub struct FindCoordinator {
+    request: Struct,
+    asked: Vec<ClusterSide>,
+}
+
+impl FindCoordinator {
+    #[must_use]
+    pub fn new(request: Struct) -> FindCoordinator {
+        FindCoordinator { request, asked: Vec::new() }
+    }
+
+    fn is_batch(cx: &Cx<'_>) -> bool {
+        cx.header.api_version >= 4
+    }
+
+    fn keys(&self, cx: &Cx<'_>) -> Vec<String> {
+        if FindCoordinator::is_batch(cx) {
+            self.request.strs("CoordinatorKeys").map(str::to_owned).collect()
+        } else {
+            vec![self.request.str("Key").to_owned()]
+        }
+    }
+
+    /// The side that coordinates a key; `None` for what the proxy does not offer.
+    fn side_of(&self, cx: &Cx<'_>, key: &str) -> Option<ClusterSide> {
+        match self.request.i8("KeyType") {
+            GROUP => Some(cx.snapshot.group_home(key)),
+            TRANSACTION => Some(cx.snapshot.routes.rules.default_side),
+            _ => None,
+        }
+    }
+
+    /// The coordinator of one key, as an element of `Coordinators`.
+    fn coordinator(&self, cx: &Cx<'_>, key: &str, answers: &[Option<Struct>], mut out: Struct) -> Struct {
+        out.set("Key", key);
+        out.set("NodeId", -1);
+        out.set("Port", -1);
+        let Some(side) = self.side_of(cx, key) else {
+            out.set("ErrorCode", code::INVALID_REQUEST);
+            out.set("ErrorMessage", "coordinators of this type are not offered");
+            return out;
+        };
+        let answer = self.asked.iter().position(|s| *s == side).and_then(|i| answers.get(i)?.as_ref());
+        let found = answer.and_then(|answer| {
+            if FindCoordinator::is_batch(cx) {
+                answer.structs("Coordinators").find(|c| c.str("Key") == key)
+            } else {
+                Some(answer)
+            }
+        });
+        let is_moving = self.request.i8("KeyType") == GROUP && cx.snapshot.groups.moving.contains_key(key);
+        let Some(found) = found.filter(|_| !is_moving) else {
+            return unavailable(out);
+        };
+        let (error, broker) = (found.i16("ErrorCode"), found.i32("NodeId"));
+        if error != code::NONE {
+            out.set("ErrorCode", error);
+            out.set("ErrorMessage", found.get("ErrorMessage").clone());
+            return out;
+        }
+        let node = VirtualNode::new(side, broker);
+        match common::address(cx, node).filter(|_| broker >= 0) {
+            Some((host, port)) => {
+                out.set("NodeId", node.to_virtual());
+                out.set("Host", host);
+                out.set("Port", i32::from(port));
+                out
+            }
+            None => unavailable(out),
+        }
+    }
+}
+
+fn unavailable(mut out: Struct) -> Struct {
+    out.set("ErrorCode", code::COORDINATOR_NOT_AVAILABLE);
+    out.set("ErrorMessage", "the coordinator is not available");
+    out
+}
+
+impl Plan for FindCoordinator {
+    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
+        let keys = self.keys(cx);
+        let mut asks = Vec::new();
+        for side in ClusterSide::BOTH {
+            let mine: Vec<&String> = keys.iter().filter(|k| self.side_of(cx, k) == Some(side)).collect();
+            let Some(upstream) = cx.any_upstream(side).filter(|_| !mine.is_empty()) else { continue };
+            let mut body = self.request.clone();
+            if FindCoordinator::is_batch(cx) {
+                let mine = mine.into_iter().map(Value::from).collect::<Vec<Value>>();
+                body.set("CoordinatorKeys", mine);
+            }
+            self.asked.push(side);
+            asks.push(Ask { upstream, body });
+        }
+        asks
+    }
+
+    fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
+        let Some(mut response) = cx.empty_response() else { return Step::Done };
+        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
+        response.set("ThrottleTimeMs", throttle);
+        for key in self.keys(cx) {
+            let found = self.coordinator(cx, &key, &answers, response.new_element("Coordinators"));
+            if FindCoordinator::is_batch(cx) {
+                response.push("Coordinators", found);
+            } else {
+                for field in ["ErrorCode", "ErrorMessage", "NodeId", "Host", "Port"] {
+                    response.set(field, found.get(field).clone());
+                }
+            }
+        }
+        Step::Reply(response)
+    }
+
+    fn patience_ms(&self) -> i64 {
+        view::PATIENCE_MS
+    }
+}
