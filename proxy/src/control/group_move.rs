@@ -56,7 +56,7 @@ impl Control {
         self.state().moving.insert(Arc::clone(group), to);
         self.publish();
         let deadline = Instant::now() + DRAIN_MAX;
-        while !self.runtime.shared.groups.is_drained(group) {
+        while !self.runtime.shared.groups.is_drained(group, self.runtime.now_ms()) {
             ensure!(!self.is_abort_asked(), "an operator asked for it");
             ensure!(Instant::now() < deadline, "not all members came to the rebalance within {DRAIN_MAX:?}");
             sleep(DRAIN_LOOK).await;

@@ -1,5 +1,245 @@
-//! Group membership as one client connection sees it. (JoinGroup, SyncGroup, Heartbeat, LeaveGroup.)
+//! Requests of a group, sent to the coordinator of its home.
+//!
+//! On a node of the home's side a request goes to the client's own broker, which judges for itself. From a node of the
+//! other side it goes by a companion to the coordinator, which the operation looks up; the client never learns that it
+//! is not there (RULES R29).
 
-/// The group memberships of one client connection.
+use super::key;
+use crate::error_code as code;
+use crate::ids::ClusterSide;
+use crate::schema::{self, Struct};
+use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
+use std::collections::HashMap;
+
+/// How long a coordinator is looked for, milliseconds.
+const PATIENCE_MS: i64 = 5_000;
+const RETRY_MS: i64 = 100;
+
+/// The calls of an operation on a group.
+pub(super) const LOOKUP: u32 = 0;
+pub(super) const REQUEST: u32 = 1;
+/// Calls whose answer does not matter.
+pub(super) const IGNORED: u32 = 2;
+
+/// Coordinators that this connection has looked up, by side and group.
 #[derive(Debug, Default)]
-pub struct Members {}
+pub struct Members {
+    coordinators: HashMap<(ClusterSide, String), i32>,
+}
+
+/// Finds the connection for a group.
+pub(super) struct Finder {
+    pub(super) group: String,
+    pub(super) class: Class,
+    until_ms: Option<i64>,
+    /// Ask for the coordinator even on the home's side.
+    pub(super) exact: bool,
+}
+
+/// Where a group's request goes.
+pub(super) enum Found {
+    At(UpstreamKey),
+    /// The lookup is under way, or is to be repeated at the next wake.
+    Later,
+    /// No coordinator within the patience.
+    Nowhere,
+}
+
+impl Finder {
+    pub(super) fn new(group: String, class: Class) -> Finder {
+        Finder { group, class, until_ms: None, exact: false }
+    }
+
+    pub(super) fn find(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Found {
+        let cached = cx.core.members.coordinators.get(&(home, self.group.clone())).copied();
+        if let Some(broker) = cached {
+            return Found::At(cx.upstream(home, broker, self.class));
+        }
+        if cx.core.node.side == home && !self.exact {
+            return Found::At(cx.upstream(home, cx.core.node.broker, self.class));
+        }
+        let until = *self.until_ms.get_or_insert(cx.now_ms + PATIENCE_MS);
+        if cx.now_ms >= until {
+            return Found::Nowhere;
+        }
+        let version = cx.snapshot.topology(home).api_ranges.range(key::FIND_COORDINATOR).map_or(0, |r| r.1.min(3));
+        let asked = cx.any_upstream(home).is_some_and(|upstream| {
+            let mut body = request(key::FIND_COORDINATOR);
+            body.set("Key", self.group.as_str());
+            cx.call(upstream, key::FIND_COORDINATOR, version, &body, LOOKUP)
+        });
+        if !asked {
+            cx.refresh(home);
+            cx.wake_at(cx.now_ms + RETRY_MS);
+        }
+        Found::Later
+    }
+
+    /// Takes in the answer of a lookup. False: look again at the next wake.
+    pub(super) fn found(&mut self, cx: &mut Cx<'_>, home: ClusterSide, answer: Answer) -> bool {
+        if let Answer::Frame { frame, body_at, version } = answer
+            && let Ok(response) = cx.decode(key::FIND_COORDINATOR, &frame, body_at, version)
+            && response.i16("ErrorCode") == code::NONE
+        {
+            cx.core.members.coordinators.insert((home, self.group.clone()), response.i32("NodeId"));
+            return true;
+        }
+        cx.wake_at(cx.now_ms + RETRY_MS);
+        false
+    }
+
+    /// The coordinator is not where it was.
+    pub(super) fn forget(&mut self, cx: &mut Cx<'_>, home: ClusterSide) {
+        cx.core.members.coordinators.remove(&(home, self.group.clone()));
+        self.until_ms.get_or_insert(cx.now_ms + PATIENCE_MS);
+        cx.wake_at(cx.now_ms + RETRY_MS);
+    }
+
+    pub(super) fn is_over(&self, cx: &Cx<'_>) -> bool {
+        self.until_ms.is_some_and(|until| cx.now_ms >= until)
+    }
+}
+
+/// What is special about one API of a group.
+pub(super) trait GroupApi: Send {
+    /// The group whose home decides.
+    fn group(&self) -> String;
+
+    /// What a companion for it blocks.
+    fn class(&self) -> Class {
+        Class::Produce
+    }
+
+    /// An answer that needs no broker.
+    fn local(&mut self, _cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
+        None
+    }
+
+    /// The request in the home's terms.
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct;
+
+    /// The answer in the client's terms.
+    fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, response: Struct) -> Step {
+        let _ = (cx, home);
+        Step::Reply(response)
+    }
+
+    /// What a client is told when no coordinator can be found.
+    fn unavailable(&mut self, _cx: &mut Cx<'_>) -> Step {
+        Step::Close(CloseReason::UpstreamLost)
+    }
+}
+
+/// One request of a group.
+pub(super) struct GroupCall<A> {
+    api: A,
+    finder: Finder,
+    home: ClusterSide,
+    sent_to: Option<UpstreamKey>,
+}
+
+impl<A: GroupApi> GroupCall<A> {
+    pub(super) fn new(api: A) -> GroupCall<A> {
+        let finder = Finder::new(api.group(), api.class());
+        GroupCall { api, finder, home: ClusterSide::Source, sent_to: None }
+    }
+
+    fn go(&mut self, cx: &mut Cx<'_>) -> Step {
+        match self.finder.find(cx, self.home) {
+            Found::Later => Step::Pending,
+            Found::Nowhere => self.api.unavailable(cx),
+            Found::At(upstream) => {
+                let body = self.api.request(cx, self.home);
+                self.sent_to = Some(upstream);
+                if cx.forward(upstream, &body, REQUEST) { Step::Pending } else { self.api.unavailable(cx) }
+            }
+        }
+    }
+}
+
+impl<A: GroupApi> Operation for GroupCall<A> {
+    fn start(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.home = cx.snapshot.group_home(&self.finder.group);
+        match self.api.local(cx, self.home) {
+            Some(step) => step,
+            None => self.go(cx),
+        }
+    }
+
+    fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
+        match part {
+            LOOKUP => {
+                if self.finder.found(cx, self.home, answer) { self.go(cx) } else { Step::Pending }
+            }
+            REQUEST => self.on_response(cx, answer),
+            _ => Step::Pending,
+        }
+    }
+
+    fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
+        if self.sent_to.is_some() {
+            return Step::Pending;
+        }
+        cx.deadline_ms = None;
+        self.go(cx)
+    }
+}
+
+impl<A: GroupApi> GroupCall<A> {
+    fn on_response(&mut self, cx: &mut Cx<'_>, answer: Answer) -> Step {
+        let native = self.sent_to.is_none_or(|u| u.class == Class::Native);
+        let Answer::Frame { frame, body_at, version } = answer else {
+            return if native { Step::Close(CloseReason::UpstreamLost) } else { self.again(cx) };
+        };
+        match cx.decode(cx.header.api_key, &frame, body_at, version) {
+            Err(reason) => Step::Close(reason),
+            Ok(response) if !native && is_elsewhere(&response) && !self.finder.is_over(cx) => self.again(cx),
+            Ok(response) => self.api.response(cx, self.home, response),
+        }
+    }
+
+    fn again(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.finder.forget(cx, self.home);
+        self.sent_to = None;
+        Step::Pending
+    }
+}
+
+/// Whether an answer says that the coordinator is another broker, or not ready.
+fn is_elsewhere(response: &Struct) -> bool {
+    let bad = |s: &Struct| {
+        s.has("ErrorCode")
+            && [code::NOT_COORDINATOR, code::COORDINATOR_NOT_AVAILABLE, code::COORDINATOR_LOAD_IN_PROGRESS]
+                .contains(&s.i16("ErrorCode"))
+    };
+    let groups = response.has("Groups") && response.structs("Groups").any(bad);
+    let topics = response.has("Topics")
+        && response.structs("Topics").any(|t| t.has("Partitions") && t.structs("Partitions").any(bad));
+    bad(response) || groups || topics
+}
+
+/// An empty request body.
+pub(super) fn request(api_key: i16) -> Struct {
+    schema::request(api_key).map_or_else(|| Struct::new(&[]), |m| Struct::new(m.fields))
+}
+
+/// A request of a group that holds nothing to translate.
+pub(super) struct Plain {
+    pub(super) request: Struct,
+    pub(super) class: Class,
+    pub(super) group: String,
+}
+
+impl GroupApi for Plain {
+    fn group(&self) -> String {
+        self.group.clone()
+    }
+
+    fn class(&self) -> Class {
+        self.class
+    }
+
+    fn request(&mut self, _cx: &mut Cx<'_>, _home: ClusterSide) -> Struct {
+        self.request.clone()
+    }
+}

@@ -9,6 +9,14 @@ mod describe_producers;
 mod describe_topic_partitions;
 mod fan;
 pub mod fetch;
+mod fetch_entry;
+mod fetch_session;
+mod heartbeat;
+mod join_group;
+mod list_groups;
+mod offset_commit;
+mod offset_fetch;
+mod txn_offset_commit;
 mod find_coordinator;
 pub mod group;
 mod init_producer_id;
@@ -22,9 +30,11 @@ mod view;
 
 use crate::route::Snapshot;
 use crate::schema;
-use crate::session::{CloseReason, Operation};
+use crate::session::{Class, CloseReason, Operation};
+use crate::schema::Struct;
 use crate::wire::header::RequestHeader;
 use bytes::Bytes;
+use group::{GroupCall, Plain};
 
 /// A request that was accepted.
 pub struct Opened {
@@ -62,6 +72,7 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
             let silent = produce.is_silent();
             Opened { operation: Box::new(produce), silent }
         }
+        key::FETCH => Opened::new(fetch::Fetch::new(body)),
         key::API_VERSIONS => Opened::new(api_versions::ApiVersions::new(body)),
         key::METADATA => Opened::new(fan::Fan::new(metadata::Metadata::new(body))),
         key::DESCRIBE_TOPIC_PARTITIONS => {
@@ -78,6 +89,26 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         }
         key::DESCRIBE_PRODUCERS => Opened::new(fan::Fan::new(describe_producers::DescribeProducers::new(body))),
         key::ADD_PARTITIONS_TO_TXN => Opened::new(transactions::AddPartitionsToTxn::new(body)),
+        key::JOIN_GROUP => Opened::new(join_group::JoinGroup::new(body)),
+        key::SYNC_GROUP => Opened::new(GroupCall::new(plain(body, "GroupId", Class::Group))),
+        key::HEARTBEAT => Opened::new(GroupCall::new(heartbeat::Heartbeat(body))),
+        key::LEAVE_GROUP => Opened::new(GroupCall::new(heartbeat::LeaveGroup(body))),
+        key::OFFSET_COMMIT => Opened::new(GroupCall::new(offset_commit::OffsetCommit::new(body))),
+        key::OFFSET_FETCH => Opened::new(GroupCall::new(offset_fetch::OffsetFetch::new(body))),
+        key::TXN_OFFSET_COMMIT => Opened::new(GroupCall::new(txn_offset_commit::TxnOffsetCommit::new(body))),
+        key::DESCRIBE_GROUPS => Opened::new(GroupCall::new(plain(body, "Groups", Class::Produce))),
+        key::DELETE_GROUPS => Opened::new(GroupCall::new(plain(body, "GroupsNames", Class::Produce))),
+        key::LIST_GROUPS => Opened::new(fan::Fan::new(list_groups::ListGroups::new(body))),
         _ => Opened::new(relay::Relay::new(body)),
     })
+}
+
+/// A request of the group that `field` names, or names first.
+fn plain(request: Struct, field: &str, class: Class) -> Plain {
+    let group = match request.get(field).as_str() {
+        Some(group) => group.to_owned(),
+        None if field == "GroupId" => String::new(),
+        None => request.strs(field).next().unwrap_or_default().to_owned(),
+    };
+    Plain { request, class, group }
 }

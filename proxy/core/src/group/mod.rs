@@ -1,11 +1,135 @@
-//! What all sessions know of consumer groups.
+//! What all sessions know of classic consumer groups: the members seen alive, and which of them have come to the
+//! rebalance that moves the group's home.
 
-/// Groups that have been seen, and those that are being moved.
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Members remembered per process at most; more are served, but a group with forgotten members cannot be drained.
+const MEMBERS_MAX: usize = 100_000;
+
+/// One member of a classic group.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub generation: i32,
+    /// When it was last heard of, milliseconds of the core's clock.
+    pub seen_ms: i64,
+    /// Without a word for so long it is dead, milliseconds.
+    pub session_timeout_ms: i64,
+    /// Its JoinGroup waits for the group's new home.
+    pub parked: bool,
+}
+
 #[derive(Debug, Default)]
-pub struct GroupRegistry {}
+struct Group {
+    members: HashMap<String, Member>,
+    /// Commits stored with a tag at the home, as last seen: (topic, partition).
+    tagged: BTreeSet<(Arc<str>, i32)>,
+}
+
+/// Groups that have been seen since the start.
+#[derive(Debug, Default)]
+pub struct GroupRegistry {
+    groups: Mutex<HashMap<Arc<str>, Group>>,
+}
 
 impl GroupRegistry {
-    pub fn names(&self) -> Vec<std::sync::Arc<str>> { Vec::new() }
-    pub fn tagged(&self, _group: &str) -> u32 { 0 }
-    pub fn is_drained(&self, _group: &str) -> bool { true }
+    /// Names of all groups seen.
+    #[must_use]
+    pub fn names(&self) -> Vec<Arc<str>> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// Commits of a group that are stored with a tag, as far as seen.
+    #[must_use]
+    pub fn tagged(&self, group: &str) -> u32 {
+        self.lock().get(group).map_or(0, |g| u32::try_from(g.tagged.len()).unwrap_or(u32::MAX))
+    }
+
+    pub fn note_commit(&self, group: &Arc<str>, topic: &Arc<str>, partition: i32, tagged: bool) {
+        let mut groups = self.lock();
+        let group = groups.entry(Arc::clone(group)).or_default();
+        let at = (Arc::clone(topic), partition);
+        if tagged {
+            group.tagged.insert(at);
+        } else {
+            group.tagged.remove(&at);
+        }
+    }
+
+    /// A member has joined or has sent a heartbeat.
+    pub fn alive(&self, group: &str, member: &str, generation: i32, session_timeout_ms: Option<i64>, now_ms: i64) {
+        if member.is_empty() {
+            return;
+        }
+        let mut groups = self.lock();
+        let total: usize = groups.values().map(|g| g.members.len()).sum();
+        let group = groups.entry(Arc::from(group)).or_default();
+        match group.members.get_mut(member) {
+            Some(known) => {
+                known.generation = generation;
+                known.seen_ms = now_ms;
+                known.session_timeout_ms = session_timeout_ms.unwrap_or(known.session_timeout_ms);
+            }
+            None if total < MEMBERS_MAX => {
+                let session_timeout_ms = session_timeout_ms.unwrap_or(45_000);
+                let known = Member { generation, seen_ms: now_ms, session_timeout_ms, parked: false };
+                group.members.insert(member.to_owned(), known);
+            }
+            None => {}
+        }
+    }
+
+    /// A member has left, or its coordinator does not know it.
+    pub fn left(&self, group: &str, member: &str) {
+        if let Some(group) = self.lock().get_mut(group) {
+            group.members.remove(member);
+        }
+    }
+
+    pub fn park(&self, group: &str, member: &str, parked: bool, now_ms: i64) {
+        if let Some(member) = self.lock().get_mut(group).and_then(|g| g.members.get_mut(member)) {
+            member.parked = parked;
+            member.seen_ms = now_ms;
+        }
+    }
+
+    #[must_use]
+    pub fn member(&self, group: &str, member: &str) -> Option<Member> {
+        self.lock().get(group)?.members.get(member).cloned()
+    }
+
+    /// Every living member has come to the rebalance. Dead ones are forgotten.
+    #[must_use]
+    pub fn is_drained(&self, group: &str, now_ms: i64) -> bool {
+        self.missing(group, now_ms) == 0
+    }
+
+    /// Living members that have not come yet.
+    #[must_use]
+    pub fn missing(&self, group: &str, now_ms: i64) -> usize {
+        let mut groups = self.lock();
+        let Some(group) = groups.get_mut(group) else { return 0 };
+        group.members.retain(|_, m| m.parked || now_ms - m.seen_ms < m.session_timeout_ms);
+        group.members.values().filter(|m| !m.parked).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_drained_when_all_living_members_are_parked() {
+        let registry = GroupRegistry::default();
+        assert!(registry.is_drained("g", 0));
+        registry.alive("g", "a", 1, Some(10_000), 0);
+        registry.alive("g", "b", 1, Some(10_000), 5_000);
+        registry.park("g", "a", true, 6_000);
+        assert!(!registry.is_drained("g", 6_000));
+        assert!(registry.is_drained("g", 15_000), "b has died");
+    }
 }

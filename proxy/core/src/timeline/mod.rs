@@ -266,6 +266,12 @@ impl Timeline {
         self.past.get(usize::try_from(index).ok()?)
     }
 
+    /// How often the partition was flipped.
+    #[must_use]
+    pub fn past_eras(&self) -> usize {
+        self.past.len()
+    }
+
     /// All eras, oldest first; never empty.
     pub fn eras(&self) -> impl DoubleEndedIterator<Item = &Era> {
         self.past.iter().chain(std::iter::once(&self.current))

@@ -1,0 +1,399 @@
+//! One partition of a fetch: where it is read, and what the client is told of it.
+
+use super::common;
+use crate::error_code as code;
+use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualOffset, to_virtual_node};
+use crate::producer::batch::{self, CutEnd};
+use crate::route::TopicRoute;
+use crate::schema::{self, Struct};
+use crate::session::{Class, Cx, Seen, UpstreamKey};
+use crate::timeline::{RequestEpoch, Timeline};
+use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
+
+/// When a read that found no leader is tried again, milliseconds.
+pub const RETRY_MS: i64 = 50;
+
+/// A partition as the client names it: by name, or by virtual id from version 13 on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EntryKey {
+    pub topic: String,
+    pub id: TopicId,
+    pub partition: i32,
+}
+
+/// Where an entry is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub upstream: UpstreamKey,
+    pub side: ClusterSide,
+    pub era: u32,
+    pub native: NativeOffset,
+    /// The era's native end: nothing at or after it may be handed out from this read.
+    pub end: Option<NativeOffset>,
+}
+
+/// One partition of a fetch.
+#[derive(Debug)]
+pub struct Entry {
+    pub key: EntryKey,
+    pub route: Option<Arc<TopicRoute>>,
+    pub position: i64,
+    pub current_leader_epoch: i32,
+    pub last_fetched_epoch: i32,
+    pub max_bytes: i32,
+    pub target: Option<Target>,
+    /// Where reading goes on behind a hole: never below `position`.
+    pub read_from: i64,
+    pub retry_at_ms: Option<i64>,
+    /// What the session told before.
+    told: (i64, i64),
+    result: Option<Struct>,
+}
+
+/// The partitions of a request, in its order.
+#[must_use]
+pub fn entries_of(request: &Struct) -> Vec<Entry> {
+    let topics = request.structs("Topics");
+    topics
+        .flat_map(|topic| {
+            topic.structs("Partitions").map(|p| {
+                let key = EntryKey {
+                    topic: topic.str("Topic").to_owned(),
+                    id: TopicId(topic.uuid("TopicId")),
+                    partition: p.i32("Partition"),
+                };
+                let (epoch, last) = (p.i32("CurrentLeaderEpoch"), p.i32("LastFetchedEpoch"));
+                Entry::new(key, p.i64("FetchOffset"), epoch, last, p.i32("PartitionMaxBytes"), (-1, -1))
+            })
+        })
+        .collect()
+}
+
+impl Entry {
+    #[must_use]
+    pub fn new(
+        key: EntryKey,
+        position: i64,
+        current_leader_epoch: i32,
+        last_fetched_epoch: i32,
+        max_bytes: i32,
+        told: (i64, i64),
+    ) -> Entry {
+        Entry {
+            key,
+            route: None,
+            position,
+            current_leader_epoch,
+            last_fetched_epoch,
+            max_bytes,
+            target: None,
+            read_from: position,
+            retry_at_ms: None,
+            told,
+            result: None,
+        }
+    }
+
+    /// Looks up the route and decides where to read. Without a target the entry has a result, or is to be retried.
+    pub fn aim(&mut self, cx: &mut Cx<'_>) {
+        let by_id = cx.header.api_version >= 13;
+        let routes = &cx.snapshot.routes;
+        self.route = if by_id { routes.topic_by_id(self.key.id) } else { routes.topic(&self.key.topic) }.cloned();
+        self.target = None;
+        self.retry_at_ms = None;
+        let usable = self.route.as_ref().filter(|r| r.frozen.is_none());
+        let Some(route) = usable.filter(|r| r.timeline(self.key.partition).is_some()).cloned() else {
+            let error = if by_id { code::UNKNOWN_TOPIC_ID } else { code::UNKNOWN_TOPIC_OR_PARTITION };
+            cx.refresh(cx.snapshot.routes.owner(&self.key.topic));
+            return self.answer_error(error);
+        };
+        let Some(timeline) = route.timeline(self.key.partition) else { return };
+        let place = timeline.locate(VirtualOffset(self.read_from));
+        let is_owner = place.era == timeline.current().index;
+        // A position that makes no sense is the owner's to judge.
+        let native = if self.position < 0 { NativeOffset(self.position) } else { place.native };
+        let upstream = if is_owner {
+            common::owner_upstream(cx, &route, self.key.partition, Class::Fetch)
+        } else {
+            let leader = cx.snapshot.leader(&route, self.key.partition, place.side);
+            leader.map(|broker| cx.upstream(place.side, broker, Class::Fetch))
+        };
+        let Some(upstream) = upstream else {
+            // No leader, or the side that holds this history is down: nothing else waits for it (RULES R30).
+            cx.refresh(place.side);
+            self.retry_at_ms = Some(cx.now_ms + RETRY_MS);
+            return;
+        };
+        if upstream.class != Class::Native {
+            let (session, now) = (cx.core.id, cx.now_ms);
+            cx.shared.traffic.note(&route.name, |t| {
+                t.companion_fetch.insert(session, now);
+            });
+        }
+        self.target = Some(Target { upstream, side: place.side, era: place.era, native, end: place.end });
+    }
+
+    /// The element of the sub-request.
+    #[must_use]
+    pub fn to_request(&self, topic: &Struct) -> Option<Struct> {
+        let target = self.target?;
+        let timeline = self.timeline()?;
+        let is_owner = target.end.is_none();
+        let epoch = |epoch: i32| match timeline.request_epoch(epoch) {
+            RequestEpoch::Native(epoch) if is_owner => epoch,
+            RequestEpoch::Unknown(epoch) => epoch,
+            RequestEpoch::Native(_) | RequestEpoch::Older(_) => -1,
+        };
+        let mut partition = topic.new_element("Partitions");
+        partition.set("Partition", self.key.partition);
+        partition.set("CurrentLeaderEpoch", epoch(self.current_leader_epoch));
+        partition.set("FetchOffset", target.native.0);
+        partition.set("LastFetchedEpoch", if self.read_from > self.position { -1 } else { epoch(self.last_fetched_epoch) });
+        partition.set("LogStartOffset", -1_i64);
+        partition.set("PartitionMaxBytes", self.max_bytes);
+        Some(partition)
+    }
+
+    /// Whether its era is not the one it is being read in any more, or has got an end.
+    #[must_use]
+    pub fn has_moved(&self, cx: &Cx<'_>) -> bool {
+        let (Some(route), Some(target)) = (&self.route, self.target) else { return false };
+        let now = cx.snapshot.routes.topic(&route.name).and_then(|r| r.timeline(self.key.partition));
+        self.result.is_none() && target.end.is_none() && now.is_some_and(|t| t.current().index != target.era)
+    }
+
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.result.is_none()
+    }
+
+    /// Worth answering for: records, an error, or something the session was not told.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.result.as_ref().is_some_and(|r| r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty())
+    }
+
+    /// Empty so far: it may be asked again.
+    pub fn reopen(&mut self) {
+        if !self.has_news() {
+            self.result = None;
+        }
+    }
+
+    /// Takes in a broker's answer. `alone_empty`: no partition of that answer had records, so an empty one is empty
+    /// because nothing is there, not because the answer was full.
+    pub fn take(&mut self, cx: &mut Cx<'_>, answer: &Struct, alone_empty: bool) {
+        let (Some(target), Some(route)) = (self.target, self.route.clone()) else { return };
+        let Some(timeline) = route.timeline(self.key.partition).cloned() else { return };
+        let error = answer.i16("ErrorCode");
+        let companion = target.upstream.class != Class::Native;
+        let history = target.end.is_some();
+        if (companion || history) && is_elsewhere(error) {
+            cx.refresh(target.side);
+            return self.delay(cx);
+        }
+        let start = common::log_start(cx, &route, self.key.partition, target.side, answer.i64("LogStartOffset"));
+        if error == code::OFFSET_OUT_OF_RANGE && timeline.past_eras() > 0 {
+            return self.out_of_range(cx, &route, &timeline, answer);
+        }
+        let mut out = answer.clone();
+        out.set("LogStartOffset", start);
+        out.set("PreferredReadReplica", match answer.i32("PreferredReadReplica") {
+            replica if replica >= 0 && !companion && !history => to_virtual_node(target.side, replica),
+            _ => -1,
+        });
+        if history {
+            self.history_ends(cx, &route, &timeline, &target, &mut out);
+        } else {
+            self.owner_ends(cx, &route, &timeline, &target, &mut out);
+        }
+        for aborted in out.structs_mut("AbortedTransactions") {
+            let first = NativeOffset(aborted.i64("FirstOffset"));
+            let shown = timeline.record_to_virtual(target.era, first);
+            aborted.set("FirstOffset", shown.map_or(self.position, |v| v.0));
+        }
+        match translated(&timeline, &target, answer.opt_bytes("Records")) {
+            Ok(records) => {
+                let empty = records.as_ref().is_none_or(Bytes::is_empty);
+                out.set("Records", records);
+                if history && empty && error == code::NONE {
+                    // Nothing more in this era: it goes on in the next one.
+                    if alone_empty {
+                        self.skip_era(cx, &timeline, &target);
+                    } else {
+                        self.delay(cx);
+                    }
+                    return;
+                }
+            }
+            // A log that is not the one that was sealed, or bytes that are no batches: nothing is handed out.
+            Err(_) => return self.delay(cx),
+        }
+        self.result = Some(out);
+    }
+
+    fn owner_ends(&self, cx: &Cx<'_>, route: &TopicRoute, timeline: &Timeline, target: &Target, out: &mut Struct) {
+        let index = self.key.partition;
+        let end = |native: i64| if native < 0 { native } else { timeline.exclusive_to_virtual(target.era, NativeOffset(native)).0 };
+        let (high_watermark, last_stable_offset) = (end(out.i64("HighWatermark")), end(out.i64("LastStableOffset")));
+        out.set("HighWatermark", high_watermark);
+        out.set("LastStableOffset", last_stable_offset);
+        cx.shared.seen.raise(&route.name, index, Seen { high_watermark, last_stable_offset, epoch: -1 });
+        common::translate_current_leader(cx, out, target.side, route, index, target.era);
+        let diverging = out.opt_struct("DivergingEpoch").map(|d| (d.i32("Epoch"), d.i64("EndOffset")));
+        let Some((epoch, offset)) = diverging.filter(|(epoch, _)| *epoch >= 0) else { return };
+        match timeline.epoch_end_to_virtual(epoch, NativeOffset(offset)) {
+            Ok((epoch, offset)) => {
+                if let Some(diverging) = out.opt_struct_mut("DivergingEpoch") {
+                    diverging.set("Epoch", epoch);
+                    diverging.set("EndOffset", offset.0);
+                }
+            }
+            Err(_) => out.reset("DivergingEpoch"),
+        }
+    }
+
+    /// An older era's answer carries the owner's ends as far as they are known (RULES R21).
+    fn history_ends(&self, cx: &Cx<'_>, route: &TopicRoute, timeline: &Timeline, target: &Target, out: &mut Struct) {
+        let seen = cx.shared.seen.get(&route.name, self.key.partition).unwrap_or_default();
+        let end = timeline.current().virtual_start.0.max(
+            timeline.era(target.era).and_then(crate::timeline::Era::virtual_end).map_or(0, |v| v.0),
+        );
+        out.set("HighWatermark", seen.high_watermark.max(end));
+        out.set("LastStableOffset", seen.last_stable_offset.max(end));
+        out.reset("CurrentLeader");
+        out.reset("DivergingEpoch");
+    }
+
+    /// Only a position below the virtual log start, or above the owner's end, is out of range; a hole between eras
+    /// reads as "next record" (RULES R23).
+    fn out_of_range(&mut self, cx: &mut Cx<'_>, route: &TopicRoute, timeline: &Timeline, answer: &Struct) {
+        let starts = cx.shared.log_starts.get(&route.name, self.key.partition);
+        let first = timeline.log_start_to_virtual(starts);
+        let below = first.is_some_and(|first| VirtualOffset(self.position) < first);
+        let place = timeline.locate_retained(VirtualOffset(self.read_from.max(0)), starts);
+        let next = place.and_then(|p| Some((p, timeline.era(p.era)?)));
+        let next = next.map(|(p, era)| p.native.0 - era.native_start.0 + era.virtual_start.0);
+        let is_owner = self.target.is_some_and(|t| t.end.is_none());
+        match next {
+            _ if below => self.pass_out_of_range(answer, first),
+            Some(next) if next > self.read_from => {
+                self.read_from = next;
+                self.target = None;
+                self.retry_at_ms = Some(cx.now_ms);
+            }
+            Some(_) if is_owner => self.pass_out_of_range(answer, first),
+            _ => self.delay(cx),
+        }
+    }
+
+    fn pass_out_of_range(&mut self, answer: &Struct, first: Option<VirtualOffset>) {
+        let mut out = answer.clone();
+        out.reset("CurrentLeader");
+        out.reset("DivergingEpoch");
+        out.set("PreferredReadReplica", -1);
+        out.set("LogStartOffset", first.map_or(-1, |v| v.0));
+        out.set("HighWatermark", -1_i64);
+        out.set("LastStableOffset", -1_i64);
+        self.result = Some(out);
+    }
+
+    fn skip_era(&mut self, cx: &Cx<'_>, timeline: &Timeline, target: &Target) {
+        let end = timeline.era(target.era).and_then(crate::timeline::Era::virtual_end);
+        self.read_from = end.map_or(self.read_from, |end| end.0.max(self.read_from));
+        self.target = None;
+        self.retry_at_ms = Some(cx.now_ms);
+    }
+
+    /// To be tried again shortly; the client is told nothing of it.
+    pub fn delay(&mut self, cx: &Cx<'_>) {
+        self.target = None;
+        self.retry_at_ms = Some(cx.now_ms + RETRY_MS);
+    }
+
+    pub fn answer_error(&mut self, error: i16) {
+        let mut out = self.empty();
+        out.set("ErrorCode", error);
+        self.result = Some(out);
+    }
+
+    /// What is written for it; `None` where an incremental answer leaves it out.
+    #[must_use]
+    pub fn written(&self, cx: &Cx<'_>, full: bool) -> Option<Struct> {
+        if !full && !self.has_news() && self.telling().is_none_or(|told| told == self.told) {
+            return None;
+        }
+        Some(self.result.clone().unwrap_or_else(|| self.nothing(cx)))
+    }
+
+    /// The ends that the client is told, once it is answered.
+    #[must_use]
+    pub fn telling(&self) -> Option<(i64, i64)> {
+        self.result.as_ref().map(|r| (r.i64("HighWatermark"), r.i64("LogStartOffset")))
+    }
+
+    /// No answer in time: no records, and the ends as last seen.
+    fn nothing(&self, cx: &Cx<'_>) -> Struct {
+        let mut out = self.empty();
+        let seen = self.route.as_ref().and_then(|r| cx.shared.seen.get(&r.name, self.key.partition));
+        if let Some(seen) = seen {
+            out.set("HighWatermark", seen.high_watermark);
+            out.set("LastStableOffset", seen.last_stable_offset);
+        }
+        out
+    }
+
+    fn empty(&self) -> Struct {
+        let fields = schema::response(super::key::FETCH).map(|m| Struct::new(m.fields));
+        let mut out = fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Responses").new_element("Partitions"));
+        out.set("PartitionIndex", self.key.partition);
+        out.set("HighWatermark", -1_i64);
+        out.set("LastStableOffset", -1_i64);
+        out.set("LogStartOffset", -1_i64);
+        out.set("Records", Some(Bytes::new()));
+        out
+    }
+
+    fn timeline(&self) -> Option<&Arc<Timeline>> {
+        self.route.as_ref()?.timeline(self.key.partition)
+    }
+}
+
+/// Error codes that say that the partition, or its leadership, is not there (now).
+fn is_elsewhere(error: i16) -> bool {
+    [
+        code::UNKNOWN_TOPIC_OR_PARTITION,
+        code::LEADER_NOT_AVAILABLE,
+        code::NOT_LEADER_OR_FOLLOWER,
+        code::FENCED_LEADER_EPOCH,
+        code::UNKNOWN_LEADER_EPOCH,
+        code::UNKNOWN_TOPIC_ID,
+        code::OFFSET_NOT_AVAILABLE,
+    ]
+    .contains(&error)
+}
+
+/// The era's part of fetched records, in virtual offsets and epochs.
+fn translated(timeline: &Timeline, target: &Target, records: Option<&Bytes>) -> Result<Option<Bytes>, ()> {
+    let Some(records) = records else { return Ok(None) };
+    let Some(era) = timeline.era(target.era) else { return Err(()) };
+    let mut records = records.clone();
+    if let Some(end) = target.end {
+        let cut = batch::cut_at(&records, end.0).map_err(|_| ())?;
+        if matches!(cut.end, CutEnd::Spanning { .. }) && cut.len == 0 {
+            return Err(());
+        }
+        records.truncate(cut.len);
+    }
+    if timeline.past_eras() == 0 {
+        return Ok(Some(records));
+    }
+    let shift = era.virtual_start.0 - era.native_start.0;
+    let mut patched = BytesMut::from(&records[..]);
+    let epoch = |native: i32| {
+        timeline.batch_epoch_to_virtual(target.era, target.native, native).unwrap_or(era.epoch_base)
+    };
+    batch::translate_fetched(&mut patched, shift, epoch).map_err(|_| ())?;
+    Ok(Some(patched.freeze()))
+}

@@ -1,0 +1,196 @@
+//! OffsetCommit (key 8): virtual positions to the group's home, in that cluster's own numbers (RULES R27, R28).
+
+use super::group::GroupApi;
+use super::{common, key};
+use crate::error_code as code;
+use crate::ids::{ClusterSide, VirtualOffset};
+use crate::route::{RouteTable, TopicRoute};
+use crate::schema::{self, Struct, Value};
+use crate::session::{CommitMirror, Cx, Effect, Step};
+use crate::timeline;
+use std::sync::Arc;
+
+/// The brokers' default `offset.metadata.max.bytes`.
+pub(super) const METADATA_MAX: usize = 4096;
+
+pub(super) struct OffsetCommit {
+    original: Struct,
+    plan: Plan,
+}
+
+/// What the answer is put together from.
+#[derive(Default)]
+struct Plan {
+    routes: Vec<Arc<TopicRoute>>,
+    commits: Vec<(CommitMirror, bool)>,
+    /// Response topics that no broker is asked about.
+    refused: Vec<Value>,
+}
+
+impl OffsetCommit {
+    pub(super) fn new(request: Struct) -> OffsetCommit {
+        OffsetCommit { original: request, plan: Plan::default() }
+    }
+
+    fn reply(&mut self, cx: &Cx<'_>) -> Option<Step> {
+        let mut response = cx.empty_response()?;
+        self.plan.refused.drain(..).for_each(|topic| response.push("Topics", topic));
+        Some(Step::Reply(response))
+    }
+}
+
+impl GroupApi for OffsetCommit {
+    fn group(&self) -> String {
+        self.original.str("GroupId").to_owned()
+    }
+
+    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        let moving = cx.snapshot.groups.moving.contains_key(self.original.str("GroupId"));
+        if moving && self.original.i32("GenerationIdOrMemberEpoch") == -1 {
+            let topics = self.original.structs("Topics");
+            self.plan.refused = topics.map(|t| refuse(t, code::UNKNOWN_MEMBER_ID)).collect();
+            return self.reply(cx);
+        }
+        let mut probe = self.original.clone();
+        self.plan = to_home(&cx.snapshot.routes, home, &mut probe, cx.header.api_version >= 10);
+        let nothing = self.plan.routes.is_empty() && !self.plan.refused.is_empty();
+        if nothing { self.reply(cx) } else { None }
+    }
+
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
+        let mut request = self.original.clone();
+        self.plan = to_home(&cx.snapshot.routes, home, &mut request, cx.header.api_version >= 10);
+        request
+    }
+
+    fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
+        let accepted = from_home(&self.plan, home, &mut response, cx.header.api_version >= 10);
+        for (commit, tagged) in &accepted {
+            cx.shared.groups.note_commit(&commit.group, &commit.topic, commit.partition, *tagged);
+        }
+        if !accepted.is_empty() {
+            cx.emit(Effect::Mirror(accepted.into_iter().map(|(commit, _)| commit).collect()));
+        }
+        self.plan.refused.drain(..).for_each(|topic| response.push("Topics", topic));
+        Step::Reply(response)
+    }
+}
+
+/// Puts a request into the home's names, ids and positions; topics without a route are taken out.
+fn to_home(routes: &RouteTable, home: ClusterSide, request: &mut Struct, by_id: bool) -> Plan {
+    let group: Arc<str> = Arc::from(request.str("GroupId"));
+    let mut plan = Plan::default();
+    let Some(topics) = request.array_mut("Topics") else { return plan };
+    topics.retain_mut(|value| {
+        let Value::Struct(Some(topic)) = value else { return false };
+        let found = if by_id {
+            routes.topic_by_id(crate::ids::TopicId(topic.uuid("TopicId")))
+        } else {
+            routes.topic(topic.str("Name"))
+        };
+        let Some(route) = found.filter(|r| r.frozen.is_none() && all_known(r, topic)).cloned() else {
+            let error = if by_id { code::UNKNOWN_TOPIC_ID } else { code::UNKNOWN_TOPIC_OR_PARTITION };
+            plan.refused.push(refuse(topic, error));
+            return false;
+        };
+        for partition in topic.structs_mut("Partitions") {
+            let index = partition.i32("PartitionIndex");
+            let Some(log) = route.timeline(index) else { continue };
+            let position = partition.i64("CommittedOffset");
+            let metadata = partition.str("CommittedMetadata").to_owned();
+            let stored = timeline::to_stored(log, home, VirtualOffset(position), &metadata, METADATA_MAX);
+            partition.set("CommittedOffset", stored.native);
+            partition.set("CommittedLeaderEpoch", -1);
+            partition.set("CommittedMetadata", stored.metadata.as_str());
+            let (group, topic) = (Arc::clone(&group), Arc::clone(&route.name));
+            let commit = CommitMirror { group, topic, partition: index, position, metadata };
+            plan.commits.push((commit, stored.tagged));
+        }
+        common::to_physical(topic, "Name", "TopicId", &route, home);
+        plan.routes.push(route);
+        true
+    });
+    plan
+}
+
+fn all_known(route: &TopicRoute, topic: &Struct) -> bool {
+    topic.structs("Partitions").all(|p| route.timeline(p.i32("PartitionIndex")).is_some())
+}
+
+/// Puts a response back into what clients see, and gives the commits that were accepted.
+fn from_home(plan: &Plan, home: ClusterSide, response: &mut Struct, by_id: bool) -> Vec<(CommitMirror, bool)> {
+    let mut accepted = Vec::new();
+    for topic in response.structs_mut("Topics") {
+        let is = |r: &&Arc<TopicRoute>| match by_id {
+            true => r.native_id(home).0 == topic.uuid("TopicId"),
+            false => &**r.physical(home) == topic.str("Name"),
+        };
+        let Some(route) = plan.routes.iter().find(is) else { continue };
+        for partition in topic.structs("Partitions").filter(|p| p.i16("ErrorCode") == code::NONE) {
+            let index = partition.i32("PartitionIndex");
+            let of = |(c, _): &&(CommitMirror, bool)| c.topic == route.name && c.partition == index;
+            accepted.extend(plan.commits.iter().find(of).cloned());
+        }
+        common::to_virtual(topic, "Name", "TopicId", route);
+    }
+    accepted
+}
+
+fn refuse(topic: &Struct, error: i16) -> Value {
+    let fields = schema::response(key::OFFSET_COMMIT).map(|m| Struct::new(m.fields));
+    let mut out = fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Topics"));
+    out.set("Name", topic.str("Name"));
+    out.set("TopicId", crate::ids::TopicId(topic.uuid("TopicId")));
+    for partition in topic.structs("Partitions") {
+        let mut element = out.new_element("Partitions");
+        element.set("PartitionIndex", partition.i32("PartitionIndex"));
+        element.set("ErrorCode", error);
+        out.push("Partitions", element);
+    }
+    Value::from(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::Topology;
+    use crate::route::{LinkMode, RouteRule, RouteRules, RuleMatch};
+    use std::collections::HashMap;
+
+    #[test]
+    fn commits_go_out_physical_and_come_back_virtual_and_unknown_topics_stay_here() {
+        let physical = [Some(Arc::from("old")), Some(Arc::from("new"))];
+        let matches = RuleMatch::Exact(Arc::from("t"));
+        let rule = RouteRule { matches, side: ClusterSide::Source, mode: LinkMode::Continue, physical };
+        let rules = RouteRules { default_side: ClusterSide::Source, rules: vec![rule] };
+        let topologies = ClusterSide::BOTH.map(|s| Arc::new(Topology::unknown(s)));
+        let name: Arc<str> = Arc::from("t");
+        let route = Arc::new(rules.initial_route(&name, &topologies));
+        let topics = HashMap::from([(name, route)]);
+        let virtual_names = [HashMap::new(), HashMap::new()];
+        let routes = RouteTable { rules: Arc::new(rules), topics, names: HashMap::new(), virtual_names };
+        let mut request = Struct::new(schema::request(key::OFFSET_COMMIT).unwrap().fields);
+        for name in ["t", "unknown"] {
+            let mut topic = request.new_element("Topics");
+            topic.set("Name", name);
+            let mut partition = topic.new_element("Partitions");
+            partition.set("CommittedOffset", 7_i64);
+            partition.set("CommittedMetadata", "mine");
+            topic.push("Partitions", partition);
+            request.push("Topics", topic);
+        }
+        let plan = to_home(&routes, ClusterSide::Source, &mut request, false);
+        let sent = request.structs("Topics").next().unwrap();
+        assert_eq!((request.array("Topics").len(), sent.str("Name")), (1, "old"));
+        assert_eq!(plan.refused[0].as_struct().unwrap().str("Name"), "unknown");
+        let mut response = Struct::new(schema::response(key::OFFSET_COMMIT).unwrap().fields);
+        let mut topic = response.new_element("Topics");
+        topic.set("Name", "old");
+        let partition = topic.new_element("Partitions");
+        topic.push("Partitions", partition);
+        response.push("Topics", topic);
+        let mirrors = from_home(&plan, ClusterSide::Source, &mut response, false);
+        assert_eq!(response.structs("Topics").next().unwrap().str("Name"), "t");
+        assert_eq!((mirrors[0].position, mirrors[0].metadata.as_str()), (7, "mine"));
+    }
+}

@@ -1,0 +1,91 @@
+//! OffsetFetch (key 9): committed positions of the group's home, as virtual ones (RULES R27).
+
+use super::common;
+use super::group::GroupApi;
+use crate::error_code as code;
+use crate::ids::{ClusterSide, TopicId};
+use crate::route::TopicRoute;
+use crate::schema::Struct;
+use crate::session::{Cx, Step};
+use crate::timeline;
+use std::sync::Arc;
+
+pub(super) struct OffsetFetch {
+    request: Struct,
+}
+
+impl OffsetFetch {
+    pub(super) fn new(request: Struct) -> OffsetFetch {
+        OffsetFetch { request }
+    }
+}
+
+impl GroupApi for OffsetFetch {
+    fn group(&self) -> String {
+        let first = self.request.structs("Groups").next().map(|g| g.str("GroupId"));
+        first.unwrap_or_else(|| self.request.str("GroupId")).to_owned()
+    }
+
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
+        let mut request = self.request.clone();
+        topics_to_home(cx, &mut request, home);
+        request.structs_mut("Groups").for_each(|group| topics_to_home(cx, group, home));
+        request
+    }
+
+    fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
+        topics_to_client(cx, &mut response, home);
+        for group in response.structs_mut("Groups") {
+            if cx.snapshot.group_home(group.str("GroupId")) == home {
+                topics_to_client(cx, group, home);
+            } else {
+                // A batch over groups of both homes: the client asks again for those of the other one.
+                group.reset("Topics");
+                group.set("ErrorCode", code::NOT_COORDINATOR);
+            }
+        }
+        Step::Reply(response)
+    }
+}
+
+fn topics_to_home(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
+    for topic in of.structs_mut("Topics") {
+        let by_id = topic.has("TopicId") && cx.header.api_version >= 10;
+        if by_id {
+            if let Some(route) = cx.snapshot.routes.topic_by_id(TopicId(topic.uuid("TopicId"))) {
+                topic.set("TopicId", route.native_id(home));
+            }
+        } else {
+            let physical = common::physical_name(cx, topic.str("Name"), home);
+            topic.set("Name", physical);
+        }
+    }
+}
+
+fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
+    for topic in of.structs_mut("Topics") {
+        let Some(route) = route_of(cx, topic, home) else { continue };
+        topic.set("Name", &route.name);
+        if topic.has("TopicId") {
+            topic.set("TopicId", route.virtual_id);
+        }
+        for partition in topic.structs_mut("Partitions") {
+            let native = partition.i64("CommittedOffset");
+            partition.set("CommittedLeaderEpoch", -1);
+            let Some(timeline) = route.timeline(partition.i32("PartitionIndex")).filter(|_| native >= 0) else { continue };
+            let resolved = timeline::resolve(timeline, home, native, partition.str("Metadata"));
+            partition.set("CommittedOffset", resolved.position.0);
+            partition.set("Metadata", resolved.user_metadata);
+        }
+    }
+}
+
+/// The route of a topic the home names.
+fn route_of(cx: &Cx<'_>, topic: &Struct, home: ClusterSide) -> Option<Arc<TopicRoute>> {
+    let routes = &cx.snapshot.routes;
+    if topic.has("TopicId") && cx.header.api_version >= 10 {
+        let id = TopicId(topic.uuid("TopicId"));
+        return routes.topics.values().find(|r| r.native_id(home) == id).cloned();
+    }
+    routes.topic(routes.virtual_name(home, topic.str("Name"))).cloned()
+}

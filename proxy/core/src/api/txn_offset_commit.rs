@@ -1,0 +1,76 @@
+//! TxnOffsetCommit (key 28): commits of a transaction. Transactions live on the default side; a group or a topic that
+//! has left it cannot take part, and the client is told to abort (protocol §3.6).
+
+use super::common;
+use super::group::GroupApi;
+use super::offset_commit::METADATA_MAX;
+use crate::error_code as code;
+use crate::ids::{ClusterSide, VirtualOffset};
+use crate::schema::Struct;
+use crate::session::{Cx, Step};
+use crate::timeline;
+
+pub(super) struct TxnOffsetCommit {
+    request: Struct,
+}
+
+impl TxnOffsetCommit {
+    pub(super) fn new(request: Struct) -> TxnOffsetCommit {
+        TxnOffsetCommit { request }
+    }
+}
+
+impl GroupApi for TxnOffsetCommit {
+    fn group(&self) -> String {
+        self.request.str("GroupId").to_owned()
+    }
+
+    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        let default = cx.snapshot.routes.rules.default_side;
+        let foreign = self.request.structs("Topics").any(|t| cx.snapshot.routes.owner(t.str("Name")) != default);
+        if home == default && !foreign {
+            return None;
+        }
+        let error = if cx.header.api_version >= 4 { code::TRANSACTION_ABORTABLE } else { code::ILLEGAL_GENERATION };
+        let mut response = cx.empty_response()?;
+        for topic in self.request.structs("Topics") {
+            let mut out = response.new_element("Topics");
+            out.set("Name", topic.get("Name").clone());
+            for partition in topic.structs("Partitions") {
+                let mut element = out.new_element("Partitions");
+                element.set("PartitionIndex", partition.i32("PartitionIndex"));
+                element.set("ErrorCode", error);
+                out.push("Partitions", element);
+            }
+            response.push("Topics", out);
+        }
+        Some(Step::Reply(response))
+    }
+
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
+        let mut request = self.request.clone();
+        for topic in request.structs_mut("Topics") {
+            let name = topic.str("Name").to_owned();
+            let Some(route) = cx.snapshot.routes.topic(&name).cloned() else { continue };
+            let physical = common::physical_name(cx, &name, home);
+            topic.set("Name", physical);
+            for partition in topic.structs_mut("Partitions") {
+                let Some(log) = route.timeline(partition.i32("PartitionIndex")) else { continue };
+                let position = VirtualOffset(partition.i64("CommittedOffset"));
+                let stored = timeline::to_stored(log, home, position, partition.str("CommittedMetadata"), METADATA_MAX);
+                partition.set("CommittedOffset", stored.native);
+                partition.set("CommittedLeaderEpoch", -1);
+                partition.set("CommittedMetadata", stored.metadata);
+            }
+        }
+        request
+    }
+
+    fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
+        for topic in response.structs_mut("Topics") {
+            let name = cx.snapshot.routes.virtual_name(home, topic.str("Name")).to_owned();
+            topic.set("Name", name);
+        }
+        Step::Reply(response)
+    }
+}
