@@ -1,0 +1,91 @@
+//! What the end-to-end tests share.
+
+use anyhow::{Context, Result, ensure};
+use crossover_harness::ClusterSpec;
+use crossover_harness::rig::{Driver, Rig, RigSpec};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Each test starts two clusters; one test at a time keeps a small machine responsive.
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A binary of the workspace, beside the test's own.
+///
+/// # Errors
+/// It is not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let folder = own.parent().and_then(Path::parent).context("the test is not in a target folder")?;
+    let path = folder.join(name);
+    ensure!(path.exists(), "{} is not built: run `cargo build --workspace --bins` first", path.display());
+    Ok(path)
+}
+
+#[must_use]
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Two clusters of these versions with a proxy between them.
+///
+/// # Errors
+/// Something does not start.
+pub fn rig(source: &str, target: &str, brokers: u8) -> Result<Rig> {
+    let spec = |version: &str, name: &str| ClusterSpec { name: name.to_owned(), ..ClusterSpec::new(version, brokers) };
+    let rig = Rig::start(RigSpec {
+        source: spec(source, "source"),
+        target: spec(target, "target"),
+        crossover: binary("crossover")?,
+        repository: repository(),
+        extra_config: String::new(),
+    })?;
+    Ok(rig)
+}
+
+/// Flips topics and gives the last record the command prints.
+///
+/// # Errors
+/// The flip did not succeed; what the command said is in the error.
+pub fn flip(rig: &Rig, verb: &str, topics: &[&str]) -> Result<Vec<Value>> {
+    let mut args = vec![verb];
+    args.extend(topics);
+    args.push("--json");
+    let output = rig.crossover(&args)?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "crossover {verb} failed:\n{out}\n{err}");
+    Ok(out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// Waits until a driver's history has `count` events of a kind.
+///
+/// # Errors
+/// Not in time, or the driver has ended.
+pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while driver.count(event) < count {
+        ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
+        ensure!(Instant::now() < deadline, "{}: {} of {count} {event} in {limit:?}", driver.name, driver.count(event));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Runs the independent checker over histories and both clusters' logs; gives what it printed.
+///
+/// # Errors
+/// The verdict is not "pass".
+pub fn check(rig: &Rig, topic: &str, producers: &[PathBuf], consumers: &[PathBuf], more: &[&str]) -> Result<String> {
+    let mut command = Command::new(binary("crossover-check")?);
+    command.arg("--producers").args(producers).arg("--consumers").args(consumers);
+    command.args(["--source", &rig.source.bootstrap(), "--target", &rig.target.bootstrap(), "--topic", topic]);
+    let output = command.args(more).output()?;
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "the checker's verdict is not pass:\n{text}");
+    Ok(text)
+}

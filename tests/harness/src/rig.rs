@@ -1,0 +1,266 @@
+//! Two clusters, a running Crossover between them, and client drivers: what the demo and the end-to-end tests share.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::error::{HarnessError, Result};
+use crate::{Cluster, ClusterSpec};
+
+const NODE_PORTS: u16 = 16;
+const READY_MAX: Duration = Duration::from_secs(60);
+const DRIVER_END_MAX: Duration = Duration::from_secs(40);
+
+/// What to set up.
+#[derive(Clone, Debug)]
+pub struct RigSpec {
+    pub source: ClusterSpec,
+    pub target: ClusterSpec,
+    /// The `crossover` binary.
+    pub crossover: PathBuf,
+    /// The repository: drivers are found in it.
+    pub repository: PathBuf,
+    /// Added to the configuration file.
+    pub extra_config: String,
+}
+
+/// Both clusters, the proxy, and a folder for everything. Dropping it ends all processes.
+pub struct Rig {
+    pub source: Cluster,
+    pub target: Cluster,
+    pub directory: PathBuf,
+    /// What clients are given.
+    pub bootstrap: String,
+    /// The admin API's URL.
+    pub admin: String,
+    proxy: Child,
+    spec: RigSpec,
+    /// Kept after the end: something failed.
+    pub keep: bool,
+}
+
+/// A running client.
+pub struct Driver {
+    pub name: String,
+    /// Its history file.
+    pub history: PathBuf,
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+fn io(what: &str) -> impl FnOnce(std::io::Error) -> HarnessError + '_ {
+    move |error| HarnessError::Spec(format!("{what}: {error}"))
+}
+
+impl Rig {
+    /// Starts everything and waits until the proxy says that it is ready.
+    ///
+    /// # Errors
+    /// A cluster or the proxy does not start.
+    pub fn start(spec: RigSpec) -> Result<Rig> {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("crossover-rig-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&directory).map_err(io("the rig's folder"))?;
+        let (source, target) = std::thread::scope(|scope| {
+            let source = scope.spawn(|| Cluster::start(&spec.source));
+            let target = Cluster::start(&spec.target);
+            (source.join(), target)
+        });
+        let source = source.map_err(|_| HarnessError::Spec("the source's start panicked".to_owned()))??;
+        let target = target?;
+        let base = free_range(NODE_PORTS + 2)?;
+        let (bootstrap, admin) = (format!("127.0.0.1:{base}"), format!("127.0.0.1:{}", base + 1));
+        let config = format!(
+            "[source]\nbootstrap = [{}]\n\n[target]\nbootstrap = [{}]\n\n[listener]\nbootstrap = \"{bootstrap}\"\nnode_ports = \"{}-{}\"\n\n[admin]\naddress = \"{admin}\"\n\n[state]\ndirectory = \"crossover-state\"\n\n{}",
+            quoted(&source.bootstrap()),
+            quoted(&target.bootstrap()),
+            base + 2,
+            base + 1 + NODE_PORTS,
+            spec.extra_config,
+        );
+        std::fs::write(directory.join("crossover.toml"), config).map_err(io("crossover.toml"))?;
+        let proxy = start_proxy(&spec.crossover, &directory)?;
+        Ok(Rig { source, target, directory, bootstrap, admin: format!("http://{admin}"), proxy, spec, keep: false })
+    }
+
+    /// Runs a `crossover` command against the running proxy.
+    ///
+    /// # Errors
+    /// It cannot be run; its exit status is the caller's to judge.
+    pub fn crossover(&self, args: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.spec.crossover);
+        command.args(args).args(["--admin", &self.admin]).current_dir(&self.directory).stdin(Stdio::null());
+        command.output().map_err(io("crossover"))
+    }
+
+    /// Starts a client. `args` follow loadtest/README.md; bootstrap and history file are added.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn driver(&self, driver: &str, role: &str, name: &str, args: &[&str]) -> Result<Driver> {
+        self.driver_at(&self.bootstrap, driver, role, name, args)
+    }
+
+    /// As [`Rig::driver`], at another bootstrap address.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn driver_at(&self, bootstrap: &str, driver: &str, role: &str, name: &str, args: &[&str]) -> Result<Driver> {
+        let history = self.directory.join(format!("{name}.history"));
+        let log = std::fs::File::create(self.directory.join(format!("{name}.log"))).map_err(io("a driver's log"))?;
+        let copy = log.try_clone().map_err(io("a driver's log"))?;
+        let mut command = Command::new("bash");
+        command.arg(self.spec.repository.join("tests/drivers/run.sh")).args([driver, role]);
+        command.args(["--bootstrap", bootstrap]).arg("--out").arg(&history).args(args);
+        command.stdin(Stdio::piped()).stdout(log).stderr(copy);
+        let mut child = command.spawn().map_err(io("a driver"))?;
+        let stdin = child.stdin.take();
+        Ok(Driver { name: name.to_owned(), history, child, stdin })
+    }
+
+    /// The process id of the proxy.
+    #[must_use]
+    pub fn proxy_pid(&self) -> u32 {
+        self.proxy.id()
+    }
+
+    /// Whether the proxy still runs.
+    pub fn is_proxy_alive(&mut self) -> bool {
+        matches!(self.proxy.try_wait(), Ok(None))
+    }
+
+    /// Asks the proxy to end (SIGTERM) and waits; it can be started again.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub fn stop_proxy(&mut self) -> Result<()> {
+        signal(self.proxy.id(), "TERM");
+        wait(&mut self.proxy, Duration::from_secs(30)).then_some(()).ok_or_else(|| HarnessError::Spec("the proxy does not end".to_owned()))
+    }
+
+    /// Starts the proxy again with the same configuration and state.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn start_proxy(&mut self) -> Result<()> {
+        self.proxy = start_proxy(&self.spec.crossover, &self.directory)?;
+        Ok(())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        signal(self.proxy.id(), "TERM");
+        if !wait(&mut self.proxy, Duration::from_secs(5)) {
+            let _ = self.proxy.kill();
+            let _ = self.proxy.wait();
+        }
+        if !self.keep {
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+impl Driver {
+    /// Asks it to end, waits, and says whether it ended well.
+    pub fn stop(mut self) -> bool {
+        drop(self.stdin.take());
+        signal(self.child.id(), "TERM");
+        let ended = wait(&mut self.child, DRIVER_END_MAX);
+        if !ended {
+            let _ = self.child.kill();
+        }
+        ended && self.child.wait().is_ok_and(|s| s.success())
+    }
+
+    /// Lines of its history that carry an event.
+    #[must_use]
+    pub fn count(&self, event: &str) -> usize {
+        count(&self.history, event)
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), "TERM");
+            if !wait(&mut self.child, Duration::from_secs(3)) {
+                let _ = self.child.kill();
+            }
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Lines of a history file that carry an event.
+#[must_use]
+pub fn count(history: &Path, event: &str) -> usize {
+    let wanted = format!("\t{event}\t");
+    let Ok(text) = std::fs::read(history) else { return 0 };
+    String::from_utf8_lossy(&text).lines().filter(|line| line.contains(&wanted)).count()
+}
+
+fn start_proxy(crossover: &Path, directory: &Path) -> Result<Child> {
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("crossover.log"));
+    let log = log.map_err(io("crossover.log"))?;
+    let mut command = Command::new(crossover);
+    command.args(["run", "--config", "crossover.toml"]).current_dir(directory);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    let mut child = command.spawn().map_err(io("crossover"))?;
+    let stdout = child.stdout.take();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        if let Some(stdout) = stdout {
+            let _ = BufReader::new(stdout).read_line(&mut line);
+        }
+        let _ = sender.send(line);
+    });
+    let line = receiver.recv_timeout(READY_MAX).unwrap_or_default();
+    if line.trim() != "ready" {
+        let _ = child.kill();
+        let _ = child.wait();
+        let log = std::fs::read_to_string(directory.join("crossover.log")).unwrap_or_default();
+        let _ = std::io::stderr().flush();
+        return Err(HarnessError::Spec(format!("crossover did not become ready:\n{log}")));
+    }
+    Ok(child)
+}
+
+fn quoted(bootstrap: &str) -> String {
+    bootstrap.split(',').map(|a| format!("\"{a}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// The first of `count` free ports in a row, below the kernel's ephemeral range.
+fn free_range(count: u16) -> Result<u16> {
+    let start = 10_000 + u16::try_from(std::process::id() % 500).unwrap_or(0) * 20;
+    (0..1_000u16)
+        .map(|i| 10_000 + (start - 10_000 + i * 20) % 20_000)
+        .find(|base| (*base..base + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()))
+        .ok_or_else(|| HarnessError::Spec("no free ports".to_owned()))
+}
+
+fn signal(pid: u32, signal: &str) {
+    let _ = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+fn wait(child: &mut Child, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) | Err(_) => return true,
+            Ok(None) if Instant::now() > deadline => return false,
+            Ok(None) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
