@@ -7,6 +7,8 @@
 mod effect;
 mod operation;
 mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
 mod upstream;
 
 pub use effect::{CloseReason, CommitMirror, Effect, Event};
