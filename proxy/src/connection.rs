@@ -71,7 +71,7 @@ struct Connection {
     /// The process ends: what is in flight is answered, nothing more is taken.
     ending: bool,
     opened: Instant,
-    /// The last byte from or to the client.
+    /// The last byte from or to the client, or the last answer that is on its way to it.
     active: Instant,
     node: VirtualNode,
     peer: SocketAddr,
@@ -300,6 +300,8 @@ impl Connection {
                 }
                 Effect::Reply(frame) => {
                     if self.client.is_some() {
+                        // The idle time starts anew: an answer that took longer must not be cut off by it.
+                        self.active = Instant::now();
                         self.out.extend_from_slice(&frame);
                     }
                 }
