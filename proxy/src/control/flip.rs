@@ -58,7 +58,9 @@ impl Flip {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
                 self.step(OperationState::Done);
-                info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, "flipped");
+                let took = self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
+                let steps = took.collect::<Vec<_>>().join(", ");
+                info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
             }
             Err(problem) => {
                 control.runtime.metrics.flips_aborted.add(1);
