@@ -113,6 +113,9 @@ impl Flip {
             if let Some(why) = &route.frozen {
                 bail!("topic {name} is frozen: {why}");
             }
+            if let Some(why) = self.control.closed().reason(name) {
+                bail!(why);
+            }
             Ok(route)
         };
         self.topics.iter().map(find).collect()
@@ -247,6 +250,7 @@ impl Flip {
             let mut carry = lock(&gate.gate).carry().clone();
             carry.overlay_described(&read.producers, timeline.current().visit, now);
             carry.expire(now);
+            carry.set_limit(self.control.runtime.config.limits.carry_entries_max);
             let seen = self.control.runtime.shared.seen.get(&part.0, part.1);
             let meeting = Meeting {
                 to: self.to,
