@@ -1,18 +1,136 @@
-//! `crossover demo`: not built into this binary yet.
+//! `crossover demo`: two real clusters, live clients, a cutover, a rollback and a second cutover, and a verdict.
+//!
+//! The verdict is not this program's: an independent checker reads what the clients logged and both clusters' logs.
+
+mod drivers;
+mod history;
+mod repository;
+mod screen;
+mod stage;
+mod verdict;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use drivers::{Cast, Kind};
+use repository::Repository;
+use screen::Screen;
+use stage::Stage;
+
+const TOPIC: &str = "orders";
+const PARTITIONS: u16 = 12;
+/// How long consumers get to read what was acknowledged once producers have stopped.
+const CONSUMERS_CATCH_UP: Duration = Duration::from_secs(20);
+/// A rebalance delay of the broker, a JVM start and a first fetch, on a loaded machine.
+const CLIENTS_START: Duration = Duration::from_secs(40);
 
 /// Options of the demo.
 #[derive(clap::Args, Debug)]
 pub(crate) struct DemoArgs {
-    /// A shorter run: fewer clients, one cutover and one rollback.
+    /// A shorter run: one producer and one consumer group, less time between the flips.
     #[arg(long)]
     pub(crate) short: bool,
 }
 
-/// Runs the demo; `false` when its verdict fails.
+/// Runs the demo; `false` when its verdict fails. Ctrl-C and SIGTERM end it, and what it started, early.
 ///
 /// # Errors
-/// Always, until the demo is in place.
-#[expect(clippy::unused_async, reason = "the signature the command line relies on")]
+/// Something of it could not be started, or a flip was refused.
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<bool> {
-    anyhow::bail!("`demo` (short: {}) is not built yet", args.short)
+    let directory = Directory::create()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // Dropping the story drops its processes, and that kills them.
+    let result = tokio::select! {
+        result = story(&args, &directory.0) => result,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    };
+    if !matches!(result, Ok(true)) {
+        eprintln!("Logs, histories and the configuration are in {}", directory.0.display());
+        std::mem::forget(directory);
+    }
+    result
+}
+
+async fn story(args: &DemoArgs, directory: &Path) -> anyhow::Result<bool> {
+    let repository = Repository::find()?;
+    let between = Duration::from_secs(if args.short { 4 } else { 8 });
+    println!("Two Kafka clusters and the client libraries are being prepared …");
+    let (kinds, stage) = tokio::join!(drivers::choose(&repository, args.short), Stage::start(directory));
+    let (kinds, mut stage) = (kinds?, stage?);
+    stage.introduce();
+    let mut cast = start_clients(&repository, &stage, &kinds, directory).await?;
+    let mut screen = Screen::new(stage.owner().await?);
+    screen.until_everyone_works(&mut cast, CLIENTS_START).await?;
+    screen.watch(&mut cast, between).await?;
+    for command in ["cutover", "rollback", "cutover"] {
+        flip(command, &stage, &mut cast, &mut screen, between).await?;
+    }
+    println!("The producers stop; the consumers read what is left.");
+    cast.stop_producers().await?;
+    screen.until_drained(&mut cast, CONSUMERS_CATCH_UP).await?;
+    cast.stop_consumers().await?;
+    let passed = verdict::judge(&repository, &stage, &cast).await?;
+    stage.stop().await;
+    Ok(passed)
+}
+
+async fn start_clients(
+    repository: &Repository,
+    stage: &Stage,
+    kinds: &[Kind],
+    directory: &Path,
+) -> anyhow::Result<Cast> {
+    let names: Vec<&str> = kinds.iter().map(|kind| kind.name).collect();
+    println!("Clients: {}; each a producer and a consumer group on topic {TOPIC}.", names.join(", "));
+    let mut cast = Cast::new(&directory.join("clients"))?;
+    for (index, kind) in kinds.iter().enumerate() {
+        let writer = u32::try_from(index + 1).context("too many clients")?;
+        cast.start_consumer(repository, kind, &stage.clients_address())?;
+        cast.start_producer(repository, kind, &stage.clients_address(), writer)?;
+    }
+    Ok(cast)
+}
+
+/// One cutover or rollback, then the time after it, and what the producers saw of it.
+async fn flip(
+    command: &str,
+    stage: &Stage,
+    cast: &mut Cast,
+    screen: &mut Screen,
+    after: Duration,
+) -> anyhow::Result<()> {
+    screen.say(&format!("crossover {command} {TOPIC}"));
+    let began_us = history::now_us();
+    let record = stage.flip(command).await?;
+    let ended_us = history::now_us();
+    if !record.ok {
+        bail!("{command} did not move {TOPIC}: {}", record.reason.unwrap_or_default());
+    }
+    screen.owner(&record.owner);
+    screen.flipped(&record, Duration::from_micros(u64::try_from(ended_us - began_us).unwrap_or(0)));
+    screen.watch(cast, after).await?;
+    screen.pauses(cast, began_us, ended_us);
+    Ok(())
+}
+
+/// The demo's own directory; removed when dropped.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn create() -> anyhow::Result<Directory> {
+        let path = std::env::temp_dir().join(format!("crossover-demo-{}", std::process::id()));
+        std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        Ok(Directory(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What cannot be removed is litter in the temporary directory, no failure of the demo.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
