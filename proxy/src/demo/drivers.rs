@@ -54,7 +54,11 @@ async fn is_usable(repository: &Repository, kind: &Kind) -> anyhow::Result<()> {
     }
     let output = quiet(repository.setup().arg(kind.name)).stderr(Stdio::piped()).output().await?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "its setup failed: {}", said.lines().last().unwrap_or("it said nothing"));
+    ensure!(
+        output.status.success(),
+        "its setup failed: {}",
+        said.lines().last().unwrap_or("it said nothing")
+    );
     Ok(())
 }
 
@@ -109,7 +113,8 @@ impl Cast {
         bootstrap: &str,
         writer: u32,
     ) -> anyhow::Result<()> {
-        let numbers = [("--partitions", u32::from(PARTITIONS)), ("--rate", RECORDS_PER_SECOND), ("--writer", writer)];
+        let numbers =
+            [("--partitions", u32::from(PARTITIONS)), ("--rate", RECORDS_PER_SECOND), ("--writer", writer)];
         let options = numbers.map(|(name, value)| [name.to_owned(), value.to_string()]).concat();
         let driver = self.start(repository, kind, "producer", bootstrap, &options)?;
         self.producers.push(driver);
@@ -143,7 +148,8 @@ impl Cast {
         let mut command = repository.driver();
         command.args([kind.name, role, "--bootstrap", bootstrap, "--topic", TOPIC]).args(options);
         command.arg("--out").arg(&out).stdin(Stdio::piped()).stdout(said.try_clone()?).stderr(said);
-        let child = command.kill_on_drop(true).spawn().with_context(|| format!("start the {} client", kind.name))?;
+        let child =
+            command.kill_on_drop(true).spawn().with_context(|| format!("start the {} client", kind.name))?;
         Ok(Driver { name: kind.name, history: History::new(out), log, child })
     }
 

@@ -56,7 +56,8 @@ impl History {
     }
 
     fn take(&mut self, line: &[u8]) {
-        let mut fields = line.split(|byte| *byte == b'\t').map(|field| std::str::from_utf8(field).unwrap_or(""));
+        let mut fields =
+            line.split(|byte| *byte == b'\t').map(|field| std::str::from_utf8(field).unwrap_or(""));
         let at_us = fields.next().and_then(|field| field.parse().ok());
         match (at_us, fields.next(), fields.next()) {
             (Some(at_us), Some("P.ok"), _) => self.acknowledged_us.push(at_us),
@@ -102,7 +103,8 @@ mod tests {
         std::fs::write(&path, "1000\tE.start\trole=producer\n2000\tP.ok\t0\t0\t0\t1900\n9000\tP.o").unwrap();
         history.refresh().unwrap();
         assert_eq!((history.acknowledged(), history.errors()), (1, 0));
-        let rest = "k\t0\t1\t1\t8900\n9500\tC.commit\tfail\tx\n9600\tC.commit\tok\t0=1\n9700\tC.poll\t0\t1\t1\t1\n";
+        let rest =
+            "k\t0\t1\t1\t8900\n9500\tC.commit\tfail\tx\n9600\tC.commit\tok\t0=1\n9700\tC.poll\t0\t1\t1\t1\n";
         let mut text = std::fs::read_to_string(&path).unwrap();
         text += rest;
         std::fs::write(&path, text).unwrap();

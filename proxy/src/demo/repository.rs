@@ -11,7 +11,8 @@ pub(super) struct Repository(PathBuf);
 impl Repository {
     /// `$CROSSOVER_REPOSITORY`, else where the binary was compiled.
     pub(super) fn find() -> anyhow::Result<Repository> {
-        let set: Option<OsString> = std::env::var_os("CROSSOVER_REPOSITORY").filter(|value| !value.is_empty());
+        let set: Option<OsString> =
+            std::env::var_os("CROSSOVER_REPOSITORY").filter(|value| !value.is_empty());
         let root = match set {
             Some(root) => PathBuf::from(root),
             None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
@@ -41,7 +42,15 @@ impl Repository {
             return Ok(Command::new(beside));
         }
         let mut cargo = Command::new("cargo");
-        cargo.current_dir(&self.0).args(["run", "-q", "-p", "crossover-loadtest", "--bin", "crossover-check", "--"]);
+        cargo.current_dir(&self.0).args([
+            "run",
+            "-q",
+            "-p",
+            "crossover-loadtest",
+            "--bin",
+            "crossover-check",
+            "--",
+        ]);
         Ok(cargo)
     }
 }

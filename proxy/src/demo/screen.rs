@@ -44,7 +44,11 @@ impl Screen {
     }
 
     /// Until every producer has been acknowledged and every group has been served something.
-    pub(super) async fn until_everyone_works(&mut self, cast: &mut Cast, limit: Duration) -> anyhow::Result<()> {
+    pub(super) async fn until_everyone_works(
+        &mut self,
+        cast: &mut Cast,
+        limit: Duration,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             self.tick(cast).await?;
@@ -67,7 +71,10 @@ impl Screen {
             let Some(behind) = behind else { return Ok(()) };
             if Instant::now() > deadline {
                 let read = behind.history.delivered();
-                println!("The {} group has read {read} of {written} records and gets no more time.", behind.name);
+                println!(
+                    "The {} group has read {read} of {written} records and gets no more time.",
+                    behind.name
+                );
                 return Ok(());
             }
         }
@@ -109,7 +116,10 @@ impl Screen {
         let before = (2 * start - end, start);
         for driver in &cast.producers {
             let show = |(from, to): (i64, i64)| {
-                driver.history.longest_gap_ms(from, to).map_or("nothing".to_owned(), |ms| format!("{ms:.0} ms"))
+                driver
+                    .history
+                    .longest_gap_ms(from, to)
+                    .map_or("nothing".to_owned(), |ms| format!("{ms:.0} ms"))
             };
             self.say(&format!(
                 "  longest wait for an acknowledgement, {}: {} (before the flip: {})",

@@ -117,7 +117,9 @@ impl Stage {
         if let Some(id) = self.proxy.id() {
             let mut kill = Command::new("sh");
             let sent = kill.args(["-c", "kill -s TERM \"$0\"", &id.to_string()]).status().await;
-            if sent.is_ok_and(|status| status.success()) && timeout(STOP_LIMIT, self.proxy.wait()).await.is_ok() {
+            if sent.is_ok_and(|status| status.success())
+                && timeout(STOP_LIMIT, self.proxy.wait()).await.is_ok()
+            {
                 return;
             }
         }
@@ -128,7 +130,11 @@ impl Stage {
 
 async fn start_cluster(name: &str, version: &str, directory: &Path) -> anyhow::Result<Cluster> {
     let directory: PathBuf = directory.join(name);
-    let spec = ClusterSpec { name: name.to_owned(), directory: Some(directory), ..ClusterSpec::new(version, BROKERS) };
+    let spec = ClusterSpec {
+        name: name.to_owned(),
+        directory: Some(directory),
+        ..ClusterSpec::new(version, BROKERS)
+    };
     let started = tokio::task::spawn_blocking(move || {
         let cluster = Cluster::start(&spec)?;
         cluster.create_topic(TOPIC, i32::from(PARTITIONS), i16::from(BROKERS), &[])?;
@@ -152,7 +158,8 @@ fn choose_ports() -> anyhow::Result<Ports> {
 
 fn configuration(source: &Cluster, target: &Cluster, ports: &Ports, directory: &Path) -> String {
     let list = |cluster: &Cluster| {
-        let addresses: Vec<String> = cluster.bootstrap().split(',').map(|address| format!("{address:?}")).collect();
+        let addresses: Vec<String> =
+            cluster.bootstrap().split(',').map(|address| format!("{address:?}")).collect();
         addresses.join(", ")
     };
     let last_node = usize::from(ports.first_node) + NODE_PORTS - 1;

@@ -15,7 +15,14 @@ pub(super) async fn judge(repository: &Repository, stage: &Stage, cast: &Cast) -
         [drivers.into()].into_iter().chain(paths).collect::<Vec<std::ffi::OsString>>()
     };
     checker.args(files("--producers", &cast.producers)).args(files("--consumers", &cast.consumers));
-    checker.args(["--source", &stage.source_address(), "--target", &stage.target_address(), "--topic", TOPIC]);
+    checker.args([
+        "--source",
+        &stage.source_address(),
+        "--target",
+        &stage.target_address(),
+        "--topic",
+        TOPIC,
+    ]);
     let status = checker.stdin(Stdio::null()).kill_on_drop(true).status().await?;
     println!();
     if status.success() {
