@@ -234,6 +234,10 @@ impl Connection {
                 Effect::GateDrained => self.runtime.drained.notify_one(),
                 Effect::Refresh(side) => self.control(ControlEvent::Refresh(side)),
                 Effect::Mirror(commits) => self.control(ControlEvent::Mirror(commits)),
+                Effect::HoldExpired { topic, partition, reason } => {
+                    self.runtime.metrics.holds_expired.add(1);
+                    warn!(%topic, partition, ?reason, "a held batch was not sent in time");
+                }
                 Effect::BadAnswer { upstream, error } => {
                     self.runtime.metrics.bad_answers.add(1);
                     warn!(?upstream, error, "a broker answered what is not Kafka");

@@ -46,6 +46,7 @@ pub(crate) struct Metrics {
     pub(crate) bad_requests: Counter,
     pub(crate) bad_answers: Counter,
     pub(crate) control_dropped: Counter,
+    pub(crate) holds_expired: Counter,
     pub(crate) flips_done: Counter,
     pub(crate) flips_aborted: Counter,
 }
@@ -53,7 +54,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Prometheus text format 0.0.4.
     pub(crate) fn render(&self) -> String {
-        let counters: [(&str, &str, &Counter); 12] = [
+        let counters: [(&str, &str, &Counter); 13] = [
             ("connections_total", "Client connections accepted.", &self.connections),
             ("connections_refused_total", "Client connections over the limit.", &self.connections_refused),
             ("requests_total", "Client requests.", &self.requests),
@@ -64,6 +65,7 @@ impl Metrics {
             ("bad_requests_total", "Connections closed because of what the client sent.", &self.bad_requests),
             ("bad_answers_total", "Broker answers that are not Kafka.", &self.bad_answers),
             ("control_events_dropped_total", "Notices to the control tasks that found no room.", &self.control_dropped),
+            ("holds_expired_total", "Held batches that were answered with a retriable error.", &self.holds_expired),
             ("flips_done_total", "Cutovers and rollbacks that were released to the new owner.", &self.flips_done),
             ("flips_aborted_total", "Cutovers and rollbacks that were aborted.", &self.flips_aborted),
         ];

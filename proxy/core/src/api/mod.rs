@@ -4,6 +4,7 @@ mod admin_topics;
 mod api_versions;
 pub mod common;
 mod configs;
+mod delete_records;
 mod describe_cluster;
 mod describe_producers;
 mod describe_topic_partitions;
@@ -14,8 +15,10 @@ mod fetch_session;
 mod heartbeat;
 mod join_group;
 mod list_groups;
+mod list_offsets;
 mod offset_commit;
 mod offset_fetch;
+mod offset_for_leader_epoch;
 mod txn_offset_commit;
 mod find_coordinator;
 pub mod group;
@@ -25,6 +28,7 @@ mod metadata;
 pub mod policy;
 pub mod produce;
 mod relay;
+mod split;
 mod transactions;
 mod view;
 
@@ -73,6 +77,14 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
             Opened { operation: Box::new(produce), silent }
         }
         key::FETCH => Opened::new(fetch::Fetch::new(body)),
+        key::LIST_OFFSETS => {
+            let committed = body.i8("IsolationLevel") == 1;
+            Opened::new(split::Split::new(list_offsets::ListOffsets { committed }, body))
+        }
+        key::OFFSET_FOR_LEADER_EPOCH => {
+            Opened::new(split::Split::new(offset_for_leader_epoch::OffsetForLeaderEpoch, body))
+        }
+        key::DELETE_RECORDS => Opened::new(split::Split::new(delete_records::DeleteRecords, body)),
         key::API_VERSIONS => Opened::new(api_versions::ApiVersions::new(body)),
         key::METADATA => Opened::new(fan::Fan::new(metadata::Metadata::new(body))),
         key::DESCRIBE_TOPIC_PARTITIONS => {

@@ -6,11 +6,11 @@ use super::{common, key};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::producer::batch::{self, BatchHeader};
-use crate::producer::gate::{Admission, BatchId, HoldId, Outcome, Refusal, Submission, Ticket};
+use crate::producer::gate::{Admission, BatchId, HoldId, HoldReason, Outcome, Refusal, Submission, Ticket};
 use crate::producer::pid;
 use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
-use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
+use crate::session::{Answer, Class, CloseReason, Cx, Effect, Operation, Step, UpstreamKey};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -57,7 +57,8 @@ struct Part {
     /// Not before this time, after a leader refused it.
     retry_at_ms: i64,
     hold: Option<HoldId>,
-    deadline_ms: Option<i64>,
+    /// Why it was last held.
+    reason: Option<HoldReason>,
 }
 
 enum State {
@@ -116,7 +117,7 @@ impl Produce {
                     state: State::Waiting,
                     retry_at_ms: 0,
                     hold: None,
-                    deadline_ms: None,
+                    reason: None,
                 };
                 part.look_inside(route.as_deref(), by_id, cx);
                 self.parts.push(part);
@@ -156,6 +157,7 @@ impl Produce {
             cx.core.produce.add(&at);
         }
         if cx.now_ms >= hold_until {
+            cx.emit(Effect::HoldExpired { topic: Arc::clone(&at.0), partition: at.1, reason: part.reason });
             part.answer(cx, code::NOT_LEADER_OR_FOLLOWER);
             return None;
         }
@@ -399,9 +401,9 @@ impl Part {
                 });
                 return Some(to.upstream);
             }
-            Admission::Hold { hold, deadline_ms, .. } => {
+            Admission::Hold { hold, reason, deadline_ms } => {
                 self.hold = Some(hold);
-                self.deadline_ms = deadline_ms;
+                self.reason = Some(reason);
                 let at = deadline_ms.unwrap_or(i64::MAX);
                 return self.wait(cx, at);
             }

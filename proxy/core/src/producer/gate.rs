@@ -255,10 +255,15 @@ impl PartitionGate {
         Admission::Hold { hold, reason, deadline_ms }
     }
 
-    /// Keeps a batch that queues behind an earlier one of its own connection.
+    /// Keeps a batch that queues behind an earlier one of its own connection. It counts as held only where that one
+    /// does: what is held must never wait for what waits for the held.
     pub fn queue(&mut self, submission: &Submission) -> HoldId {
         let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
-        self.held.insert(hold, submission.session);
+        if self.held.values().any(|session| *session == submission.session) {
+            self.held.insert(hold, submission.session);
+        } else {
+            self.waiting.insert(submission.session);
+        }
         hold
     }
 

@@ -2,7 +2,7 @@
 
 use super::upstream::UpstreamId;
 use crate::ids::{ClusterSide, VirtualNode};
-use crate::producer::gate::SessionId;
+use crate::producer::gate::{HoldReason, SessionId};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -46,6 +46,8 @@ pub enum Effect {
     Refresh(ClusterSide),
     /// A group committed at its home: the other side gets a copy (DESIGN decision 5).
     Mirror(Vec<CommitMirror>),
+    /// A batch was held as long as is allowed and is answered with a retriable error (RULES R9).
+    HoldExpired { topic: Arc<str>, partition: i32, reason: Option<HoldReason> },
     /// A broker sent something that is not a Kafka response to what was asked.
     BadAnswer { upstream: UpstreamId, error: String },
 }

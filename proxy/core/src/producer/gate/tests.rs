@@ -151,3 +151,14 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
     assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
     forwarded(gate.admit(NOW, &submission(2, None, 1)));
 }
+
+#[test]
+fn a_batch_queued_behind_a_waiting_one_does_not_block_it() {
+    let mut gate = flipped();
+    let first = forwarded(gate.admit(NOW, &submission(1, Some((10, 14)), 1)));
+    let second = submission(1, Some((15, 19)), 1);
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &second) else { panic!("not held") };
+    gate.queue(&submission(1, Some((20, 24)), 1));
+    gate.complete(NOW, first, acked(200));
+    forwarded(gate.admit(NOW, &Submission { hold: Some(hold), ..second }));
+}
