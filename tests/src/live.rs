@@ -206,7 +206,7 @@ pub fn group(rig: &Rig, kind: &Kind, which: &str, more: &[&str]) -> Result<Drive
     let group = format!("{which}-{}", kind.name);
     let mut args = vec!["--topic", TOPIC, "--group", &group, "--reset", "earliest"];
     args.extend(more);
-    rig.driver(kind.driver, "consumer", &format!("{}-{which}-group", kind.name), &args)
+    Ok(rig.driver(kind.driver, "consumer", &format!("{}-{which}-group", kind.name), &args)?)
 }
 
 /// Waits until a client has ended by itself.
