@@ -23,7 +23,7 @@ const HIGH_WATERMARK: i64 = -1;
 const NAMES: Names = Names { topic: "Name", partition: "PartitionIndex" };
 
 /// A delete records request.
-pub struct DeleteRecords {
+pub(super) struct DeleteRecords {
     request: Struct,
     split: Split,
     round: u8,
@@ -52,7 +52,7 @@ fn boundary(timeline: &Timeline, side: ClusterSide, position: i64) -> Option<Nat
 
 impl DeleteRecords {
     #[must_use]
-    pub fn new(request: Struct) -> DeleteRecords {
+    pub(super) fn new(request: Struct) -> DeleteRecords {
         DeleteRecords { request, split: Split::new(NAMES), round: 0, planned: Vec::new() }
     }
 

@@ -28,7 +28,7 @@ const PATIENCE_MAX_MS: i64 = 10_000;
 const NAMES: Names = Names { topic: "Name", partition: "PartitionIndex" };
 
 /// A list offsets request.
-pub struct ListOffsets {
+pub(super) struct ListOffsets {
     request: Struct,
     split: Split,
     /// For each partition of the request, in its order: the era that was current when it was asked, or an error.
@@ -45,7 +45,7 @@ struct Found {
 
 impl ListOffsets {
     #[must_use]
-    pub fn new(mut request: Struct) -> ListOffsets {
+    pub(super) fn new(mut request: Struct) -> ListOffsets {
         // Only a follower would send an id here, and there is none among the proxy's clients.
         request.set("ReplicaId", request.i32("ReplicaId").min(-1));
         ListOffsets { request, split: Split::new(NAMES), planned: Vec::new() }

@@ -17,14 +17,14 @@ use std::sync::Arc;
 const NAMES: Names = Names { topic: "Topic", partition: "Partition" };
 
 /// An offset for leader epoch request.
-pub struct OffsetForLeaderEpoch {
+pub(super) struct OffsetForLeaderEpoch {
     request: Struct,
     split: Split,
 }
 
 impl OffsetForLeaderEpoch {
     #[must_use]
-    pub fn new(mut request: Struct) -> OffsetForLeaderEpoch {
+    pub(super) fn new(mut request: Struct) -> OffsetForLeaderEpoch {
         // Only a follower would send an id here, and there is none among the proxy's clients.
         request.set("ReplicaId", request.i32("ReplicaId").min(-1));
         OffsetForLeaderEpoch { request, split: Split::new(NAMES) }

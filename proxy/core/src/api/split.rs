@@ -16,13 +16,13 @@ type PartKey = (Arc<str>, i32, ClusterSide);
 
 /// How an API names the topic and the partition in the arrays `Topics` and `Partitions`.
 #[derive(Clone, Copy, Debug)]
-pub struct Names {
+pub(super) struct Names {
     pub topic: &'static str,
     pub partition: &'static str,
 }
 
 /// The parts asked so far, over all rounds.
-pub struct Split {
+pub(super) struct Split {
     names: Names,
     /// By broker: topics in the order they were added, with their partitions.
     pending: BTreeMap<UpstreamKey, Vec<(Arc<TopicRoute>, Vec<Struct>)>>,
@@ -33,20 +33,20 @@ pub struct Split {
 
 /// What one side said of a partition.
 #[derive(Clone, Copy, Debug)]
-pub enum Said<'a> {
+pub(super) enum Said<'a> {
     Well(&'a Struct),
     /// An error to be passed on. Down, or without a leader: a retriable one.
     Failed(i16),
 }
 
 /// All answers, indexed once.
-pub struct Answers<'a> {
+pub(super) struct Answers<'a> {
     split: &'a Split,
     found: Vec<HashMap<(&'a str, i32), &'a Struct>>,
 }
 
 impl Split {
-    pub fn new(names: Names) -> Split {
+    pub(super) fn new(names: Names) -> Split {
         Split {
             names,
             pending: BTreeMap::new(),
@@ -58,7 +58,13 @@ impl Split {
 
     /// Adds a partition's element to what `upstream` is asked in the next round. A broker refuses a partition it is
     /// asked for twice, so the second time is left out.
-    pub fn add(&mut self, upstream: UpstreamKey, route: &Arc<TopicRoute>, index: i32, element: Struct) {
+    pub(super) fn add(
+        &mut self,
+        upstream: UpstreamKey,
+        route: &Arc<TopicRoute>,
+        index: i32,
+        element: Struct,
+    ) {
         let key = (Arc::clone(&route.name), index, upstream.node.side);
         if self.places.insert(key.clone(), usize::MAX).is_some() {
             return;
@@ -73,7 +79,7 @@ impl Split {
     }
 
     /// The requests of this round, made after the client's own.
-    pub fn asks(&mut self, request: &Struct) -> Vec<Ask> {
+    pub(super) fn asks(&mut self, request: &Struct) -> Vec<Ask> {
         let mut asks = Vec::new();
         for (upstream, topics) in std::mem::take(&mut self.pending) {
             let mut body = request.clone();
@@ -94,7 +100,7 @@ impl Split {
     }
 
     /// Indexes the answers to all asks, in the order the asks were made.
-    pub fn answers<'a>(&'a self, answers: &'a [Option<Struct>]) -> Answers<'a> {
+    pub(super) fn answers<'a>(&'a self, answers: &'a [Option<Struct>]) -> Answers<'a> {
         let index = |answer: &'a Option<Struct>| {
             let topics = answer.iter().flat_map(|a| a.structs("Topics"));
             let partitions = topics.flat_map(|t| t.structs("Partitions").map(move |p| (t, p)));
@@ -107,7 +113,7 @@ impl Split {
 impl<'a> Answers<'a> {
     /// What `side` said of a partition. Where the client's own broker is not the leader its error passes, and the
     /// client looks for the leader; where a companion's is not, that is the proxy's to put right.
-    pub fn of(&self, cx: &mut Cx<'_>, route: &TopicRoute, index: i32, side: ClusterSide) -> Said<'a> {
+    pub(super) fn of(&self, cx: &mut Cx<'_>, route: &TopicRoute, index: i32, side: ClusterSide) -> Said<'a> {
         let ask = self.split.places.get(&(Arc::clone(&route.name), index, side)).copied();
         let upstream = ask.and_then(|a| self.split.asked.get(a));
         let found = ask.and_then(|a| self.found.get(a)?.get(&(&**route.physical(side), index)));
@@ -129,12 +135,12 @@ impl<'a> Answers<'a> {
 }
 
 /// The longest throttle time of all parts (RULES R33).
-pub fn throttle_ms(answers: &[Option<Struct>]) -> i32 {
+pub(super) fn throttle_ms(answers: &[Option<Struct>]) -> i32 {
     answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0)
 }
 
 /// The leader on a side that does not own the partition (any more); `None` while that side is down.
-pub fn history_upstream(
+pub(super) fn history_upstream(
     cx: &Cx<'_>,
     route: &TopicRoute,
     index: i32,
