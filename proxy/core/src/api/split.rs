@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 type PartKey = (Arc<str>, i32, ClusterSide);
+/// A topic and the elements of its partitions.
+type Wanted = (Arc<TopicRoute>, Vec<Struct>);
 
 /// How an API names the topic and the partition in the arrays `Topics` and `Partitions`.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +27,7 @@ pub(super) struct Names {
 pub(super) struct Split {
     names: Names,
     /// By broker: topics in the order they were added, with their partitions.
-    pending: BTreeMap<UpstreamKey, Vec<(Arc<TopicRoute>, Vec<Struct>)>>,
+    pending: BTreeMap<UpstreamKey, Vec<Wanted>>,
     pending_keys: BTreeMap<UpstreamKey, Vec<PartKey>>,
     asked: Vec<UpstreamKey>,
     places: HashMap<PartKey, usize>,
