@@ -8,7 +8,7 @@ use crossover_core::producer::carry::Carry;
 use crossover_core::route::LinkMode;
 use crossover_core::timeline::Timeline;
 use fs4::fs_std::FileExt;
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -68,6 +68,15 @@ pub(crate) struct Seal {
     pub(crate) topics: Vec<(Arc<str>, StoredTopic)>,
     pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
     pub(crate) ledger: Vec<LedgerEntry>,
+}
+
+/// Why a SEAL was not confirmed.
+#[derive(Debug)]
+pub(crate) enum SealWriteError {
+    /// Nothing can be in the file.
+    NotWritten(anyhow::Error),
+    /// The commit itself failed: it may be in the file or not.
+    Unknown(anyhow::Error),
 }
 
 pub(crate) struct Store {
@@ -173,7 +182,15 @@ impl Store {
     }
 
     /// The second durable write of a flip: the commit point. It ends the intent.
-    pub(crate) fn seal(&self, seal: &Seal) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// [`SealWriteError`] tells whether a restart may find the seal all the same.
+    pub(crate) fn seal(&self, seal: &Seal) -> Result<(), SealWriteError> {
+        let write = self.prepare_seal(seal).map_err(SealWriteError::NotWritten)?;
+        write.commit().map_err(|problem| SealWriteError::Unknown(problem.into()))
+    }
+
+    fn prepare_seal(&self, seal: &Seal) -> anyhow::Result<WriteTransaction> {
         let write = self.database.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
@@ -192,7 +209,7 @@ impl Store {
                 ledger.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
             }
         }
-        Ok(write.commit()?)
+        Ok(write)
     }
 
     pub(crate) fn put_home(&self, group: &str, side: ClusterSide, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {

@@ -137,7 +137,7 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
         return;
     }
     let topics = request.topics.iter().map(|t| Arc::from(t.as_str())).collect();
-    let view = Flip::new(Arc::clone(control), to, topics, view).run().await;
+    let view = Flip::new(Arc::clone(control), to, topics, request.force, view).run().await;
     if view.state == OperationState::Done {
         let groups = groups_of(control, &request, to);
         for group in groups {
@@ -158,12 +158,13 @@ fn groups_of(control: &Control, request: &FlipRequest, to: ClusterSide) -> Vec<A
 }
 
 fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
-    let found = control.state().revision.0;
     if !control.health().ready {
         return Err(ApiError::new(ErrorCode::NotReady, "The clusters have not been seen yet.", "wait for /ready"));
     }
     let id = format!("{kind:?}-{}", control.now()).to_lowercase();
     control.claim(&id).map_err(|other| ApiError::operation_running(&other))?;
+    // Read under the claim: nobody else changes it now.
+    let found = control.state().revision.0;
     if expected != found {
         control.unclaim();
         return Err(ApiError::revision_mismatch(expected, found));
@@ -195,15 +196,10 @@ fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, Api
     let running = control.running().filter(|id| request.operation.as_ref().is_none_or(|asked| asked == id));
     let view = running.and_then(|id| control.operation(&id));
     let view = view.ok_or_else(|| ApiError::not_found("No such operation is running.", "see `crossover status`"))?;
-    match view.state {
-        OperationState::Seal | OperationState::Publish | OperationState::Release | OperationState::Done => {
-            Err(ApiError::new(ErrorCode::TooLate, format!("Operation {} is sealed.", view.id), "roll back when it is done"))
-        }
-        _ => {
-            control.ask_abort();
-            Ok(view)
-        }
+    if control.ask_abort() {
+        return Ok(view);
     }
+    Err(ApiError::new(ErrorCode::TooLate, format!("Operation {} is sealed.", view.id), "roll back when it is done"))
 }
 
 fn move_group(control: &Arc<Control>, expected: u64, request: GroupMoveRequest) -> Result<OperationView, ApiError> {

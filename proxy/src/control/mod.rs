@@ -25,12 +25,16 @@ use crossover_core::producer::gate::PartitionGate;
 use crossover_core::route::Snapshot;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, broadcast, mpsc};
 
 /// Past operations that are remembered for `GET /v1/operations/{id}`.
 const OPERATIONS_MAX: usize = 200;
+
+const ABORT_POSSIBLE: u8 = 0;
+const ABORT_ASKED: u8 = 1;
+const ABORT_TOO_LATE: u8 = 2;
 
 /// What the route table is made of.
 pub(crate) struct State {
@@ -54,10 +58,12 @@ pub(crate) struct Control {
     state: Mutex<State>,
     closed: Mutex<seed::Closed>,
     problems: Mutex<[Option<String>; 2]>,
-    alarms: Mutex<Vec<Alarm>>,
+    /// By name and subject.
+    alarms: Mutex<BTreeMap<(String, String), Alarm>>,
     operations: Mutex<Vec<OperationView>>,
     running: Mutex<Option<String>>,
-    abort: AtomicBool,
+    /// One of the `ABORT_*`: an abort and SEAL exclude each other.
+    abort: AtomicU8,
     events: broadcast::Sender<Event>,
     ledger_next: AtomicU64,
 }
@@ -87,10 +93,10 @@ impl Control {
             state: Mutex::new(state),
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
-            alarms: Mutex::new(Vec::new()),
+            alarms: Mutex::new(BTreeMap::new()),
             operations: Mutex::new(Vec::new()),
             running: Mutex::new(None),
-            abort: AtomicBool::new(false),
+            abort: AtomicU8::new(ABORT_POSSIBLE),
             events: broadcast::Sender::new(256),
             ledger_next: AtomicU64::new(restored.ledger_next),
         })
@@ -130,20 +136,24 @@ impl Control {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)[side.index()].clone()
     }
 
-    /// Raises an alarm once; it stays until the process ends.
-    pub(crate) fn alarm(&self, name: &str, cause: String, remedy: &str) {
+    /// Raises an alarm, one per name and subject; it stays until the process ends, with the latest cause. True the
+    /// first time.
+    pub(crate) fn alarm(&self, name: &str, subject: &str, cause: String, remedy: &str) -> bool {
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
-        if alarms.iter().any(|a| a.name == name && a.cause == cause) {
-            return;
+        let at = (name.to_owned(), subject.to_owned());
+        if let Some(known) = alarms.get_mut(&at) {
+            known.cause = cause;
+            return false;
         }
         tracing::error!(name, cause, remedy, "alarm");
         self.event("alarm", None, format!("{name}: {cause}"));
         let since_ms = self.now();
-        alarms.push(Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
+        alarms.insert(at, Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
+        true
     }
 
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
-        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Unix milliseconds.
@@ -198,7 +208,7 @@ impl Control {
             return Err(other.clone());
         }
         *running = Some(id.to_owned());
-        self.abort.store(false, Ordering::SeqCst);
+        self.abort.store(ABORT_POSSIBLE, Ordering::SeqCst);
         Ok(())
     }
 
@@ -210,12 +220,20 @@ impl Control {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn ask_abort(&self) {
-        self.abort.store(true, Ordering::SeqCst);
+    /// False when the operation is past SEAL.
+    pub(crate) fn ask_abort(&self) -> bool {
+        let result = self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_ASKED, Ordering::SeqCst, Ordering::SeqCst);
+        result != Err(ABORT_TOO_LATE)
     }
 
     pub(crate) fn is_abort_asked(&self) -> bool {
-        self.abort.load(Ordering::SeqCst)
+        self.abort.load(Ordering::SeqCst) == ABORT_ASKED
+    }
+
+    /// From here on an abort is refused. False when one was asked for before.
+    pub(crate) fn pass_the_point_of_no_return(&self) -> bool {
+        let result = self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_TOO_LATE, Ordering::SeqCst, Ordering::SeqCst);
+        result.is_ok()
     }
 
     /// Shows the newest state of an operation.

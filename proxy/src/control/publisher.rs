@@ -19,6 +19,7 @@ impl Control {
         if let Err(problem) = self.check_binding(&topology).await {
             self.alarm(
                 "foreign-cluster",
+                side.as_str(),
                 problem.to_string(),
                 "point the configuration at the clusters this state belongs to, or name another state.directory",
             );
@@ -36,7 +37,7 @@ impl Control {
                     error!("the ports cannot be stored: {problem:#}");
                 }
             }
-            Err(exhausted) => self.alarm("ports-exhausted", exhausted, "widen listener.node_ports and restart"),
+            Err(exhausted) => drop(self.alarm("ports-exhausted", "", exhausted, "widen listener.node_ports and restart")),
         }
         self.publish();
     }
