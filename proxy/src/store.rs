@@ -60,6 +60,8 @@ pub(crate) struct Restored {
     /// The operation whose intent was written and that was neither sealed nor aborted.
     pub(crate) intent: Option<String>,
     pub(crate) ledger_next: u64,
+    /// The process before did not end by itself.
+    pub(crate) unclean: bool,
 }
 
 /// What one flip makes durable, all or nothing.
@@ -132,6 +134,7 @@ impl Store {
             cluster_ids: [text("source_cluster")?, text("target_cluster")?],
             revision: text("revision")?.and_then(|r| r.parse().ok()).unwrap_or(0),
             intent: text("intent")?,
+            unclean: text("running")?.is_some(),
             ..Restored::default()
         };
         for row in read.open_table(TOPICS)?.iter()? {
@@ -174,6 +177,11 @@ impl Store {
             }
         }
         Ok(write.commit()?)
+    }
+
+    /// Whether the process runs; what a start finds set was left by one that was killed.
+    pub(crate) fn put_running(&self, running: bool) -> anyhow::Result<()> {
+        self.put_meta("running", running.then_some("yes"))
     }
 
     /// The first durable write of a flip; `None` takes it back.

@@ -5,7 +5,7 @@ use super::flip::Flip;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health, Ledger,
     Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest, ProducerView, RouteKind,
-    RouteView, Routes, Side, Status, TopicView, TranslateQuery, Translation, Verdict,
+    RouteView, Routes, Side, Status, Step, TopicView, TranslateQuery, Translation, Verdict,
 };
 use crossover_admin_api::{ApiError, Backend, ErrorCode, Reply};
 use crossover_config::{Mode as ConfigMode, RoutePattern};
@@ -108,12 +108,36 @@ async fn start(control: &Arc<Control>, expected: u64, request: FlipRequest, to: 
         return Ok(view);
     }
     control.show(&view);
-    let (control, shown) = (Arc::clone(control), view.clone());
-    tokio::spawn(async move {
-        run_flip(&control, request, to, view).await;
-        control.unclaim();
-    });
+    let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
+    tokio::spawn(async move { run_flip(&claimed.control, request, to, view).await });
     Ok(shown)
+}
+
+/// The one place for an operation, given back however its task ends.
+struct Claimed {
+    control: Arc<Control>,
+    id: String,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(mut view) = self.control.operation(&self.id).filter(|view| !view.state.is_final()) {
+            view.reason = Some("the operation ended without a result".to_owned());
+            view.remedy = Some("look into the log of Crossover and at `crossover status`".to_owned());
+            finish(&self.control, &mut view, OperationState::Aborted);
+        }
+        self.control.unclaim();
+    }
+}
+
+/// The last state of an operation.
+fn finish(control: &Control, view: &mut OperationView, state: OperationState) {
+    let now = control.now();
+    view.state = state;
+    view.finished_ms = Some(now);
+    view.steps.push(Step { name: state, at_ms: now, took_ms: None });
+    control.show(view);
+    control.event("step", None, format!("{} {state:?}", view.id));
 }
 
 async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide, mut view: OperationView) {
@@ -131,30 +155,27 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
         let failed: Vec<_> = plan.checks.iter().filter(|c| c.result == crossover_admin_api::model::CheckResult::Failed).collect();
         view.reason = Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
         view.remedy = failed.first().map(|c| c.remedy.clone());
-        view.state = OperationState::Aborted;
-        view.finished_ms = Some(control.now());
-        control.show(&view);
+        finish(control, &mut view, OperationState::Aborted);
         return;
     }
     let topics = request.topics.iter().map(|t| Arc::from(t.as_str())).collect();
-    let view = Flip::new(Arc::clone(control), to, topics, request.force, view).run().await;
-    if view.state == OperationState::Done {
-        let groups = groups_of(control, &request, to);
-        for group in groups {
-            let id = format!("{}-{group}", view.id);
-            let mut moved = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![group.to_string()]);
-            control.move_group(&group, to, &mut moved).await;
-        }
+    let mut view = Flip::new(Arc::clone(control), to, topics, request.force, view).run().await;
+    if view.state.is_final() {
+        return;
     }
-}
-
-fn groups_of(control: &Control, request: &FlipRequest, to: ClusterSide) -> Vec<Arc<str>> {
-    let snapshot = control.runtime.snapshot();
-    let mut groups: BTreeSet<Arc<str>> = request.groups.iter().map(|g| Arc::from(g.as_str())).collect();
-    if request.with_groups {
-        groups.extend(control.runtime.shared.groups.names());
+    let groups = control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+    let mut failed = Vec::new();
+    for group in groups {
+        let id = format!("{}-{group}", view.id);
+        let mut moved = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![group.to_string()]);
+        control.move_group(&group, to, &mut moved).await;
+        failed.extend(moved.reason);
     }
-    groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
+    if !failed.is_empty() {
+        view.reason = Some(failed.join("; "));
+        view.remedy = Some("the topics have moved; move these groups with `crossover groups move`".to_owned());
+    }
+    finish(control, &mut view, OperationState::Done);
 }
 
 fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
@@ -215,11 +236,8 @@ fn move_group(control: &Arc<Control>, expected: u64, request: GroupMoveRequest) 
         return Ok(view);
     }
     control.show(&view);
-    let (control, shown) = (Arc::clone(control), view.clone());
-    tokio::spawn(async move {
-        control.move_group(&group, to, &mut view).await;
-        control.unclaim();
-    });
+    let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
+    tokio::spawn(async move { claimed.control.move_group(&group, to, &mut view).await });
     Ok(shown)
 }
 
@@ -269,7 +287,11 @@ impl Control {
         for side in ClusterSide::BOTH.into_iter().filter(|s| !snapshot.topology(*s).reachable) {
             reasons.push(format!("the {side} is not reachable"));
         }
-        Health { live: true, ready: any, reasons }
+        let serving = self.is_serving();
+        if !serving {
+            reasons.push("clients cannot connect yet".to_owned());
+        }
+        Health { live: true, ready: any && serving, reasons }
     }
 
     fn status(&self) -> Status {

@@ -84,7 +84,7 @@ impl Flip {
         Flip { control, to, topics, force, view, step_started: Instant::now() }
     }
 
-    /// Runs to the end. The view it gives is the operation's last; groups may still follow.
+    /// Runs to RELEASE, or to the abort. After RELEASE groups may follow, and the caller ends the operation.
     pub(crate) async fn run(mut self) -> OperationView {
         let control = Arc::clone(&self.control);
         let result = self.flip().await;
@@ -92,7 +92,7 @@ impl Flip {
         match result {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
-                self.step(OperationState::Done);
+                self.close_step();
                 let took = self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
                 let steps = took.collect::<Vec<_>>().join(", ");
                 info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
@@ -415,11 +415,15 @@ impl Flip {
         Ok(())
     }
 
-    fn step(&mut self, state: OperationState) {
-        let now = self.control.now();
+    fn close_step(&mut self) {
         if let Some(last) = self.view.steps.last_mut() {
             last.took_ms = Some(self.step_started.elapsed().as_secs_f64() * 1000.0);
         }
+    }
+
+    fn step(&mut self, state: OperationState) {
+        let now = self.control.now();
+        self.close_step();
         self.step_started = Instant::now();
         self.view.state = state;
         self.view.steps.push(Step { name: state, at_ms: now, took_ms: None });

@@ -25,7 +25,7 @@ use crossover_core::producer::gate::PartitionGate;
 use crossover_core::route::Snapshot;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -58,6 +58,12 @@ pub(crate) struct Control {
     state: Mutex<State>,
     closed: Mutex<seed::Closed>,
     problems: Mutex<[Option<String>; 2]>,
+    /// Held while commits of a group are written: a mirrored commit must not overwrite the copy of a move.
+    commits: tokio::sync::Mutex<()>,
+    /// Clients can connect.
+    serving: AtomicBool,
+    /// Since when the process runs, if the one before it did not end by itself (RULES R2).
+    unclean_since_ms: Option<i64>,
     /// By name and subject.
     alarms: Mutex<BTreeMap<(String, String), Alarm>>,
     operations: Mutex<Vec<OperationView>>,
@@ -85,6 +91,7 @@ impl Control {
             runtime.shared.gates.restore(&topic, partition, gate);
             closed.unseeded.insert((topic, partition));
         }
+        let unclean_since_ms = restored.unclean.then(|| runtime.now_ms());
         Arc::new(Control {
             runtime,
             client,
@@ -93,6 +100,9 @@ impl Control {
             state: Mutex::new(state),
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
+            commits: tokio::sync::Mutex::new(()),
+            serving: AtomicBool::new(false),
+            unclean_since_ms,
             alarms: Mutex::new(BTreeMap::new()),
             operations: Mutex::new(Vec::new()),
             running: Mutex::new(None),
@@ -234,6 +244,15 @@ impl Control {
     pub(crate) fn pass_the_point_of_no_return(&self) -> bool {
         let result = self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_TOO_LATE, Ordering::SeqCst, Ordering::SeqCst);
         result.is_ok()
+    }
+
+    /// Clients can connect from now on.
+    pub(crate) fn set_serving(&self) {
+        self.serving.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::SeqCst)
     }
 
     /// Shows the newest state of an operation.
