@@ -1,26 +1,34 @@
 #!/usr/bin/env bash
-# The tests of the gate: format, lints, pure tests, a live slice on real brokers and clients, the demo's short form.
+# Every check of a change, quickest first; the first failure ends it.
+# usage: ./test.sh
 set -euo pipefail
 cd "$(dirname "$0")"
-step() { printf '\n== %s (%s)\n' "$1" "$(date -u +%H:%M:%S)"; }
 
-step "prerequisites"
-sh tests/tools/prerequisites.sh cargo cc java javac mvn go node python3
-jar=$HOME/.m2/repository/org/apache/kafka/kafka-clients/4.3.1/kafka-clients-4.3.1.jar
-[ -e "$jar" ] || mvn -q -B dependency:get -Dartifact=org.apache.kafka:kafka-clients:4.3.1 -Dtransitive=false
+step() {
+  printf '\n=== %s (%s s)\n' "$1" "$SECONDS"
+  shift
+  "$@"
+}
 
-step "format"
-cargo fmt --all --check
-step "lints"
-cargo clippy --workspace --all-targets --quiet -- -D warnings
-step "pure tests"
-cargo test --quiet -p crossover-core -p crossover-config -p crossover-admin-api -p crossover-loadtest -p crossover
-cargo test --quiet -p crossover-tests --test architecture
-step "build"
-cargo build --release --quiet --bin crossover --bin crossover-check
-step "client drivers"
-tests/drivers/setup.sh java-3.9.2 java-4.3.1 librdkafka franz sarama kafkajs
-step "live slice: real brokers 3.9.2 and 4.3.1, real clients"
-cargo test --release --quiet -p crossover-tests --test live -- --nocapture
-step "demo, short form"
-target/release/crossover demo --short
+# What the test of the message tables compares with.
+official_definitions() {
+  [ -e "$HOME/.m2/repository/org/apache/kafka/kafka-clients/4.3.1/kafka-clients-4.3.1.jar" ] ||
+    mvn -q -B dependency:get -Dartifact=org.apache.kafka:kafka-clients:4.3.1 -Dtransitive=false
+}
+
+pure_tests() {
+  cargo test -p crossover-core -p crossover-config -p crossover-admin-api -p crossover-loadtest -p crossover
+  cargo test -p crossover-harness --lib
+  cargo test -p crossover-tests --test architecture
+}
+
+step "prerequisites" sh tests/tools/prerequisites.sh cargo cc java javac mvn go node python3
+step "format" cargo fmt --all --check
+step "lint" cargo clippy --workspace --all-targets -- -D warnings
+step "message definitions" official_definitions
+step "pure tests" pure_tests
+step "binaries" cargo build -p crossover -p crossover-loadtest
+step "client libraries" tests/drivers/setup.sh java-3.9.2 java-4.3.1 librdkafka franz sarama kafkajs
+step "live: real clusters, real clients" cargo test -p crossover-tests --test live -- --nocapture --test-threads=1
+step "demo, short form" "${CARGO_TARGET_DIR:-target}/debug/crossover" demo --short
+printf '\n=== all passed (%s s)\n' "$SECONDS"

@@ -1,5 +1,8 @@
 //! What the end-to-end tests share.
 
+pub mod live;
+pub mod measure;
+
 use anyhow::{Context, Result, ensure};
 use crossover_harness::ClusterSpec;
 use crossover_harness::rig::{Driver, Rig, RigSpec};
@@ -37,13 +40,24 @@ pub fn repository() -> PathBuf {
 /// # Errors
 /// Something does not start.
 pub fn rig(source: &str, target: &str, brokers: u8) -> Result<Rig> {
-    let spec = |version: &str, name: &str| ClusterSpec { name: name.to_owned(), ..ClusterSpec::new(version, brokers) };
+    rig_with(source, target, brokers, "")
+}
+
+/// As [`rig`], with more sections in the configuration file.
+///
+/// # Errors
+/// Something does not start.
+pub fn rig_with(source: &str, target: &str, brokers: u8, extra_config: &str) -> Result<Rig> {
+    let spec = |version: &str, name: &str| ClusterSpec {
+        name: name.to_owned(),
+        ..ClusterSpec::new(version, brokers)
+    };
     let rig = Rig::start(RigSpec {
         source: spec(source, "source"),
         target: spec(target, "target"),
         crossover: binary("crossover")?,
         repository: repository(),
-        extra_config: String::new(),
+        extra_config: extra_config.to_owned(),
     })?;
     Ok(rig)
 }
@@ -70,7 +84,12 @@ pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duratio
     let deadline = Instant::now() + limit;
     while driver.count(event) < count {
         ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
-        ensure!(Instant::now() < deadline, "{}: {} of {count} {event} in {limit:?}", driver.name, driver.count(event));
+        ensure!(
+            Instant::now() < deadline,
+            "{}: {} of {count} {event} in {limit:?}",
+            driver.name,
+            driver.count(event)
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
@@ -80,12 +99,26 @@ pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duratio
 ///
 /// # Errors
 /// The verdict is not "pass".
-pub fn check(rig: &Rig, topic: &str, producers: &[PathBuf], consumers: &[PathBuf], more: &[&str]) -> Result<String> {
+pub fn check(
+    rig: &Rig,
+    topic: &str,
+    producers: &[PathBuf],
+    consumers: &[PathBuf],
+    more: &[&str],
+) -> Result<String> {
     let mut command = Command::new(binary("crossover-check")?);
     command.arg("--producers").args(producers).arg("--consumers").args(consumers);
-    command.args(["--source", &rig.source.bootstrap(), "--target", &rig.target.bootstrap(), "--topic", topic]);
+    command.args([
+        "--source",
+        &rig.source.bootstrap(),
+        "--target",
+        &rig.target.bootstrap(),
+        "--topic",
+        topic,
+    ]);
     let output = command.args(more).output()?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "the checker's verdict is not pass:\n{text}");
     Ok(text)
 }

@@ -93,7 +93,8 @@ impl Flip {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
                 self.close_step();
-                let took = self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
+                let took =
+                    self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
                 let steps = took.collect::<Vec<_>>().join(", ");
                 info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
             }
@@ -102,7 +103,9 @@ impl Flip {
                 let text = format!("{problem:#}");
                 warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason = text, "the flip was aborted");
                 let entry = control.entry("abort", Some(&self.view.id), text.clone());
-                if let Err(problem) = control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await {
+                if let Err(problem) =
+                    control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await
+                {
                     error!("the abort cannot be stored: {problem:#}");
                 }
                 self.view.reason = Some(text);
@@ -172,12 +175,25 @@ impl Flip {
         ensure!(same, "the topics do not have the same number of partitions on both sides");
         self.control.warm_coordinators().await;
         for quiet in self.control.read_quiet(from, &old).await? {
-            ensure!(!quiet.transaction, "{}-{} has an open transaction", quiet.lead.physical, quiet.lead.part.1);
+            ensure!(
+                !quiet.transaction,
+                "{}-{} has an open transaction",
+                quiet.lead.physical,
+                quiet.lead.part.1
+            );
         }
         let prepared = self.control.read_ends(self.to, &new).await?;
-        for (route, (part, (watermark, end))) in prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p))) {
+        for (route, (part, (watermark, end))) in
+            prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p)))
+        {
             if route.mode == LinkMode::Continue {
-                ensure!(watermark == end, "{}-{}: the {} has not replicated everything", part.0, part.1, self.to);
+                ensure!(
+                    watermark == end,
+                    "{}-{}: the {} has not replicated everything",
+                    part.0,
+                    part.1,
+                    self.to
+                );
             }
             if !self.force {
                 check_idle(route, part.1, self.to, *end)?;
@@ -215,14 +231,21 @@ impl Flip {
         self.step(OperationState::Boundary);
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let late = |_| anyhow!("no boundary within {bound:?}");
-        let readings = timeout(left(deadline), self.boundary(routes, old, new, prepared)).await.map_err(late)??;
+        let readings =
+            timeout(left(deadline), self.boundary(routes, old, new, prepared)).await.map_err(late)??;
         self.step(OperationState::Carry);
         let sealed = self.carry(routes, &fence.parts, readings)?;
         // A leader that has changed meanwhile refuses the epoch (RULES R11).
-        let ends = timeout(left(deadline), self.control.read_ends(self.to.other(), old)).await.map_err(late)??;
+        let ends =
+            timeout(left(deadline), self.control.read_ends(self.to.other(), old)).await.map_err(late)??;
         for sealed in &sealed {
             let (was, now) = (sealed.old_end.0, ends.get(&sealed.part).map_or(-1, |e| e.1));
-            ensure!(was == now, "{}-{}: the log went from {was} to {now} under the fence", sealed.part.0, sealed.part.1);
+            ensure!(
+                was == now,
+                "{}-{}: the log went from {was} to {now} under the fence",
+                sealed.part.0,
+                sealed.part.1
+            );
         }
         self.check_no_loss(&fence.parts)?;
         ensure!(Instant::now() < deadline, "the hold bound of {bound:?} has passed before SEAL");
@@ -267,12 +290,18 @@ impl Flip {
     ) -> anyhow::Result<Vec<(Quiet, NativeOffset, NativeOffset, i32)>> {
         let from = self.to.other();
         loop {
-            let (quiet, ends) = tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
+            let (quiet, ends) =
+                tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
             let (quiet, ends) = (quiet?, ends?);
             let mut settled = Vec::new();
             let mut open = None;
             for read in quiet {
-                ensure!(!read.transaction, "{}-{} has an open transaction", read.lead.physical, read.lead.part.1);
+                ensure!(
+                    !read.transaction,
+                    "{}-{} has an open transaction",
+                    read.lead.physical,
+                    read.lead.part.1
+                );
                 let (watermark, end) = ends.get(&read.lead.part).copied().unwrap_or((-1, -1));
                 let at = format!("{}-{}", read.lead.part.0, read.lead.part.1);
                 let route = route_of(routes, &read.lead.part.0).context("no route")?;
@@ -353,7 +382,12 @@ impl Flip {
     }
 
     /// The commit point: one durable write.
-    async fn seal(&mut self, routes: &[Arc<TopicRoute>], sealed: &[Sealed], fence: &mut Fence) -> anyhow::Result<()> {
+    async fn seal(
+        &mut self,
+        routes: &[Arc<TopicRoute>],
+        sealed: &[Sealed],
+        fence: &mut Fence,
+    ) -> anyhow::Result<()> {
         let control = Arc::clone(&self.control);
         let topics = stored_topics(&control, routes, sealed, self.to);
         let revision = Revision(control.state().revision.0 + 1);
@@ -406,8 +440,15 @@ impl Flip {
     fn seal_unknown(&self, problem: anyhow::Error) -> anyhow::Error {
         self.control.closed().unsealed.extend(self.topics.iter().cloned());
         let cause = format!("{}: {problem:#}", self.topics.join(", "));
-        self.control.alarm("seal-unknown", &self.view.id, cause, "look at the disk of state.directory, then restart crossover");
-        problem.context("it is not known whether SEAL is durable; produce to these topics is refused until a restart")
+        self.control.alarm(
+            "seal-unknown",
+            &self.view.id,
+            cause,
+            "look at the disk of state.directory, then restart crossover",
+        );
+        problem.context(
+            "it is not known whether SEAL is durable; produce to these topics is refused until a restart",
+        )
     }
 
     fn check_abort(&self) -> anyhow::Result<()> {
@@ -440,7 +481,12 @@ fn route_of<'a>(routes: &'a [Arc<TopicRoute>], name: &str) -> Option<&'a Arc<Top
 }
 
 /// The idle side must stand where it was when it lost ownership (RULES R12).
-pub(crate) fn check_idle(route: &TopicRoute, partition: i32, side: ClusterSide, end: i64) -> anyhow::Result<()> {
+pub(crate) fn check_idle(
+    route: &TopicRoute,
+    partition: i32,
+    side: ClusterSide,
+    end: i64,
+) -> anyhow::Result<()> {
     let timeline = route.timeline(partition).context("no timeline")?;
     let left = timeline.eras().rfind(|era| era.side == side).and_then(|era| era.native_end);
     if let Some(left) = left.filter(|_| route.mode == LinkMode::Continue) {

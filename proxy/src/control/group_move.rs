@@ -21,7 +21,12 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 impl Control {
     /// Moves one group; `view` is shown as it goes.
-    pub(crate) async fn move_group(self: &Arc<Control>, group: &Arc<str>, to: ClusterSide, view: &mut OperationView) {
+    pub(crate) async fn move_group(
+        self: &Arc<Control>,
+        group: &Arc<str>,
+        to: ClusterSide,
+        view: &mut OperationView,
+    ) {
         let started = Instant::now();
         view.steps.push(Step { name: OperationState::Drain, at_ms: self.now(), took_ms: None });
         view.state = OperationState::Drain;
@@ -68,22 +73,38 @@ impl Control {
         let commits = self.read_commits(from, group).await.context("its commits cannot be read")?;
         self.check_room(&commits, to, &[])?;
         let count = commits.len();
-        self.store_commits(to, group, commits.clone().into_iter()).await.context("its commits cannot be copied")?;
+        self.store_commits(to, group, commits.clone().into_iter())
+            .await
+            .context("its commits cannot be copied")?;
         let copied = self.read_commits(to, group).await.context("the copied commits cannot be read")?;
         for commit in &commits {
-            let same = copied.iter().any(|c| c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position);
-            ensure!(same, "{}-{}: the copy does not resolve to {}", commit.topic, commit.partition, commit.position);
+            let same = copied.iter().any(|c| {
+                c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position
+            });
+            ensure!(
+                same,
+                "{}-{}: the copy does not resolve to {}",
+                commit.topic,
+                commit.partition,
+                commit.position
+            );
         }
         // Inside a flip it is passed already.
         let _ = self.pass_the_point_of_no_return();
         ensure!(!self.is_abort_asked(), "an operator asked for it");
         let revision = Revision(self.state().revision.0 + 1);
-        let mut entry = self.entry("group-home", Some(operation), format!("group {group} moved to the {to} with {count} commits"));
+        let mut entry = self.entry(
+            "group-home",
+            Some(operation),
+            format!("group {group} moved to the {to} with {count} commits"),
+        );
         entry.revision = revision.0;
         entry.from = Some(from.into());
         entry.to = Some(to.into());
         let name = Arc::clone(group);
-        self.stored(move |store| store.put_home(&name, to, revision.0, &entry)).await.context("the home cannot be stored")?;
+        self.stored(move |store| store.put_home(&name, to, revision.0, &entry))
+            .await
+            .context("the home cannot be stored")?;
         {
             let mut state = self.state();
             state.homes.insert(Arc::clone(group), to);
@@ -95,7 +116,12 @@ impl Control {
     }
 
     /// A position that has no place at the new home would be lost, and its consumer be reset.
-    fn check_room(&self, commits: &[CommitMirror], to: ClusterSide, created: &[String]) -> anyhow::Result<()> {
+    fn check_room(
+        &self,
+        commits: &[CommitMirror],
+        to: ClusterSide,
+        created: &[String],
+    ) -> anyhow::Result<()> {
         let snapshot = self.runtime.snapshot();
         for commit in commits.iter().filter(|c| !created.iter().any(|t| **t == *c.topic)) {
             let Some(route) = snapshot.routes.topic(&commit.topic) else { continue };
@@ -114,14 +140,25 @@ impl Control {
     ///
     /// # Errors
     /// It does, or its coordinator does not answer.
-    pub(crate) async fn check_group(&self, group: &str, to: ClusterSide, created: &[String]) -> anyhow::Result<()> {
+    pub(crate) async fn check_group(
+        &self,
+        group: &str,
+        to: ClusterSide,
+        created: &[String],
+    ) -> anyhow::Result<()> {
         self.refuse_new_protocol(to.other(), group).await?;
         let commits = self.read_commits(to.other(), group).await?;
         self.check_room(&commits, to, created)
     }
 
     /// The groups that move along with topics: those named, and with `all` those with commits for the topics.
-    pub(crate) async fn groups_of(&self, named: &[String], all: bool, topics: &[String], to: ClusterSide) -> Vec<Arc<str>> {
+    pub(crate) async fn groups_of(
+        &self,
+        named: &[String],
+        all: bool,
+        topics: &[String],
+        to: ClusterSide,
+    ) -> Vec<Arc<str>> {
         let snapshot = self.runtime.snapshot();
         let mut groups: BTreeSet<Arc<str>> = named.iter().map(|g| Arc::from(g.as_str())).collect();
         if all {
@@ -131,7 +168,9 @@ impl Control {
                         groups.insert(group);
                     }
                     Ok(_) => {}
-                    Err(problem) => warn!(%group, "its commits cannot be read, it stays at its home: {problem:#}"),
+                    Err(problem) => {
+                        warn!(%group, "its commits cannot be read, it stays at its home: {problem:#}")
+                    }
                 }
             }
         }
@@ -161,7 +200,11 @@ impl Control {
     }
 
     /// All commits of a group in one cluster, as virtual positions.
-    pub(crate) async fn read_commits(&self, side: ClusterSide, group: &str) -> anyhow::Result<Vec<CommitMirror>> {
+    pub(crate) async fn read_commits(
+        &self,
+        side: ClusterSide,
+        group: &str,
+    ) -> anyhow::Result<Vec<CommitMirror>> {
         let mut body = request(key::OFFSET_FETCH);
         body.set("GroupId", group);
         body.set("Topics", Value::Array(None));
@@ -178,7 +221,11 @@ impl Control {
             for partition in topic.structs("Partitions") {
                 let (index, native) = (partition.i32("PartitionIndex"), partition.i64("CommittedOffset"));
                 let Some(timeline) = route.timeline(index).filter(|_| native >= 0) else { continue };
-                ensure!(partition.i16("ErrorCode") == 0, "{name}-{index}: OffsetFetch answers error {}", partition.i16("ErrorCode"));
+                ensure!(
+                    partition.i16("ErrorCode") == 0,
+                    "{name}-{index}: OffsetFetch answers error {}",
+                    partition.i16("ErrorCode")
+                );
                 let resolved = timeline::resolve(timeline, side, native, partition.str("Metadata"));
                 all.push(CommitMirror {
                     group: Arc::from(group),

@@ -84,7 +84,11 @@ impl Control {
         let mut closed = seed::Closed::default();
         for (topic, partition, mut carry) in restored.carry {
             let index = usize::try_from(partition).unwrap_or(usize::MAX);
-            let era = state.topics.get(&topic).and_then(|t| t.timelines.get(index)).map_or(0, |t| t.current().index);
+            let era = state
+                .topics
+                .get(&topic)
+                .and_then(|t| t.timelines.get(index))
+                .map_or(0, |t| t.current().index);
             carry.set_limit(runtime.config.limits.carry_entries_max);
             let mut gate = PartitionGate::restored(era, carry);
             gate.fence();
@@ -232,7 +236,8 @@ impl Control {
 
     /// False when the operation is past SEAL.
     pub(crate) fn ask_abort(&self) -> bool {
-        let result = self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_ASKED, Ordering::SeqCst, Ordering::SeqCst);
+        let result =
+            self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_ASKED, Ordering::SeqCst, Ordering::SeqCst);
         result != Err(ABORT_TOO_LATE)
     }
 
@@ -242,7 +247,8 @@ impl Control {
 
     /// From here on an abort is refused. False when one was asked for before.
     pub(crate) fn pass_the_point_of_no_return(&self) -> bool {
-        let result = self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_TOO_LATE, Ordering::SeqCst, Ordering::SeqCst);
+        let result =
+            self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_TOO_LATE, Ordering::SeqCst, Ordering::SeqCst);
         result.is_ok()
     }
 

@@ -145,12 +145,12 @@ impl Upstreams {
         upstream.is_some_and(|u| u.calls.iter().any(|c| c.api_key == api_key))
     }
 
-    pub(super) fn ids(&self) -> Vec<UpstreamId> {
-        self.all.keys().copied().collect()
+    /// Whether nothing is unanswered on the connection; a connection that is not known has nothing to answer.
+    pub(super) fn is_quiet(&self, id: UpstreamId) -> bool {
+        self.all.get(&id).is_none_or(|upstream| upstream.calls.is_empty())
     }
 
-    /// Open companions by class, for the operator's view.
-    pub(super) fn companions(&self) -> impl Iterator<Item = UpstreamKey> + '_ {
-        self.by_key.keys().copied().filter(|k| k.class != Class::Native)
+    pub(super) fn ids(&self) -> Vec<UpstreamId> {
+        self.all.keys().copied().collect()
     }
 }
