@@ -40,18 +40,40 @@ pub(crate) async fn serve(
     connection.end();
 }
 
+/// What this task knows of one of its upstreams.
+struct Upstream {
+    queue: mpsc::UnboundedSender<Bytes>,
+    companion: bool,
+    used: Instant,
+}
+
+/// What came from the client and is not a request yet.
+struct Input {
+    decoder: FrameDecoder,
+    /// Nothing whole has come yet: the limits are tight.
+    first: bool,
+    /// Since when a frame is half received. Not moved by further bytes of it, or one byte a minute would hold it open.
+    partial_since: Option<Instant>,
+}
+
 struct Connection {
     runtime: Arc<Runtime>,
     id: SessionId,
     session: Session,
     handle: SessionHandle,
-    upstreams: HashMap<UpstreamId, mpsc::UnboundedSender<Bytes>>,
+    upstreams: HashMap<UpstreamId, Upstream>,
     events: mpsc::Sender<UpstreamEvent>,
     from_upstreams: mpsc::Receiver<UpstreamEvent>,
     client: Option<OwnedWriteHalf>,
     /// Answers that the socket has not taken yet.
     out: BytesMut,
     gone_at_ms: Option<i64>,
+    /// The process ends: what is in flight is answered, nothing more is taken.
+    ending: bool,
+    opened: Instant,
+    /// The last byte from or to the client, or the last answer that is on its way to it.
+    active: Instant,
+    node: VirtualNode,
     peer: SocketAddr,
 }
 
@@ -83,63 +105,84 @@ impl Connection {
             client: Some(client),
             out: BytesMut::new(),
             gone_at_ms: None,
+            ending: false,
+            opened: Instant::now(),
+            active: Instant::now(),
+            node,
             peer,
         }
     }
 
     async fn run(&mut self, mut read: OwnedReadHalf, mut shutdown: ShutdownReceiver) {
-        let limits = self.runtime.config.limits.clone();
-        let mut decoder = FrameDecoder::requests(limits.first_frame_bytes_max);
-        let mut first = true;
-        let mut last_read = Instant::now();
-        while !self.session.is_finished() {
-            if self.gone_at_ms.is_some_and(|at| self.runtime.now_ms() - at > ORPHAN_MS) {
+        let decoder = FrameDecoder::requests(self.runtime.config.limits.first_frame_bytes_max);
+        let mut input = Input { decoder, first: true, partial_since: None };
+        loop {
+            // Also what an earlier read brought and the limits held back.
+            self.take_frames(&mut input);
+            let drained = self.session.is_idle() && self.out.is_empty();
+            if self.ending && drained && self.client.is_some() {
+                self.client_gone();
+            }
+            let waited_enough = self.gone_at_ms.is_some_and(|at| self.runtime.now_ms() - at > ORPHAN_MS);
+            if self.session.is_finished() || waited_enough {
                 return;
             }
-            let room = self.out.len() < limits.buffered_bytes_max;
-            let reading = self.session.wants_read() && room && self.client.is_some();
-            let idle_at = last_read + self.read_timeout(first, decoder.is_empty());
+            let reading = self.may_read();
+            let expiry = self.expiry(&mut input, reading);
             let due = self.due();
+            let companions_due = self.companions_due();
             let wake = Arc::clone(&self.handle.wake);
             tokio::select! {
-                read = read.read_buf(decoder.spare()), if reading => match read {
+                read = read.read_buf(input.decoder.spare()), if reading => match read {
                     Ok(0) | Err(_) => self.client_gone(),
                     Ok(count) => {
-                        last_read = Instant::now();
+                        self.active = Instant::now();
                         self.runtime.metrics.client_bytes_in.add(count as u64);
-                        if self.take_frames(&mut decoder, &mut first) {
-                            let rest = decoder.into_rest();
-                            decoder = FrameDecoder::requests(limits.frame_bytes_max);
-                            decoder.feed(&rest);
-                            self.take_frames(&mut decoder, &mut first);
-                        }
                     }
                 },
                 written = write_some(&mut self.client, &mut self.out), if !self.out.is_empty() => match written {
-                    Ok(count) => self.runtime.metrics.client_bytes_out.add(count as u64),
+                    Ok(count) => {
+                        self.active = Instant::now();
+                        self.runtime.metrics.client_bytes_out.add(count as u64);
+                    }
                     Err(_) => self.client_gone(),
                 },
                 Some(event) = self.from_upstreams.recv() => self.on_upstreams(event),
                 () = wake.notified() => self.apply(Event::Wake),
                 () = sleep_until(due) => self.apply(Event::Timer),
-                () = sleep_until(idle_at), if reading && self.session.is_idle() => {
-                    debug!(peer = %self.peer, "closing an idle client connection");
+                () = sleep_until(companions_due.unwrap_or(due)), if companions_due.is_some() => {
+                    self.close_idle_companions();
+                }
+                () = sleep_until(expiry.unwrap_or(due)), if expiry.is_some() => {
+                    debug!(peer = %self.peer, "closing a silent client connection");
                     self.client_gone();
                 }
-                () = shutdown.requested(), if self.client.is_some() && self.session.is_idle() && self.out.is_empty() => {
-                    self.client_gone();
-                }
+                () = shutdown.requested(), if !self.ending => self.ending = true,
             }
         }
     }
 
-    /// How long the client may be silent: short before its first frame and inside a frame.
-    fn read_timeout(&self, first: bool, between_frames: bool) -> Duration {
+    /// Whether another request may be taken from the client.
+    fn may_read(&self) -> bool {
+        let room = self.out.len() < self.runtime.config.limits.buffered_bytes_max;
+        self.client.is_some() && !self.ending && room && self.session.wants_read()
+    }
+
+    /// When the client has been silent for too long: before its first request, inside a request, or with nothing
+    /// asked. `None` while it is not its turn.
+    fn expiry(&self, input: &mut Input, reading: bool) -> Option<Instant> {
         let timeouts = &self.runtime.config.timeouts;
-        match (first, between_frames) {
-            (true, _) => timeouts.idle_pre_auth,
-            (false, false) => timeouts.frame,
-            (false, true) => timeouts.idle,
+        self.client.as_ref()?;
+        if input.decoder.is_empty() {
+            input.partial_since = None;
+        } else if input.partial_since.is_none() || !reading {
+            // While the proxy itself does not read, the client's time stands still.
+            input.partial_since = Some(Instant::now());
+        }
+        match input.partial_since {
+            _ if input.first => Some(self.opened + timeouts.idle_pre_auth),
+            Some(since) if reading => Some(since + timeouts.frame),
+            _ => self.session.is_idle().then(|| self.active + timeouts.idle),
         }
     }
 
@@ -151,25 +194,53 @@ impl Connection {
         Instant::now() + Duration::from_millis(u64::try_from(wait).unwrap_or(0))
     }
 
-    /// Hands all whole frames to the session. True when the first one has just come: the limit changes then.
-    fn take_frames(&mut self, decoder: &mut FrameDecoder, first: &mut bool) -> bool {
-        loop {
-            match decoder.next_frame() {
+    /// Hands whole frames to the session, as many as its limits allow.
+    fn take_frames(&mut self, input: &mut Input) {
+        while self.may_read() {
+            match input.decoder.next_frame() {
+                Ok(None) => return,
                 Ok(Some(frame)) => {
                     self.runtime.metrics.requests.add(1);
+                    input.partial_since = None;
                     self.apply(Event::Frame(frame));
-                    if std::mem::take(first) {
-                        return true;
+                    if std::mem::take(&mut input.first) {
+                        let limit = self.runtime.config.limits.frame_bytes_max;
+                        let known = std::mem::replace(&mut input.decoder, FrameDecoder::requests(limit));
+                        input.decoder.feed(&known.into_rest());
                     }
                 }
-                Ok(None) => return false,
                 Err(error) => {
                     self.runtime.metrics.bad_requests.add(1);
                     warn!(peer = %self.peer, %error, "closing a client connection: bad frame");
-                    self.client_gone();
-                    return false;
+                    return self.client_gone();
                 }
             }
+        }
+    }
+
+    fn companions_due(&self) -> Option<Instant> {
+        let companions = self.upstreams.values().filter(|upstream| upstream.companion);
+        companions.map(|upstream| upstream.used + self.runtime.config.timeouts.companion_idle).min()
+    }
+
+    /// Ends the companions that have not been used for long (RULES R19). The session forgets them first, so that
+    /// nothing can be sent on one that is closing.
+    fn close_idle_companions(&mut self) {
+        let now = Instant::now();
+        let idle = self.runtime.config.timeouts.companion_idle;
+        let mut ended = Vec::new();
+        for (id, upstream) in &mut self.upstreams {
+            if !upstream.companion || upstream.used + idle > now {
+                continue;
+            }
+            match self.session.is_upstream_quiet(*id) {
+                true => ended.push(*id),
+                false => upstream.used = now,
+            }
+        }
+        for upstream in ended {
+            self.upstreams.remove(&upstream);
+            self.apply(Event::Lost { upstream });
         }
     }
 
@@ -187,8 +258,10 @@ impl Connection {
             UpstreamEvent::Connected(upstream) => self.apply(Event::Connected { upstream }),
             UpstreamEvent::Frame(upstream, frame) => self.apply(Event::Answer { upstream, frame }),
             UpstreamEvent::Lost(upstream) => {
-                self.runtime.metrics.upstreams_lost.add(1);
-                self.upstreams.remove(&upstream);
+                // One that this side ended is not in the map any more, and not lost.
+                if self.upstreams.remove(&upstream).is_some() {
+                    self.runtime.metrics.upstreams_lost.add(1);
+                }
                 self.apply(Event::Lost { upstream });
             }
         }
@@ -215,10 +288,11 @@ impl Connection {
     fn carry_out(&mut self) {
         for effect in self.session.drain_effects() {
             match effect {
-                Effect::Dial { upstream, host, port, .. } => self.dial(upstream, host, port),
+                Effect::Dial { upstream, node, host, port } => self.dial(upstream, node, host, port),
                 Effect::Send { upstream, frame } => {
-                    if let Some(queue) = self.upstreams.get(&upstream) {
-                        let _ = queue.send(frame);
+                    if let Some(known) = self.upstreams.get_mut(&upstream) {
+                        known.used = Instant::now();
+                        let _ = known.queue.send(frame);
                     }
                 }
                 Effect::HangUp { upstream } => {
@@ -226,6 +300,8 @@ impl Connection {
                 }
                 Effect::Reply(frame) => {
                     if self.client.is_some() {
+                        // The idle time starts anew: an answer that took longer must not be cut off by it.
+                        self.active = Instant::now();
                         self.out.extend_from_slice(&frame);
                     }
                 }
@@ -246,13 +322,14 @@ impl Connection {
         }
     }
 
-    fn dial(&mut self, id: UpstreamId, host: String, port: u16) {
+    fn dial(&mut self, id: UpstreamId, node: VirtualNode, host: String, port: u16) {
         self.runtime.metrics.upstreams.add(1);
         // What waits in it is bounded by what the session takes from its client.
         let (queue, frames) = mpsc::unbounded_channel();
-        self.upstreams.insert(id, queue);
-        let timeouts = &self.runtime.config.timeouts;
-        let dial = Dial { id, host, port, connect: timeouts.connect, linger: timeouts.control_request };
+        let companion = node != self.node;
+        self.upstreams.insert(id, Upstream { queue, companion, used: Instant::now() });
+        let linger = Duration::from_millis(ORPHAN_MS.unsigned_abs());
+        let dial = Dial { id, host, port, connect: self.runtime.config.timeouts.connect, linger };
         tokio::spawn(upstream::run(dial, frames, self.events.clone()));
     }
 
@@ -313,3 +390,6 @@ fn seed() -> u64 {
             .map_or(0, |t| u64::try_from(t.as_nanos() & u128::from(u64::MAX)).unwrap_or(0)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,14 +120,15 @@ async fn accept(
             Presents::Bootstrap => live_node(&runtime, turn),
         };
         let Some(node) = node else { continue };
-        if open.load(Ordering::Relaxed) >= runtime.config.listener.max_connections {
+        let count = OpenCount::new(Arc::clone(&open));
+        if open.load(Ordering::Relaxed) > runtime.config.listener.max_connections {
             runtime.metrics.connections_refused.add(1);
             continue;
         }
-        let (runtime, shutdown, open) = (Arc::clone(&runtime), shutdown.clone(), OpenCount::new(Arc::clone(&open)));
+        let (runtime, shutdown) = (Arc::clone(&runtime), shutdown.clone());
         tokio::spawn(async move {
             connection::serve(runtime, stream, node, peer, shutdown).await;
-            drop(open);
+            drop(count);
         });
     }
 }

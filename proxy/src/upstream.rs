@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The largest answer of a broker: a fetch with the defaults of all clients is far below.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -43,15 +43,20 @@ pub(crate) async fn run(dial: Dial, queue: mpsc::UnboundedReceiver<Bytes>, event
         let _ = stream.set_nodelay(true);
         if events.send(UpstreamEvent::Connected(id)).await.is_ok() {
             let (read, write) = stream.into_split();
-            let writer = tokio::spawn(write_all(write, queue, dial.linger));
-            read_all(id, read, &events).await;
+            let mut writer = tokio::spawn(write_all(write, queue));
+            tokio::select! {
+                () = read_all(id, read, &events) => {}
+                // Dropping the writer's half is the half close.
+                () = async { let _ = (&mut writer).await; sleep(dial.linger).await; } => {}
+            }
             writer.abort();
         }
     }
     let _ = events.send(UpstreamEvent::Lost(id)).await;
 }
 
-async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Bytes>, linger: Duration) {
+/// Writes until the queue closes, then half closes. On an error what is queued is dropped: the reader learns the rest.
+async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Bytes>) {
     let mut gathered = BytesMut::new();
     while let Some(frame) = queue.recv().await {
         gathered.extend_from_slice(&frame);
@@ -65,10 +70,10 @@ async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceive
         gathered.clear();
     }
     let _ = socket.shutdown().await;
-    // The reader sees the end of the stream, or this task is aborted; the half stays open meanwhile.
-    tokio::time::sleep(linger).await;
 }
 
+/// Reads to the end of the stream. Answers that nobody waits for any more are read all the same: a socket that is
+/// closed with unread bytes is reset, and a reset may take requests away that the broker has not read yet.
 async fn read_all(id: UpstreamId, mut socket: OwnedReadHalf, events: &mpsc::Sender<UpstreamEvent>) {
     let mut decoder = FrameDecoder::responses(RESPONSE_BYTES_MAX);
     loop {
@@ -79,9 +84,7 @@ async fn read_all(id: UpstreamId, mut socket: OwnedReadHalf, events: &mpsc::Send
         loop {
             match decoder.next_frame() {
                 Ok(Some(frame)) => {
-                    if events.send(UpstreamEvent::Frame(id, frame)).await.is_err() {
-                        return;
-                    }
+                    let _ = events.send(UpstreamEvent::Frame(id, frame)).await;
                 }
                 Ok(None) => break,
                 Err(_) => return,

@@ -185,7 +185,7 @@ impl Control {
         Ok(ends)
     }
 
-    async fn describe_producers(
+    pub(crate) async fn describe_producers(
         &self,
         at: &Address,
         leads: &[Lead],

@@ -58,7 +58,9 @@ impl Flip {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
                 self.step(OperationState::Done);
-                info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, "flipped");
+                let took = self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
+                let steps = took.collect::<Vec<_>>().join(", ");
+                info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
             }
             Err(problem) => {
                 control.runtime.metrics.flips_aborted.add(1);
@@ -110,6 +112,9 @@ impl Flip {
             ensure!(route.owner != self.to, "topic {name} is already on the {}", self.to);
             if let Some(why) = &route.frozen {
                 bail!("topic {name} is frozen: {why}");
+            }
+            if let Some(why) = self.control.closed().reason(name) {
+                bail!(why);
             }
             Ok(route)
         };
@@ -245,6 +250,7 @@ impl Flip {
             let mut carry = lock(&gate.gate).carry().clone();
             carry.overlay_described(&read.producers, timeline.current().visit, now);
             carry.expire(now);
+            carry.set_limit(self.control.runtime.config.limits.carry_entries_max);
             let seen = self.control.runtime.shared.seen.get(&part.0, part.1);
             let meeting = Meeting {
                 to: self.to,

@@ -8,6 +8,7 @@ mod group_move;
 mod mirror;
 mod plan;
 mod publisher;
+mod seed;
 pub(crate) mod topology;
 mod watch;
 
@@ -51,6 +52,7 @@ pub(crate) struct Control {
     /// Somebody found the topology of a side out of date.
     pub(crate) refresh: [Notify; 2],
     state: Mutex<State>,
+    closed: Mutex<seed::Closed>,
     problems: Mutex<[Option<String>; 2]>,
     alarms: Mutex<Vec<Alarm>>,
     operations: Mutex<Vec<OperationView>>,
@@ -67,10 +69,15 @@ impl Control {
         let timeouts = &runtime.config.timeouts;
         let client = Client::new(timeouts.connect, timeouts.control_request);
         let state = State::from_restored(&restored);
-        for (topic, partition, carry) in restored.carry {
+        let mut closed = seed::Closed::default();
+        for (topic, partition, mut carry) in restored.carry {
             let index = usize::try_from(partition).unwrap_or(usize::MAX);
             let era = state.topics.get(&topic).and_then(|t| t.timelines.get(index)).map_or(0, |t| t.current().index);
-            runtime.shared.gates.restore(&topic, partition, PartitionGate::restored(era, carry));
+            carry.set_limit(runtime.config.limits.carry_entries_max);
+            let mut gate = PartitionGate::restored(era, carry);
+            gate.fence();
+            runtime.shared.gates.restore(&topic, partition, gate);
+            closed.unseeded.insert((topic, partition));
         }
         Arc::new(Control {
             runtime,
@@ -78,6 +85,7 @@ impl Control {
             store: Arc::new(store),
             refresh: [Notify::new(), Notify::new()],
             state: Mutex::new(state),
+            closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
             alarms: Mutex::new(Vec::new()),
             operations: Mutex::new(Vec::new()),
@@ -95,6 +103,7 @@ impl Control {
         }
         tokio::spawn(mirror::run(Arc::clone(self), events));
         tokio::spawn(watch::run(Arc::clone(self)));
+        tokio::spawn(seed::run(Arc::clone(self)));
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

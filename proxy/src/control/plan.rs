@@ -83,6 +83,9 @@ impl Control {
                     if let Some(why) = &route.frozen {
                         problem = Some(format!("topic {name} is frozen: {why}"));
                     }
+                    if let Some(why) = self.closed().reason(name) {
+                        problem = Some(why);
+                    }
                     routes.push(Arc::clone(route));
                 }
             }

@@ -91,7 +91,7 @@ impl Plan for DescribeTopicPartitions {
         let mut asks = Vec::new();
         for side in ClusterSide::BOTH {
             let mine: Vec<&String> = self.wanted.iter().filter(|n| cx.snapshot.routes.owner(n) == side).collect();
-            let Some(upstream) = cx.any_upstream(side).filter(|_| !mine.is_empty()) else { continue };
+            let Some(upstream) = view::upstream(cx, side).filter(|_| !mine.is_empty()) else { continue };
             let mut body = self.request.clone();
             body.reset("Topics");
             body.reset("Cursor");

@@ -13,14 +13,22 @@ use super::fetch_entry::{self, Entry};
 use super::fetch_session::FetchSession;
 use super::{common, key};
 use crate::error_code as code;
-use crate::ids::TopicId;
-use crate::schema::{Struct, Value};
+use crate::ids::{ClusterSide, NativeOffset};
+use crate::schema::{self, Struct, Value};
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
+use std::collections::HashMap;
 
 pub use super::fetch_session::ClientSessions;
 
-/// How long parts of one fetch wait for each other's probes, and how long over its time a poll is still waited for.
+/// How long over its time a poll is still waited for whose upstream still owes an earlier answer.
 const STRAGGLER_MS: i64 = 100;
+/// The shortest time between two polls of one upstream: a broker may answer at once with nothing.
+const AGAIN_MS: i64 = 20;
+/// Calls with this bit ask for the log start of one entry, of the target where the second bit is set too.
+const START_BIT: u32 = 1 << 31;
+const SIDE_BIT: u32 = 1 << 30;
+/// ListOffsets: the log start.
+const EARLIEST: i64 = -2;
 /// The longest poll on each upstream when a fetch spans several: the loser's answer is dropped, and its upstream
 /// gets no new fetch until it has come.
 const SPANNING_POLL_MS: i64 = 200;
@@ -45,6 +53,9 @@ struct Part {
     upstream: UpstreamKey,
     entries: Vec<usize>,
     state: PartState,
+    sent_ms: i64,
+    /// Not polled again before.
+    again_ms: i64,
 }
 
 /// A fetch request.
@@ -60,7 +71,14 @@ pub struct Fetch {
 impl Fetch {
     #[must_use]
     pub fn new(request: Struct) -> Fetch {
-        Fetch { request, session: None, entries: Vec::new(), parts: Vec::new(), started_ms: 0, throttle_ms: 0 }
+        Fetch {
+            request,
+            session: None,
+            entries: Vec::new(),
+            parts: Vec::new(),
+            started_ms: 0,
+            throttle_ms: 0,
+        }
     }
 
     fn ends_ms(&self) -> i64 {
@@ -74,7 +92,13 @@ impl Fetch {
         let open = |p: &&mut Part| p.upstream == target.upstream && p.state == PartState::Blocked;
         match self.parts.iter_mut().find(open) {
             Some(part) => part.entries.push(index),
-            None => self.parts.push(Part { upstream: target.upstream, entries: vec![index], state: PartState::Blocked }),
+            None => self.parts.push(Part {
+                upstream: target.upstream,
+                entries: vec![index],
+                state: PartState::Blocked,
+                sent_ms: 0,
+                again_ms: 0,
+            }),
         }
     }
 
@@ -82,7 +106,9 @@ impl Fetch {
     fn replace(&mut self, cx: &mut Cx<'_>) {
         for index in 0..self.entries.len() {
             let entry = &self.entries[index];
-            let due = entry.is_open() && entry.target.is_none() && entry.retry_at_ms.is_none_or(|at| at <= cx.now_ms);
+            let due = entry.is_open()
+                && entry.target.is_none()
+                && entry.retry_at_ms.is_none_or(|at| at <= cx.now_ms);
             if due || entry.has_moved(cx) {
                 for part in &mut self.parts {
                     part.entries.retain(|i| *i != index);
@@ -106,18 +132,23 @@ impl Fetch {
     /// Sends every part that is due and whose upstream is free.
     fn send(&mut self, cx: &mut Cx<'_>) {
         let news = self.entries.iter().any(Entry::has_news);
+        let waits = self.waits();
         for index in 0..self.parts.len() {
             let part = &self.parts[index];
             let poll = match part.state {
                 PartState::Blocked => self.is_single() && !self.is_history(part),
-                PartState::Empty if !news && cx.now_ms < self.ends_ms() => true,
+                PartState::Empty if !news && waits && cx.now_ms < self.ends_ms() => true,
                 _ => continue,
             };
-            if part.entries.is_empty() {
+            if !part.entries.iter().any(|e| self.entries[*e].is_open()) {
                 self.parts[index].state = PartState::Over;
                 continue;
             }
             if cx.is_busy(part.upstream, key::FETCH) {
+                continue;
+            }
+            if cx.now_ms < part.again_ms {
+                cx.wake_at(part.again_ms);
                 continue;
             }
             let wait = if poll { self.poll_ms(cx, part) } else { 0 };
@@ -125,12 +156,85 @@ impl Fetch {
             let sent = cx.forward(upstream, &body, u32::try_from(index).unwrap_or(u32::MAX));
             let state = if poll { PartState::Polling } else { PartState::Probing };
             self.parts[index].state = if sent { state } else { PartState::Over };
+            self.parts[index].sent_ms = cx.now_ms;
+            self.parts[index].again_ms = if poll { cx.now_ms + AGAIN_MS } else { cx.now_ms };
             if !sent {
                 for entry in self.parts[index].entries.clone() {
                     self.entries[entry].delay(cx);
                 }
             }
         }
+    }
+
+    /// Whether nothing is worth waiting for: a client that takes an empty answer, or one that is throttled, gets the
+    /// first one.
+    fn waits(&self) -> bool {
+        self.request.i32("MinBytes") > 0 && self.throttle_ms == 0
+    }
+
+    /// Asks for the log starts that answers wait for.
+    fn ask_starts(&mut self, cx: &mut Cx<'_>) {
+        for index in 0..self.entries.len() {
+            let Some(side) = self.entries[index].take_start_wanted() else { continue };
+            if !self.ask_start(cx, index, side) {
+                self.entries[index].delay(cx);
+            }
+        }
+    }
+
+    fn ask_start(&self, cx: &mut Cx<'_>, index: usize, side: ClusterSide) -> bool {
+        let entry = &self.entries[index];
+        let (Some(route), Some(target)) = (&entry.route, entry.target) else { return false };
+        let leader = cx.snapshot.leader(route, entry.key.partition, side);
+        let upstream = match leader {
+            _ if target.side == side => target.upstream,
+            Some(leader) => cx.upstream(side, leader, Class::Fetch),
+            None => return false,
+        };
+        let Some(message) = schema::request(key::LIST_OFFSETS) else { return false };
+        let range = cx.snapshot.topology(side).api_ranges.range(key::LIST_OFFSETS);
+        let version = range.map_or(message.versions.min, |(_, max)| max.min(message.versions.max));
+        let mut body = Struct::new(message.fields);
+        body.set("ReplicaId", -1);
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", route.physical(side));
+        let mut partition = topic.new_element("Partitions");
+        partition.set("PartitionIndex", entry.key.partition);
+        partition.set("Timestamp", EARLIEST);
+        topic.push("Partitions", partition);
+        body.push("Topics", topic);
+        let part = u32::try_from(index).unwrap_or(u32::MAX)
+            | START_BIT
+            | if side == ClusterSide::Target { SIDE_BIT } else { 0 };
+        cx.call(upstream, key::LIST_OFFSETS, version, &body, part)
+    }
+
+    fn on_start_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
+        let side = if part & SIDE_BIT == 0 { ClusterSide::Source } else { ClusterSide::Target };
+        let index = (part & !(START_BIT | SIDE_BIT)) as usize;
+        let Some(entry) = self.entries.get_mut(index).filter(|e| e.is_judging()) else {
+            return Step::Pending;
+        };
+        let mut start = None;
+        if let Answer::Frame { frame, body_at, version } = answer {
+            let response = match cx.decode(key::LIST_OFFSETS, &frame, body_at, version) {
+                Ok(response) => response,
+                Err(reason) => return Step::Close(reason),
+            };
+            let mut found = response.structs("Topics").flat_map(|t| t.structs("Partitions"));
+            start = found.next().filter(|p| p.i16("ErrorCode") == code::NONE).map(|p| p.i64("Offset"));
+        }
+        match (start.filter(|s| *s >= 0), &entry.route) {
+            (Some(start), Some(route)) => {
+                cx.shared.log_starts.note(&route.name, entry.key.partition, side, NativeOffset(start));
+                entry.judge(cx);
+            }
+            _ => {
+                cx.refresh(side);
+                entry.delay(cx);
+            }
+        }
+        self.advance(cx)
     }
 
     fn poll_ms(&self, cx: &Cx<'_>, part: &Part) -> i64 {
@@ -150,9 +254,12 @@ impl Fetch {
         body.set("SessionId", 0);
         body.set("SessionEpoch", -1);
         body.set("ForgottenTopicsData", Value::Array(Some(Vec::new())));
+        // A broker that sends the client to a follower would answer without records.
+        body.reset("RackId");
         body.set("MaxWaitMs", i32::try_from(wait_ms).unwrap_or(0));
         if !self.is_single() {
-            let share = i32::try_from(self.parts.iter().filter(|p| !p.entries.is_empty()).count().max(1)).unwrap_or(1);
+            let share = i32::try_from(self.parts.iter().filter(|p| !p.entries.is_empty()).count().max(1))
+                .unwrap_or(1);
             body.set("MaxBytes", (self.request.i32("MaxBytes") / share).max(1));
             body.set("MinBytes", self.request.i32("MinBytes").min(1));
         }
@@ -160,8 +267,13 @@ impl Fetch {
         for index in &part.entries {
             let entry = &self.entries[*index];
             let (Some(target), Some(route)) = (entry.target, &entry.route) else { continue };
-            let same = |(owner, _): &(usize, Struct)| self.entries[*owner].route.as_ref().is_some_and(|r| r.name == route.name);
-            let place = topics.iter().position(same).unwrap_or_else(|| {
+            if !entry.is_open() {
+                continue;
+            }
+            let same = |(owner, _): &(usize, Struct)| {
+                self.entries[*owner].route.as_ref().is_some_and(|r| r.name == route.name)
+            };
+            let place = topics.iter().rposition(same).unwrap_or_else(|| {
                 let mut topic = self.request.new_element("Topics");
                 common::to_physical(&mut topic, "Topic", "TopicId", route, target.side);
                 topics.push((*index, topic));
@@ -180,30 +292,41 @@ impl Fetch {
         self.throttle_ms = self.throttle_ms.max(i64::from(response.i32("ThrottleTimeMs")));
         let indexes = self.parts[part].entries.clone();
         let top = response.i16("ErrorCode");
-        let empty = !response.structs("Responses").flat_map(|t| t.structs("Partitions")).any(|p| !p.bytes("Records").is_empty());
+        let empty = !response
+            .structs("Responses")
+            .flat_map(|t| t.structs("Partitions"))
+            .any(|p| !p.bytes("Records").is_empty());
         let by_id = cx.header.api_version >= 13;
+        let mut places: HashMap<(Vec<u8>, i32), usize> = HashMap::new();
+        for index in indexes.iter().copied() {
+            let entry = &self.entries[index];
+            let (Some(route), Some(target)) = (&entry.route, entry.target) else { continue };
+            let id = route.native_id(target.side);
+            let named = if by_id { id.0.to_vec() } else { route.physical(target.side).as_bytes().to_vec() };
+            places.insert((named, entry.key.partition), index);
+        }
         for topic in response.structs("Responses") {
+            let named =
+                if by_id { topic.uuid("TopicId").to_vec() } else { topic.str("Topic").as_bytes().to_vec() };
+            let mut place = (named, 0);
             for answer in topic.structs("Partitions") {
-                let partition = answer.i32("PartitionIndex");
-                let found = indexes.iter().copied().find(|i| {
-                    let entry = &self.entries[*i];
-                    let (Some(route), Some(target)) = (&entry.route, entry.target) else { return false };
-                    let same = if by_id {
-                        TopicId(topic.uuid("TopicId")) == route.native_id(target.side)
-                    } else {
-                        topic.str("Topic") == &**route.physical(target.side)
-                    };
-                    same && entry.key.partition == partition
-                });
-                if let Some(index) = found {
-                    self.entries[index].take(cx, answer, empty);
+                place.1 = answer.i32("PartitionIndex");
+                if let Some(index) = places.get(&place) {
+                    self.entries[*index].take(cx, answer, empty);
                 }
             }
         }
         if top != code::NONE {
-            indexes.iter().for_each(|i| self.entries[*i].answer_error(top));
+            let hidden = self.parts[part].upstream.class != Class::Native && fetch_entry::is_elsewhere(top);
+            for index in &indexes {
+                if hidden {
+                    self.entries[*index].delay(cx);
+                } else {
+                    self.entries[*index].answer_error(top);
+                }
+            }
         }
-        let more = indexes.iter().any(|i| self.entries[*i].target.is_some() && !self.entries[*i].has_news());
+        let more = indexes.iter().any(|i| self.entries[*i].target.is_some() && self.entries[*i].is_open());
         self.parts[part].state = if more { PartState::Empty } else { PartState::Over };
     }
 
@@ -211,29 +334,67 @@ impl Fetch {
     fn advance(&mut self, cx: &mut Cx<'_>) -> Step {
         self.replace(cx);
         self.send(cx);
-        let count = |state: PartState| self.parts.iter().filter(|p| p.state == state && !p.entries.is_empty()).count();
-        let (probing, polling, blocked) = (count(PartState::Probing), count(PartState::Polling), count(PartState::Blocked));
-        let over = cx.now_ms >= self.ends_ms();
-        let late = cx.now_ms >= self.ends_ms() + STRAGGLER_MS;
+        self.ask_starts(cx);
+        self.replace(cx);
         let news = self.entries.iter().any(Entry::has_news);
-        if self.entries.is_empty() || late {
+        let over = cx.now_ms >= self.ends_ms();
+        let judging = self.entries.iter().any(Entry::is_judging);
+        let unsent = self.entries.iter().any(|e| e.is_open() && e.target.is_none());
+        let live = || self.parts.iter().filter(|p| !p.entries.is_empty());
+        let is_in = |states: &[PartState]| live().any(|p| states.contains(&p.state));
+        let open = judging || is_in(&[PartState::Probing, PartState::Polling, PartState::Blocked]);
+        let done =
+            if news { !judging && !is_in(&[PartState::Probing]) } else { !open && (over || !self.waits()) };
+        if self.entries.is_empty() || done && (news || over || !unsent) {
             return self.answer(cx);
         }
-        if news && (probing == 0 || cx.now_ms >= self.started_ms + STRAGGLER_MS) {
-            return self.answer(cx);
+        if !news && !over {
+            cx.wake_at(self.ends_ms());
+            return Step::Pending;
         }
-        if over && probing + polling + blocked == 0 {
-            return self.answer(cx);
+        match self.patient_until(cx, news) {
+            Some(until) if cx.now_ms >= until => self.answer(cx),
+            Some(until) => {
+                cx.wake_at(until);
+                Step::Pending
+            }
+            None => Step::Pending,
         }
-        if news {
-            cx.wake_at(self.started_ms + STRAGGLER_MS);
+    }
+
+    /// Until when a fetch that has news, or whose time is over, waits for what it has asked. `None`: as long as the
+    /// client does, because there is nothing else to answer with.
+    fn patient_until(&self, cx: &Cx<'_>, news: bool) -> Option<i64> {
+        let live = self.parts.iter().filter(|p| !p.entries.is_empty());
+        let until = live.filter_map(|part| match part.state {
+            PartState::Polling if !news && self.is_single() && part.upstream.class == Class::Native => {
+                Some(None)
+            }
+            PartState::Probing => Some(Some(part.sent_ms + cx.core.fetch.patience_ms(part.upstream))),
+            PartState::Polling if !news => {
+                Some(Some(part.sent_ms.max(self.ends_ms()) + cx.core.fetch.patience_ms(part.upstream)))
+            }
+            PartState::Blocked if !news => Some(Some(self.ends_ms() + STRAGGLER_MS)),
+            _ => None,
+        });
+        let until: Vec<Option<i64>> = until.collect();
+        if until.contains(&None) {
+            return None;
         }
-        cx.wake_at(if over { self.ends_ms() + STRAGGLER_MS } else { self.ends_ms() });
-        Step::Pending
+        let soonest = if news { cx.now_ms } else { self.ends_ms() };
+        let judged = self.entries.iter().any(Entry::is_judging).then_some(self.ends_ms() + STRAGGLER_MS);
+        Some(until.into_iter().flatten().chain(judged).max().unwrap_or(soonest))
     }
 
     fn answer(&mut self, cx: &mut Cx<'_>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
+        let news = self.entries.iter().any(Entry::has_news);
+        for part in self.parts.iter().filter(|p| !p.entries.is_empty()) {
+            // A poll is dropped without loss where another has news: it is asked again first thing.
+            if part.state == PartState::Probing || (part.state == PartState::Polling && !news) {
+                cx.core.fetch.was_late(part.upstream);
+            }
+        }
         let full = self.session.as_ref().is_none_or(FetchSession::is_full);
         let mut topics: Vec<(usize, Struct)> = Vec::new();
         for (index, entry) in self.entries.iter().enumerate() {
@@ -242,7 +403,7 @@ impl Fetch {
                 let owner = &self.entries[*owner].key;
                 owner.topic == entry.key.topic && owner.id == entry.key.id
             };
-            let place = topics.iter().position(same).unwrap_or_else(|| {
+            let place = topics.iter().rposition(same).unwrap_or_else(|| {
                 let mut topic = response.new_element("Responses");
                 topic.set("Topic", entry.key.topic.as_str());
                 topic.set("TopicId", entry.key.id);
@@ -290,20 +451,29 @@ impl Operation for Fetch {
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
+        if part & START_BIT != 0 {
+            return self.on_start_answer(cx, part, answer);
+        }
+        // What has moved meanwhile is the new owner's to answer.
+        self.replace(cx);
         let index = part as usize;
         let Some(asked) = self.parts.get_mut(index) else { return Step::Pending };
         asked.state = PartState::Over;
         let (upstream, entries) = (asked.upstream, asked.entries.clone());
         match answer {
-            Answer::Lost { .. } if upstream.class == Class::Native => return Step::Close(CloseReason::UpstreamLost),
+            Answer::Lost { .. } if upstream.class == Class::Native => {
+                return Step::Close(CloseReason::UpstreamLost);
+            }
             Answer::Lost { .. } => {
                 cx.refresh(upstream.node.side);
                 entries.iter().for_each(|i| self.entries[*i].delay(cx));
             }
-            Answer::Frame { frame, body_at, version } => match cx.decode(key::FETCH, &frame, body_at, version) {
-                Ok(response) => self.absorb(cx, index, &response),
-                Err(reason) => return Step::Close(reason),
-            },
+            Answer::Frame { frame, body_at, version } => {
+                match cx.decode(key::FETCH, &frame, body_at, version) {
+                    Ok(response) => self.absorb(cx, index, &response),
+                    Err(reason) => return Step::Close(reason),
+                }
+            }
         }
         self.advance(cx)
     }
@@ -313,3 +483,6 @@ impl Operation for Fetch {
         self.advance(cx)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,12 +2,12 @@
 
 use super::common;
 use crate::error_code as code;
-use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualOffset, to_virtual_node};
+use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualOffset};
 use crate::producer::batch::{self, CutEnd};
 use crate::route::TopicRoute;
-use crate::schema::{self, Struct};
+use crate::schema::{self, Struct, Value};
 use crate::session::{Class, Cx, Seen, UpstreamKey};
-use crate::timeline::{RequestEpoch, Timeline};
+use crate::timeline::{LogStarts, RequestEpoch, Timeline};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -46,6 +46,11 @@ pub struct Entry {
     /// Where reading goes on behind a hole: never below `position`.
     pub read_from: i64,
     pub retry_at_ms: Option<i64>,
+    /// A broker's OFFSET_OUT_OF_RANGE that is not judged yet: log starts only rise, so they are asked for anew.
+    refused: Option<Struct>,
+    /// The side whose log start is to be asked for next.
+    start_wanted: Option<ClusterSide>,
+    start_asked: [bool; 2],
     /// What the session told before.
     told: (i64, i64),
     result: Option<Struct>,
@@ -90,6 +95,9 @@ impl Entry {
             target: None,
             read_from: position,
             retry_at_ms: None,
+            refused: None,
+            start_wanted: None,
+            start_asked: [false; 2],
             told,
             result: None,
         }
@@ -99,9 +107,13 @@ impl Entry {
     pub fn aim(&mut self, cx: &mut Cx<'_>) {
         let by_id = cx.header.api_version >= 13;
         let routes = &cx.snapshot.routes;
-        self.route = if by_id { routes.topic_by_id(self.key.id) } else { routes.topic(&self.key.topic) }.cloned();
+        self.route =
+            if by_id { routes.topic_by_id(self.key.id) } else { routes.topic(&self.key.topic) }.cloned();
         self.target = None;
         self.retry_at_ms = None;
+        self.refused = None;
+        self.start_wanted = None;
+        self.start_asked = [false; 2];
         let usable = self.route.as_ref().filter(|r| r.frozen.is_none());
         let Some(route) = usable.filter(|r| r.timeline(self.key.partition).is_some()).cloned() else {
             let error = if by_id { code::UNKNOWN_TOPIC_ID } else { code::UNKNOWN_TOPIC_OR_PARTITION };
@@ -149,7 +161,10 @@ impl Entry {
         partition.set("Partition", self.key.partition);
         partition.set("CurrentLeaderEpoch", epoch(self.current_leader_epoch));
         partition.set("FetchOffset", target.native.0);
-        partition.set("LastFetchedEpoch", if self.read_from > self.position { -1 } else { epoch(self.last_fetched_epoch) });
+        partition.set(
+            "LastFetchedEpoch",
+            if self.read_from > self.position { -1 } else { epoch(self.last_fetched_epoch) },
+        );
         partition.set("LogStartOffset", -1_i64);
         partition.set("PartitionMaxBytes", self.max_bytes);
         Some(partition)
@@ -160,25 +175,34 @@ impl Entry {
     pub fn has_moved(&self, cx: &Cx<'_>) -> bool {
         let (Some(route), Some(target)) = (&self.route, self.target) else { return false };
         let now = cx.snapshot.routes.topic(&route.name).and_then(|r| r.timeline(self.key.partition));
-        self.result.is_none() && target.end.is_none() && now.is_some_and(|t| t.current().index != target.era)
+        !self.has_news() && target.end.is_none() && now.is_some_and(|t| t.current().index != target.era)
     }
 
+    /// To be read: it has no news, and no answer that waits to be judged.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.result.is_none()
+        !self.has_news() && self.refused.is_none()
     }
 
-    /// Worth answering for: records, an error, or something the session was not told.
+    /// Whether a log start is still to come.
+    #[must_use]
+    pub fn is_judging(&self) -> bool {
+        self.refused.is_some()
+    }
+
+    /// Worth answering for: records, an error, or a divergence.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.result.as_ref().is_some_and(|r| r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty())
+        self.result.as_ref().is_some_and(|r| {
+            let diverged = r.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0);
+            diverged || r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty()
+        })
     }
 
-    /// Empty so far: it may be asked again.
-    pub fn reopen(&mut self) {
-        if !self.has_news() {
-            self.result = None;
-        }
+    /// Whether it has got records.
+    #[must_use]
+    pub fn has_records(&self) -> bool {
+        self.result.as_ref().is_some_and(|r| !r.bytes("Records").is_empty())
     }
 
     /// Takes in a broker's answer. `alone_empty`: no partition of that answer had records, so an empty one is empty
@@ -193,33 +217,36 @@ impl Entry {
             cx.refresh(target.side);
             return self.delay(cx);
         }
-        let start = common::log_start(cx, &route, self.key.partition, target.side, answer.i64("LogStartOffset"));
+        if !self.is_open() {
+            return;
+        }
+        let start =
+            common::log_start(cx, &route, self.key.partition, target.side, answer.i64("LogStartOffset"));
         if error == code::OFFSET_OUT_OF_RANGE && timeline.past_eras() > 0 {
-            return self.out_of_range(cx, &route, &timeline, answer);
+            self.refused = Some(answer.clone());
+            self.start_wanted = Some(target.side);
+            return;
         }
         let mut out = answer.clone();
         out.set("LogStartOffset", start);
-        out.set("PreferredReadReplica", match answer.i32("PreferredReadReplica") {
-            replica if replica >= 0 && !companion && !history => to_virtual_node(target.side, replica),
-            _ => -1,
-        });
+        out.set("PreferredReadReplica", -1);
         if history {
             self.history_ends(cx, &route, &timeline, &target, &mut out);
         } else {
             self.owner_ends(cx, &route, &timeline, &target, &mut out);
         }
-        for aborted in out.structs_mut("AbortedTransactions") {
-            let first = NativeOffset(aborted.i64("FirstOffset"));
-            let shown = timeline.record_to_virtual(target.era, first);
-            aborted.set("FirstOffset", shown.map_or(self.position, |v| v.0));
-        }
+        self.show_aborted(&timeline, &target, &mut out);
         match translated(&timeline, &target, answer.opt_bytes("Records")) {
-            Ok(records) => {
+            Ok((records, cut)) => {
                 let empty = records.as_ref().is_none_or(Bytes::is_empty);
                 out.set("Records", records);
                 if history && empty && error == code::NONE {
-                    // Nothing more in this era: it goes on in the next one.
-                    if alone_empty {
+                    // What is readable of the era is read once the rest belongs to a later one, or the broker shows
+                    // all of it. After a change of leader its ends may lag: what is behind them is waited for.
+                    let ends = [answer.i64("HighWatermark"), answer.i64("LastStableOffset")];
+                    let readable = ends.into_iter().filter(|e| *e >= 0).min().unwrap_or(-1);
+                    let all = target.end.is_some_and(|end| readable >= end.0);
+                    if cut || (all && alone_empty) {
                         self.skip_era(cx, &timeline, &target);
                     } else {
                         self.delay(cx);
@@ -233,10 +260,40 @@ impl Entry {
         self.result = Some(out);
     }
 
-    fn owner_ends(&self, cx: &Cx<'_>, route: &TopicRoute, timeline: &Timeline, target: &Target, out: &mut Struct) {
+    /// Aborted transactions in virtual offsets. Those behind the era's end belong to records that are cut off: shown
+    /// earlier, they would hide committed records of the same producer.
+    fn show_aborted(&self, timeline: &Timeline, target: &Target, out: &mut Struct) {
+        let Some(aborted) = out.array_mut("AbortedTransactions") else { return };
+        aborted.retain_mut(|value| {
+            let Value::Struct(Some(aborted)) = value else { return false };
+            let first = NativeOffset(aborted.i64("FirstOffset"));
+            if target.end.is_some_and(|end| first >= end) {
+                return false;
+            }
+            let shown = timeline.record_to_virtual(target.era, first);
+            aborted.set("FirstOffset", shown.map_or(self.position, |v| v.0));
+            true
+        });
+    }
+
+    fn owner_ends(
+        &self,
+        cx: &Cx<'_>,
+        route: &TopicRoute,
+        timeline: &Timeline,
+        target: &Target,
+        out: &mut Struct,
+    ) {
         let index = self.key.partition;
-        let end = |native: i64| if native < 0 { native } else { timeline.exclusive_to_virtual(target.era, NativeOffset(native)).0 };
-        let (high_watermark, last_stable_offset) = (end(out.i64("HighWatermark")), end(out.i64("LastStableOffset")));
+        let end = |native: i64| {
+            if native < 0 {
+                native
+            } else {
+                timeline.exclusive_to_virtual(target.era, NativeOffset(native)).0
+            }
+        };
+        let (high_watermark, last_stable_offset) =
+            (end(out.i64("HighWatermark")), end(out.i64("LastStableOffset")));
         out.set("HighWatermark", high_watermark);
         out.set("LastStableOffset", last_stable_offset);
         cx.shared.seen.raise(&route.name, index, Seen { high_watermark, last_stable_offset, epoch: -1 });
@@ -255,45 +312,78 @@ impl Entry {
     }
 
     /// An older era's answer carries the owner's ends as far as they are known (RULES R21).
-    fn history_ends(&self, cx: &Cx<'_>, route: &TopicRoute, timeline: &Timeline, target: &Target, out: &mut Struct) {
+    fn history_ends(
+        &self,
+        cx: &Cx<'_>,
+        route: &TopicRoute,
+        timeline: &Timeline,
+        target: &Target,
+        out: &mut Struct,
+    ) {
         let seen = cx.shared.seen.get(&route.name, self.key.partition).unwrap_or_default();
-        let end = timeline.current().virtual_start.0.max(
-            timeline.era(target.era).and_then(crate::timeline::Era::virtual_end).map_or(0, |v| v.0),
-        );
+        let end = timeline
+            .current()
+            .virtual_start
+            .0
+            .max(timeline.era(target.era).and_then(crate::timeline::Era::virtual_end).map_or(0, |v| v.0));
         out.set("HighWatermark", seen.high_watermark.max(end));
         out.set("LastStableOffset", seen.last_stable_offset.max(end));
         out.reset("CurrentLeader");
         out.reset("DivergingEpoch");
     }
 
-    /// Only a position below the virtual log start, or above the owner's end, is out of range; a hole between eras
-    /// reads as "next record" (RULES R23).
-    fn out_of_range(&mut self, cx: &mut Cx<'_>, route: &TopicRoute, timeline: &Timeline, answer: &Struct) {
+    /// The side whose log start is to be asked for, once.
+    pub fn take_start_wanted(&mut self) -> Option<ClusterSide> {
+        let side = self.start_wanted.take()?;
+        self.start_asked[side.index()] = true;
+        Some(side)
+    }
+
+    /// Judges a broker's OFFSET_OUT_OF_RANGE after a log start has come. Only a position below the virtual log start,
+    /// or above the owner's end, is out of range; a hole between eras reads as "next record" (RULES R23).
+    pub fn judge(&mut self, cx: &Cx<'_>) {
+        let (Some(answer), Some(route)) = (self.refused.clone(), self.route.clone()) else { return };
+        let Some(timeline) = route.timeline(self.key.partition) else { return };
         let starts = cx.shared.log_starts.get(&route.name, self.key.partition);
-        let first = timeline.log_start_to_virtual(starts);
-        let below = first.is_some_and(|first| VirtualOffset(self.position) < first);
+        let Some(first) = timeline.log_start_to_virtual(starts) else {
+            return self.want_unknown_start(cx, starts);
+        };
+        if VirtualOffset(self.position) < first {
+            return self.pass_out_of_range(&answer, first);
+        }
         let place = timeline.locate_retained(VirtualOffset(self.read_from.max(0)), starts);
-        let next = place.and_then(|p| Some((p, timeline.era(p.era)?)));
-        let next = next.map(|(p, era)| p.native.0 - era.native_start.0 + era.virtual_start.0);
+        let next = place.and_then(|p| {
+            timeline.era(p.era).map(|era| p.native.0 - era.native_start.0 + era.virtual_start.0)
+        });
         let is_owner = self.target.is_some_and(|t| t.end.is_none());
         match next {
-            _ if below => self.pass_out_of_range(answer, first),
             Some(next) if next > self.read_from => {
                 self.read_from = next;
+                self.refused = None;
                 self.target = None;
                 self.retry_at_ms = Some(cx.now_ms);
             }
-            Some(_) if is_owner => self.pass_out_of_range(answer, first),
-            _ => self.delay(cx),
+            Some(_) if is_owner => self.pass_out_of_range(&answer, first),
+            Some(_) => self.delay(cx),
+            None => self.want_unknown_start(cx, starts),
         }
     }
 
-    fn pass_out_of_range(&mut self, answer: &Struct, first: Option<VirtualOffset>) {
+    fn want_unknown_start(&mut self, cx: &Cx<'_>, starts: LogStarts) {
+        let unknown = |s: &ClusterSide| starts[s.index()].is_none() && !self.start_asked[s.index()];
+        self.start_wanted = ClusterSide::BOTH.into_iter().find(unknown);
+        if self.start_wanted.is_none() {
+            self.delay(cx);
+        }
+    }
+
+    fn pass_out_of_range(&mut self, answer: &Struct, first: VirtualOffset) {
         let mut out = answer.clone();
         out.reset("CurrentLeader");
         out.reset("DivergingEpoch");
         out.set("PreferredReadReplica", -1);
-        out.set("LogStartOffset", first.map_or(-1, |v| v.0));
+        out.set("LogStartOffset", first.0);
+        self.refused = None;
         out.set("HighWatermark", -1_i64);
         out.set("LastStableOffset", -1_i64);
         self.result = Some(out);
@@ -308,6 +398,8 @@ impl Entry {
 
     /// To be tried again shortly; the client is told nothing of it.
     pub fn delay(&mut self, cx: &Cx<'_>) {
+        self.refused = None;
+        self.start_wanted = None;
         self.target = None;
         self.retry_at_ms = Some(cx.now_ms + RETRY_MS);
     }
@@ -346,7 +438,8 @@ impl Entry {
 
     fn empty(&self) -> Struct {
         let fields = schema::response(super::key::FETCH).map(|m| Struct::new(m.fields));
-        let mut out = fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Responses").new_element("Partitions"));
+        let mut out =
+            fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Responses").new_element("Partitions"));
         out.set("PartitionIndex", self.key.partition);
         out.set("HighWatermark", -1_i64);
         out.set("LastStableOffset", -1_i64);
@@ -361,7 +454,8 @@ impl Entry {
 }
 
 /// Error codes that say that the partition, or its leadership, is not there (now).
-fn is_elsewhere(error: i16) -> bool {
+#[must_use]
+pub fn is_elsewhere(error: i16) -> bool {
     [
         code::UNKNOWN_TOPIC_OR_PARTITION,
         code::LEADER_NOT_AVAILABLE,
@@ -374,20 +468,26 @@ fn is_elsewhere(error: i16) -> bool {
     .contains(&error)
 }
 
-/// The era's part of fetched records, in virtual offsets and epochs.
-fn translated(timeline: &Timeline, target: &Target, records: Option<&Bytes>) -> Result<Option<Bytes>, ()> {
-    let Some(records) = records else { return Ok(None) };
+/// The era's part of fetched records, in virtual offsets and epochs, and whether the era ends in them.
+fn translated(
+    timeline: &Timeline,
+    target: &Target,
+    records: Option<&Bytes>,
+) -> Result<(Option<Bytes>, bool), ()> {
+    let Some(records) = records else { return Ok((None, false)) };
     let Some(era) = timeline.era(target.era) else { return Err(()) };
     let mut records = records.clone();
+    let mut ended = false;
     if let Some(end) = target.end {
         let cut = batch::cut_at(&records, end.0).map_err(|_| ())?;
         if matches!(cut.end, CutEnd::Spanning { .. }) && cut.len == 0 {
             return Err(());
         }
+        ended = cut.end == CutEnd::Era;
         records.truncate(cut.len);
     }
     if timeline.past_eras() == 0 {
-        return Ok(Some(records));
+        return Ok((Some(records), ended));
     }
     let shift = era.virtual_start.0 - era.native_start.0;
     let mut patched = BytesMut::from(&records[..]);
@@ -395,5 +495,5 @@ fn translated(timeline: &Timeline, target: &Target, records: Option<&Bytes>) -> 
         timeline.batch_epoch_to_virtual(target.era, target.native, native).unwrap_or(era.epoch_base)
     };
     batch::translate_fetched(&mut patched, shift, epoch).map_err(|_| ())?;
-    Ok(Some(patched.freeze()))
+    Ok((Some(patched.freeze()), ended))
 }

@@ -4,10 +4,14 @@ use super::fetch_entry::{Entry, EntryKey};
 use crate::error_code as code;
 use crate::ids::TopicId;
 use crate::schema::Struct;
+use crate::session::UpstreamKey;
 use std::collections::HashMap;
 
 /// Partitions of one session at most.
 const PARTITIONS_MAX: usize = 100_000;
+/// How long one upstream keeps the others waiting at first, and how often that doubles at most.
+const PATIENCE_MS: i64 = 100;
+const DOUBLINGS_MAX: u32 = 6;
 /// A new session.
 const INITIAL: i32 = 0;
 /// No session.
@@ -17,6 +21,8 @@ const FINAL: i32 = -1;
 #[derive(Debug, Default)]
 pub struct ClientSessions {
     current: Option<FetchSession>,
+    /// How often an upstream's answer came too late and was dropped.
+    late: HashMap<UpstreamKey, u32>,
 }
 
 /// What a client fetches again and again.
@@ -28,6 +34,8 @@ pub struct FetchSession {
     /// Everything is answered, not only news.
     full: bool,
     members: Vec<Member>,
+    /// The member that is asked for first: those that have got records stand behind the others.
+    first: usize,
     index: HashMap<EntryKey, usize>,
 }
 
@@ -48,7 +56,12 @@ impl ClientSessions {
     ///
     /// # Errors
     /// FETCH_SESSION_ID_NOT_FOUND or INVALID_FETCH_SESSION_EPOCH: the client starts a new session.
-    pub fn begin(&mut self, request: &Struct, version: i16, random: u64) -> Result<Option<FetchSession>, i16> {
+    pub fn begin(
+        &mut self,
+        request: &Struct,
+        version: i16,
+        random: u64,
+    ) -> Result<Option<FetchSession>, i16> {
         if version < 7 {
             return Ok(None);
         }
@@ -60,19 +73,40 @@ impl ClientSessions {
                 return Ok(None);
             }
             let id = i32::try_from(random & 0x7fff_ffff).unwrap_or(1).max(1);
-            let mut session = FetchSession { id, next_epoch: 1, full: true, members: Vec::new(), index: HashMap::new() };
+            let mut session = FetchSession {
+                id,
+                next_epoch: 1,
+                full: true,
+                members: Vec::new(),
+                first: 0,
+                index: HashMap::new(),
+            };
             session.update(request);
             return Ok(Some(session));
         }
-        let mut session = self.current.take().filter(|s| s.id == id).ok_or(code::FETCH_SESSION_ID_NOT_FOUND)?;
-        if session.next_epoch != epoch {
+        let known = self.current.as_ref().filter(|s| s.id == id).ok_or(code::FETCH_SESSION_ID_NOT_FOUND)?;
+        if known.next_epoch != epoch {
             return Err(code::INVALID_FETCH_SESSION_EPOCH);
         }
+        let mut session = self.current.take().ok_or(code::FETCH_SESSION_ID_NOT_FOUND)?;
         session.next_epoch = if epoch == i32::MAX { 1 } else { epoch + 1 };
         session.full = false;
         session.forget(request);
         session.update(request);
         Ok(Some(session))
+    }
+
+    /// How long an upstream may keep the rest of a fetch waiting, milliseconds. What comes later is dropped, so the
+    /// bound rises each time: however slow an upstream is, some answer of it is in time.
+    #[must_use]
+    pub fn patience_ms(&self, upstream: UpstreamKey) -> i64 {
+        PATIENCE_MS << self.late.get(&upstream).copied().unwrap_or(0).min(DOUBLINGS_MAX)
+    }
+
+    /// An upstream's answer will come too late.
+    pub fn was_late(&mut self, upstream: UpstreamKey) {
+        let late = self.late.entry(upstream).or_default();
+        *late = late.saturating_add(1);
     }
 
     /// The request is answered: the next one of the session may come.
@@ -95,15 +129,30 @@ impl FetchSession {
     /// All members as entries of one request.
     #[must_use]
     pub fn entries(&self) -> Vec<Entry> {
-        let live = self.members.iter().filter(|m| !m.forgotten);
-        live.map(|m| {
-            Entry::new(m.key.clone(), m.position, m.current_leader_epoch, m.last_fetched_epoch, m.max_bytes, m.told)
-        })
-        .collect()
+        let (before, after) = self.members.split_at(self.first.min(self.members.len()));
+        after
+            .iter()
+            .chain(before)
+            .map(|m| {
+                Entry::new(
+                    m.key.clone(),
+                    m.position,
+                    m.current_leader_epoch,
+                    m.last_fetched_epoch,
+                    m.max_bytes,
+                    m.told,
+                )
+            })
+            .collect()
     }
 
-    /// Remembers what was told.
+    /// Remembers what was told. The size limit cuts off the last partitions of an answer, so the next one starts
+    /// behind the last one that got records.
     pub fn answered(&mut self, entries: &[Entry]) {
+        let last = entries.iter().rfind(|e| e.has_records()).and_then(|e| self.index.get(&e.key));
+        if let Some(last) = last {
+            self.first = (last + 1) % self.members.len().max(1);
+        }
         for entry in entries {
             if let (Some(told), Some(index)) = (entry.telling(), self.index.get(&entry.key)) {
                 self.members[*index].told = told;

@@ -46,14 +46,19 @@ impl Metadata {
     }
 
     fn ask(&self, cx: &Cx<'_>, side: ClusterSide) -> Option<Ask> {
-        let upstream = cx.any_upstream(side)?;
+        let upstream = view::upstream(cx, side)?;
         let mut body = self.request.clone();
-        if side != cx.snapshot.routes.rules.default_side {
+        let may_create = side == cx.snapshot.routes.rules.default_side;
+        // Before version 4 a request cannot forbid it: then only topics that are there may be named.
+        let must_exist = !may_create && cx.header.api_version < 4;
+        if !may_create && !must_exist {
             body.set("AllowAutoTopicCreation", false);
         }
         if let Some(wanted) = &self.wanted {
             let mine = wanted.iter().filter_map(|w| w.name.as_deref());
-            let mine: Vec<&str> = mine.filter(|name| cx.snapshot.routes.owner(name) == side).collect();
+            let mine = mine.filter(|name| cx.snapshot.routes.owner(name) == side);
+            let is_there = |name: &&str| cx.snapshot.topology(side).topic(&physical(cx, name, side)).is_some();
+            let mine: Vec<&str> = mine.filter(|name| !must_exist || is_there(name)).collect();
             let operations = self.request.bool("IncludeClusterAuthorizedOperations") && side == cx.core.node.side;
             if mine.is_empty() && !operations {
                 return None;

@@ -31,6 +31,8 @@ mod relay;
 mod split;
 mod transactions;
 mod view;
+#[cfg(test)]
+mod view_tests;
 
 use crate::route::Snapshot;
 use crate::schema;

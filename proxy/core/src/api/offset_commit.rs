@@ -191,6 +191,6 @@ mod tests {
         response.push("Topics", topic);
         let mirrors = from_home(&plan, ClusterSide::Source, &mut response, false);
         assert_eq!(response.structs("Topics").next().unwrap().str("Name"), "t");
-        assert_eq!((mirrors[0].position, mirrors[0].metadata.as_str()), (7, "mine"));
+        assert_eq!((mirrors[0].0.position, mirrors[0].0.metadata.as_str()), (7, "mine"));
     }
 }

@@ -81,6 +81,10 @@ impl<A: SplitApi> Split<A> {
                     }
                     Some(route) => match self.api.ask(cx, route, partition, out.clone()) {
                         Asked::Local(answer) => part.done = Some(answer),
+                        Asked::Sides(asks) if asks.is_empty() => {
+                            out.set("ErrorCode", code::OFFSET_OUT_OF_RANGE);
+                            part.done = Some(out);
+                        }
                         Asked::Sides(asks) => {
                             let aim = |side| upstream(cx, route, partition.i32(index), side);
                             part.asked = asks.into_iter().map(|(side, body)| (side, aim(side), body)).collect();

@@ -6,7 +6,7 @@ use crate::ids::{ClusterSide, TopicId, VirtualNode, to_virtual_node};
 use crate::node::TopicInfo;
 use crate::route::TopicRoute;
 use crate::schema::{Struct, Value};
-use crate::session::{Cx, Seen};
+use crate::session::{Cx, Seen, UpstreamKey};
 
 /// How long the answer of a side is waited for before its last known topology stands in (RULES R30), milliseconds.
 pub const PATIENCE_MS: i64 = 3_000;
@@ -17,6 +17,12 @@ pub struct Broker<'a> {
     pub host: &'a str,
     pub port: u16,
     pub rack: Option<&'a str>,
+}
+
+/// Who is asked about the topics of `side`. `None` while it is known to be down: then its last known topology stands in
+/// without a wait (RULES R30).
+pub fn upstream(cx: &Cx<'_>, side: ClusterSide) -> Option<UpstreamKey> {
+    cx.any_upstream(side).filter(|_| cx.snapshot.topology(side).reachable)
 }
 
 /// The brokers of both sides. One without a port yet is left out.

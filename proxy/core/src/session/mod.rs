@@ -7,6 +7,8 @@
 mod effect;
 mod operation;
 mod shared;
+#[cfg(test)]
+pub(crate) mod testing;
 mod upstream;
 
 pub use effect::{CloseReason, CommitMirror, Effect, Event};
@@ -374,6 +376,12 @@ impl Session {
             self.on_lost(id, snapshot, shared, now_ms);
         }
         self.on_client_gone(snapshot, shared, now_ms);
+    }
+
+    /// Whether an upstream owes no answer, so that it may be ended without anything being lost.
+    #[must_use]
+    pub fn is_upstream_quiet(&self, id: UpstreamId) -> bool {
+        self.core.upstreams.is_quiet(id)
     }
 
     /// Who is at the other end, as far as it has said.

@@ -145,6 +145,11 @@ impl Upstreams {
         upstream.is_some_and(|u| u.calls.iter().any(|c| c.api_key == api_key))
     }
 
+    /// Whether nothing is unanswered on the connection; a connection that is not known has nothing to answer.
+    pub(super) fn is_quiet(&self, id: UpstreamId) -> bool {
+        self.all.get(&id).is_none_or(|upstream| upstream.calls.is_empty())
+    }
+
     pub(super) fn ids(&self) -> Vec<UpstreamId> {
         self.all.keys().copied().collect()
     }

@@ -1,0 +1,107 @@
+//! After a start, the gates of moved partitions learn what was appended since the last SEAL (RULES R3).
+//!
+//! The stored carry ends with the last flip. Judged by it alone, the next batch of a producer that wrote on since then
+//! looks like a gap and would be refused for ever. So these gates start fenced, and each opens when the owner's leader
+//! has told its producers. Until then produce is held, within the hold bound.
+
+use super::Control;
+use super::boundary::{Lead, Part};
+use crossover_core::producer::carry::DescribedProducer;
+use crossover_core::session::lock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::Duration;
+use tracing::{debug, info};
+
+/// Between two attempts while a leader does not answer.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Partitions that stay fenced outside of a flip. No flip may touch them: its end would open them.
+#[derive(Debug, Default)]
+pub(crate) struct Closed {
+    /// Their gates do not know yet what was appended.
+    pub(crate) unseeded: BTreeSet<Part>,
+    /// It is not known whether their SEAL is durable; only a restart can tell.
+    pub(crate) unsealed: BTreeSet<Arc<str>>,
+}
+
+impl Closed {
+    /// Why a topic cannot be flipped now.
+    pub(crate) fn reason(&self, topic: &str) -> Option<String> {
+        if self.unsealed.contains(topic) {
+            return Some(format!("topic {topic} is held since a SEAL whose outcome is unknown; restart crossover"));
+        }
+        let waits = self.unseeded.iter().any(|(t, _)| **t == *topic);
+        waits.then(|| format!("the producers of topic {topic} have not been read from its owner since the start"))
+    }
+}
+
+/// Seeds gates until all are open.
+pub(crate) async fn run(control: Arc<Control>) {
+    loop {
+        seed(&control).await;
+        if control.closed().unseeded.is_empty() {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// One round: every leader that answers opens its partitions.
+async fn seed(control: &Control) {
+    for (side, leader, leads) in unseeded_leads(control) {
+        let told = match control.address(side, leader) {
+            Ok(at) => control.describe_producers(&at, &leads).await,
+            Err(problem) => Err(problem),
+        };
+        match told {
+            Ok(told) => told.into_iter().for_each(|(part, (rows, _))| open(control, &part, &rows)),
+            Err(problem) => {
+                debug!(%side, leader, "producers cannot be read yet: {problem:#}");
+                control.refresh[side.index()].notify_one();
+            }
+        }
+    }
+}
+
+type AtLeader = (crossover_core::ids::ClusterSide, i32, Vec<Lead>);
+
+/// What is still to be asked, by owner and leader. A partition without a leader waits for the next round.
+fn unseeded_leads(control: &Control) -> Vec<AtLeader> {
+    let snapshot = control.runtime.snapshot();
+    let mut all: BTreeMap<_, Vec<Lead>> = BTreeMap::new();
+    for part in control.closed().unseeded.iter() {
+        let Some(route) = snapshot.routes.topic(&part.0) else { continue };
+        let topology = snapshot.topology(route.owner);
+        let physical = route.physical(route.owner);
+        let Some(info) = topology.partition(physical, part.1).filter(|_| topology.reachable) else { continue };
+        let (leader, epoch) = (info.leader, info.epoch);
+        let lead = Lead { part: part.clone(), physical: Arc::clone(physical), leader, epoch };
+        all.entry((route.owner, leader)).or_default().push(lead);
+    }
+    all.into_iter().map(|((side, leader), leads)| (side, leader, leads)).collect()
+}
+
+fn open(control: &Control, part: &Part, rows: &[DescribedProducer]) {
+    let snapshot = control.runtime.snapshot();
+    let visit = snapshot.routes.topic(&part.0).and_then(|r| r.timeline(part.1)).map(|t| t.current().visit);
+    let Some(visit) = visit else { return };
+    // Whoever takes the partition out of the list opens the gate, so that it is opened once.
+    if !control.closed().unseeded.remove(part) {
+        return;
+    }
+    let gate = control.runtime.shared.gates.get(&part.0, part.1);
+    let (signal, newer) = {
+        let mut gate = lock(&gate);
+        let newer = gate.carry_mut().overlay_described(rows, visit, control.runtime.now_ms());
+        (gate.release_unchanged(), newer)
+    };
+    info!(topic = %part.0, partition = part.1, producers = newer, "the gate is seeded");
+    control.runtime.sessions.wake(&signal.wake);
+}
+
+impl Control {
+    pub(crate) fn closed(&self) -> MutexGuard<'_, Closed> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
