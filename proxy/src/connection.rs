@@ -347,7 +347,9 @@ impl Connection {
         }
         match reason {
             CloseReason::UpstreamLost => debug!(peer = %self.peer, %reason, "closing a client connection"),
-            _ => warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection"),
+            _ => {
+                warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection")
+            }
         }
         self.drop_client();
     }

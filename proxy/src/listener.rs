@@ -37,8 +37,12 @@ impl Listeners {
     pub(crate) async fn bind(runtime: Arc<Runtime>, shutdown: ShutdownReceiver) -> anyhow::Result<Listeners> {
         let address = &runtime.config.listener.bootstrap;
         let bootstrap = bind(&address.host, address.port, "listener.bootstrap").await?;
-        let mut listeners =
-            Listeners { runtime: Arc::clone(&runtime), shutdown, bootstrap: Some(bootstrap), nodes: BTreeMap::new() };
+        let mut listeners = Listeners {
+            runtime: Arc::clone(&runtime),
+            shutdown,
+            bootstrap: Some(bootstrap),
+            nodes: BTreeMap::new(),
+        };
         for (node, port) in runtime.snapshot().nodes.ports.clone() {
             let listener = bind(&runtime.config.listener.bootstrap.host, port, "listener.node_ports").await?;
             listeners.nodes.insert(node, Some(listener));
@@ -52,13 +56,25 @@ impl Listeners {
         let mut acceptors = JoinSet::new();
         let open = Arc::new(AtomicUsize::new(0));
         if let Some(listener) = self.bootstrap.take() {
-            acceptors.spawn(accept(Arc::clone(&self.runtime), listener, Presents::Bootstrap, Arc::clone(&open), self.shutdown.clone()));
+            acceptors.spawn(accept(
+                Arc::clone(&self.runtime),
+                listener,
+                Presents::Bootstrap,
+                Arc::clone(&open),
+                self.shutdown.clone(),
+            ));
         }
         loop {
             self.bind_new_nodes().await;
             for (node, listener) in &mut self.nodes {
                 if let Some(listener) = listener.take() {
-                    acceptors.spawn(accept(Arc::clone(&self.runtime), listener, Presents::Node(*node), Arc::clone(&open), self.shutdown.clone()));
+                    acceptors.spawn(accept(
+                        Arc::clone(&self.runtime),
+                        listener,
+                        Presents::Node(*node),
+                        Arc::clone(&open),
+                        self.shutdown.clone(),
+                    ));
                 }
             }
             let mut shutdown = self.shutdown.clone();
@@ -92,7 +108,9 @@ impl Listeners {
 
 async fn bind(host: &str, port: u16, field: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind((host, port)).await.with_context(|| {
-        format!("{field}: cannot listen on {host}:{port}; free the port, or choose another in the configuration")
+        format!(
+            "{field}: cannot listen on {host}:{port}; free the port, or choose another in the configuration"
+        )
     })
 }
 

@@ -57,9 +57,10 @@ async fn serve(
     let first = control::first_snapshot(&config);
     let (runtime, events) = Runtime::new(config, first);
     let control = Control::new(Arc::clone(&runtime), store, restored);
-    let admin_listener = TcpListener::bind((admin.address.host.as_str(), admin.address.port))
-        .await
-        .with_context(|| format!("admin.address: cannot listen on {}; free the port, or choose another", admin.address))?;
+    let admin_listener =
+        TcpListener::bind((admin.address.host.as_str(), admin.address.port)).await.with_context(|| {
+            format!("admin.address: cannot listen on {}; free the port, or choose another", admin.address)
+        })?;
     let options = ServerOptions {
         token: admin.token.as_ref().map(|t| t.expose().to_owned()),
         connections_max: admin.max_connections,
@@ -124,7 +125,8 @@ pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> 
             })
         })
         .collect();
-    let homes: Vec<_> = state.homes.iter().map(|(g, s)| serde_json::json!({"group": &**g, "home": s.as_str()})).collect();
+    let homes: Vec<_> =
+        state.homes.iter().map(|(g, s)| serde_json::json!({"group": &**g, "home": s.as_str()})).collect();
     let all = serde_json::json!({
         "source_cluster": state.cluster_ids[0],
         "target_cluster": state.cluster_ids[1],

@@ -77,7 +77,8 @@ impl Runtime {
     /// The `now_ms` of the core: Unix milliseconds at the start plus the monotonic clock since, so that it never goes
     /// back in a process and yet means the same in what is stored.
     pub(crate) fn now_ms(&self) -> i64 {
-        self.started_unix_ms.saturating_add(i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX))
+        self.started_unix_ms
+            .saturating_add(i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX))
     }
 }
 

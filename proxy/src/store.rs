@@ -82,10 +82,14 @@ impl Store {
     /// Another process has it, it cannot be read or written, or it is of another format.
     pub(crate) fn open(directory: &Path) -> anyhow::Result<Store> {
         let shown = directory.display();
-        std::fs::create_dir_all(directory).with_context(|| format!("state.directory {shown}: cannot be created"))?;
-        let lock = File::create(directory.join("lock")).with_context(|| format!("state.directory {shown}: not writable"))?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("state.directory {shown}: cannot be created"))?;
+        let lock = File::create(directory.join("lock"))
+            .with_context(|| format!("state.directory {shown}: not writable"))?;
         if !FileExt::try_lock_exclusive(&lock).unwrap_or(false) {
-            bail!("state.directory {shown} is in use by another crossover process; stop it, or name another directory");
+            bail!(
+                "state.directory {shown} is in use by another crossover process; stop it, or name another directory"
+            );
         }
         let database = Database::create(directory.join("state.redb"))
             .with_context(|| format!("state.directory {shown}: state.redb cannot be opened"))?;
@@ -99,7 +103,9 @@ impl Store {
                     meta.insert("format", FORMAT)?;
                 }
                 Some(FORMAT) => {}
-                Some(other) => bail!("state.directory {shown} has format {other}, this program reads format {FORMAT}; use the program that wrote it"),
+                Some(other) => bail!(
+                    "state.directory {shown} has format {other}, this program reads format {FORMAT}; use the program that wrote it"
+                ),
             }
             write.open_table(TOPICS)?;
             write.open_table(CARRY)?;
@@ -118,7 +124,9 @@ impl Store {
     pub(crate) fn restore(&self) -> anyhow::Result<Restored> {
         let read = self.database.begin_read()?;
         let meta = read.open_table(META)?;
-        let text = |name: &str| -> anyhow::Result<Option<String>> { Ok(meta.get(name)?.map(|v| v.value().to_owned())) };
+        let text = |name: &str| -> anyhow::Result<Option<String>> {
+            Ok(meta.get(name)?.map(|v| v.value().to_owned()))
+        };
         let mut out = Restored {
             cluster_ids: [text("source_cluster")?, text("target_cluster")?],
             revision: text("revision")?.and_then(|r| r.parse().ok()).unwrap_or(0),
@@ -128,7 +136,10 @@ impl Store {
         for row in read.open_table(TOPICS)?.iter()? {
             let (name, record) = row?;
             let record: TopicRecord = serde_json::from_slice(record.value())?;
-            out.topics.insert(Arc::from(name.value()), record.read().with_context(|| format!("topic {}", name.value()))?);
+            out.topics.insert(
+                Arc::from(name.value()),
+                record.read().with_context(|| format!("topic {}", name.value()))?,
+            );
         }
         for row in read.open_table(CARRY)?.iter()? {
             let (at, bytes) = row?;
@@ -137,7 +148,8 @@ impl Store {
         }
         for row in read.open_table(GROUPS)?.iter()? {
             let (group, side) = row?;
-            let side = ClusterSide::parse(side.value()).context("a group's home is neither source nor target")?;
+            let side =
+                ClusterSide::parse(side.value()).context("a group's home is neither source nor target")?;
             out.homes.insert(Arc::from(group.value()), side);
         }
         for row in read.open_table(PORTS)?.iter()? {
@@ -195,7 +207,13 @@ impl Store {
         Ok(write.commit()?)
     }
 
-    pub(crate) fn put_home(&self, group: &str, side: ClusterSide, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {
+    pub(crate) fn put_home(
+        &self,
+        group: &str,
+        side: ClusterSide,
+        revision: u64,
+        entry: &LedgerEntry,
+    ) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         {
             write.open_table(GROUPS)?.insert(group, side.as_str())?;
@@ -249,7 +267,8 @@ impl TopicRecord {
     fn read(self) -> anyhow::Result<StoredTopic> {
         let timelines = self.timelines.iter().map(|bytes| Ok(Arc::new(Timeline::decode(bytes)?)));
         let [source, target] = self.physical;
-        let mode = if self.mode == LinkMode::Identity.as_str() { LinkMode::Identity } else { LinkMode::Continue };
+        let mode =
+            if self.mode == LinkMode::Identity.as_str() { LinkMode::Identity } else { LinkMode::Continue };
         Ok(StoredTopic {
             owner: ClusterSide::parse(&self.owner).context("its owner is neither source nor target")?,
             mode,

@@ -64,15 +64,30 @@ impl Metrics {
             ("upstreams_lost_total", "Broker connections that failed or ended.", &self.upstreams_lost),
             ("bad_requests_total", "Connections closed because of what the client sent.", &self.bad_requests),
             ("bad_answers_total", "Broker answers that are not Kafka.", &self.bad_answers),
-            ("control_events_dropped_total", "Notices to the control tasks that found no room.", &self.control_dropped),
-            ("holds_expired_total", "Held batches that were answered with a retriable error.", &self.holds_expired),
-            ("flips_done_total", "Cutovers and rollbacks that were released to the new owner.", &self.flips_done),
+            (
+                "control_events_dropped_total",
+                "Notices to the control tasks that found no room.",
+                &self.control_dropped,
+            ),
+            (
+                "holds_expired_total",
+                "Held batches that were answered with a retriable error.",
+                &self.holds_expired,
+            ),
+            (
+                "flips_done_total",
+                "Cutovers and rollbacks that were released to the new owner.",
+                &self.flips_done,
+            ),
             ("flips_aborted_total", "Cutovers and rollbacks that were aborted.", &self.flips_aborted),
         ];
         let mut out = String::new();
         for (name, help, counter) in counters {
             let value = counter.get();
-            let _ = write!(out, "# HELP crossover_{name} {help}\n# TYPE crossover_{name} counter\ncrossover_{name} {value}\n");
+            let _ = write!(
+                out,
+                "# HELP crossover_{name} {help}\n# TYPE crossover_{name} counter\ncrossover_{name} {value}\n"
+            );
         }
         out
     }

@@ -36,7 +36,11 @@ pub(crate) struct Dial {
 
 /// Connects, sends what `queue` brings and reports what comes back. When `queue` closes, the connection is half
 /// closed and read to its end: it is never reset, because what a broker has read it will still append.
-pub(crate) async fn run(dial: Dial, queue: mpsc::UnboundedReceiver<Bytes>, events: mpsc::Sender<UpstreamEvent>) {
+pub(crate) async fn run(
+    dial: Dial,
+    queue: mpsc::UnboundedReceiver<Bytes>,
+    events: mpsc::Sender<UpstreamEvent>,
+) {
     let id = dial.id;
     let connected = timeout(dial.connect, TcpStream::connect((dial.host.as_str(), dial.port))).await;
     if let Ok(Ok(stream)) = connected {

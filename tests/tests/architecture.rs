@@ -47,7 +47,10 @@ fn repository() -> PathBuf {
 }
 
 /// Our crates by name with their dependencies of every kind, as the manifests say.
-fn manifests() -> Result<Vec<(String, Vec<(String, bool)>)>> {
+/// A crate and its dependencies, each with whether it is for development only.
+type Manifest = (String, Vec<(String, bool)>);
+
+fn manifests() -> Result<Vec<Manifest>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(["metadata", "--no-deps", "--offline", "--format-version", "1"]);
     let output = cargo.current_dir(repository()).output()?;

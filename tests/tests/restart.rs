@@ -18,9 +18,11 @@ fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
         cluster.create_topic("orders", 4, 1, &[])?;
     }
     let kind = std::env::var("CROSSOVER_DRIVER").unwrap_or_else(|_| "librdkafka".to_owned());
-    let args = ["--topic", "orders", "--partitions", "4", "--rate", "200", "--writer", "1", "--idempotent", "true"];
+    let args =
+        ["--topic", "orders", "--partitions", "4", "--rate", "200", "--writer", "1", "--idempotent", "true"];
     let mut producer = rig.driver(&kind, "producer", "p1", &args)?;
-    let mut consumer = rig.driver(&kind, "consumer", "c1", &["--topic", "orders", "--group", "g1", "--reset", "earliest"])?;
+    let mut consumer =
+        rig.driver(&kind, "consumer", "c1", &["--topic", "orders", "--group", "g1", "--reset", "earliest"])?;
     wait_count(&mut producer, "P.ok", 200, WAIT)?;
     flip(&rig, "cutover", &["orders"])?;
     let acked = producer.count("P.ok");
@@ -31,7 +33,11 @@ fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
     wait_count(&mut producer, "P.ok", acked + 400, WAIT)?;
     let written = producer.history.clone();
     ensure!(producer.stop(), "the producer did not end well");
-    ensure!(count(&written, "P.fail") == 0 && count(&written, "E.error") == 0, "the producer saw errors: {}", written.display());
+    ensure!(
+        count(&written, "P.fail") == 0 && count(&written, "E.error") == 0,
+        "the producer saw errors: {}",
+        written.display()
+    );
     wait_count(&mut consumer, "C.poll", count(&written, "P.ok"), WAIT)?;
     let read = consumer.history.clone();
     ensure!(consumer.stop(), "the consumer did not end well");

@@ -15,8 +15,14 @@ fn a_topic_goes_over_and_back_under_live_traffic() -> Result<()> {
         cluster.create_topic("orders", 12, 2, &[])?;
     }
     let kind = std::env::var("CROSSOVER_DRIVER").unwrap_or_else(|_| "java-3.9.2".to_owned());
-    let mut producer = rig.driver(&kind, "producer", "p1", &["--topic", "orders", "--partitions", "12", "--rate", "500", "--writer", "1"])?;
-    let mut consumer = rig.driver(&kind, "consumer", "c1", &["--topic", "orders", "--group", "g1", "--reset", "earliest"])?;
+    let mut producer = rig.driver(
+        &kind,
+        "producer",
+        "p1",
+        &["--topic", "orders", "--partitions", "12", "--rate", "500", "--writer", "1"],
+    )?;
+    let mut consumer =
+        rig.driver(&kind, "consumer", "c1", &["--topic", "orders", "--group", "g1", "--reset", "earliest"])?;
     wait_count(&mut producer, "P.ok", 500, WAIT)?;
     wait_count(&mut consumer, "C.poll", 300, WAIT)?;
     for verb in ["cutover", "rollback", "cutover"] {

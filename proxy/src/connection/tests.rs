@@ -1,8 +1,8 @@
 //! Real sockets on both sides: a client of bytes, and brokers that answer what they are asked.
 
 use super::*;
-use crossover_config::{Config, Side};
 use crate::shutdown::Shutdown;
+use crossover_config::{Config, Side};
 use crossover_core::ids::ClusterSide;
 use crossover_core::node::{ApiRanges, BrokerAddress, Topology};
 use std::path::Path;
@@ -26,7 +26,9 @@ struct Seen {
 
 #[derive(Clone, Copy)]
 enum Manner {
-    Answers { after: Duration },
+    Answers {
+        after: Duration,
+    },
     /// Reads, and never says a word.
     Silent,
     /// Hangs up on the first request.
@@ -119,14 +121,15 @@ struct Proxy {
 impl Proxy {
     async fn start(config: Config, source: &Broker, target: &Broker) -> Proxy {
         let mut snapshot = crate::control::first_snapshot(&config);
-        snapshot.topologies = [(ClusterSide::Source, source), (ClusterSide::Target, target)].map(|(side, broker)| {
-            let mut topology = Topology::unknown(side);
-            let address = BrokerAddress { host: "127.0.0.1".to_owned(), port: broker.port, rack: None };
-            topology.brokers.insert(0, address);
-            topology.api_ranges = ranges();
-            topology.reachable = true;
-            Arc::new(topology)
-        });
+        snapshot.topologies =
+            [(ClusterSide::Source, source), (ClusterSide::Target, target)].map(|(side, broker)| {
+                let mut topology = Topology::unknown(side);
+                let address = BrokerAddress { host: "127.0.0.1".to_owned(), port: broker.port, rack: None };
+                topology.brokers.insert(0, address);
+                topology.api_ranges = ranges();
+                topology.reachable = true;
+                Arc::new(topology)
+            });
         snapshot.advertised = Arc::new(ranges());
         let (runtime, events) = Runtime::new(config, snapshot);
         let (shutdown, ending) = Shutdown::new();

@@ -3,9 +3,10 @@
 use super::Control;
 use super::flip::Flip;
 use crossover_admin_api::model::{
-    AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health, Ledger,
-    Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest, ProducerView, RouteKind,
-    RouteView, Routes, Side, Status, TopicView, TranslateQuery, Translation, Verdict,
+    AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
+    Ledger, Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest,
+    ProducerView, RouteKind, RouteView, Routes, Side, Status, TopicView, TranslateQuery, Translation,
+    Verdict,
 };
 use crossover_admin_api::{ApiError, Backend, ErrorCode, Reply};
 use crossover_config::{Mode as ConfigMode, RoutePattern};
@@ -74,7 +75,11 @@ impl Backend for AdminBackend {
 
     fn ledger(&self, since: u64) -> Reply<'_, Ledger> {
         Box::pin(async move {
-            let entries = self.0.stored(move |s| s.ledger(since)).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
+            let entries = self
+                .0
+                .stored(move |s| s.ledger(since))
+                .await
+                .map_err(|e| ApiError::internal(format!("{e:#}")))?;
             let next = entries.last().map_or(since, |e| e.sequence + 1);
             Ok(Ledger { entries, next })
         })
@@ -94,7 +99,12 @@ impl Backend for AdminBackend {
 }
 
 /// Checks and claims; the operation then runs on its own.
-async fn start(control: &Arc<Control>, expected: u64, request: FlipRequest, to: ClusterSide) -> Result<OperationView, ApiError> {
+async fn start(
+    control: &Arc<Control>,
+    expected: u64,
+    request: FlipRequest,
+    to: ClusterSide,
+) -> Result<OperationView, ApiError> {
     let kind = if to == ClusterSide::Target { OperationKind::Cutover } else { OperationKind::Rollback };
     let id = claim(control, expected, kind)?;
     let mut view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
@@ -128,8 +138,13 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
     let plan = control.plan(&plan, false).await;
     view.checks.clone_from(&plan.checks);
     if plan.refused {
-        let failed: Vec<_> = plan.checks.iter().filter(|c| c.result == crossover_admin_api::model::CheckResult::Failed).collect();
-        view.reason = Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
+        let failed: Vec<_> = plan
+            .checks
+            .iter()
+            .filter(|c| c.result == crossover_admin_api::model::CheckResult::Failed)
+            .collect();
+        view.reason =
+            Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
         view.remedy = failed.first().map(|c| c.remedy.clone());
         view.state = OperationState::Aborted;
         view.finished_ms = Some(control.now());
@@ -142,7 +157,14 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
         let groups = groups_of(control, &request, to);
         for group in groups {
             let id = format!("{}-{group}", view.id);
-            let mut moved = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![group.to_string()]);
+            let mut moved = new_operation(
+                control,
+                &id,
+                OperationKind::GroupMove,
+                to,
+                Vec::new(),
+                vec![group.to_string()],
+            );
             control.move_group(&group, to, &mut moved).await;
         }
     }
@@ -160,7 +182,11 @@ fn groups_of(control: &Control, request: &FlipRequest, to: ClusterSide) -> Vec<A
 fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
     let found = control.state().revision.0;
     if !control.health().ready {
-        return Err(ApiError::new(ErrorCode::NotReady, "The clusters have not been seen yet.", "wait for /ready"));
+        return Err(ApiError::new(
+            ErrorCode::NotReady,
+            "The clusters have not been seen yet.",
+            "wait for /ready",
+        ));
     }
     let id = format!("{kind:?}-{}", control.now()).to_lowercase();
     control.claim(&id).map_err(|other| ApiError::operation_running(&other))?;
@@ -171,7 +197,14 @@ fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String
     Ok(id)
 }
 
-fn new_operation(control: &Control, id: &str, kind: OperationKind, to: ClusterSide, topics: Vec<String>, groups: Vec<String>) -> OperationView {
+fn new_operation(
+    control: &Control,
+    id: &str,
+    kind: OperationKind,
+    to: ClusterSide,
+    topics: Vec<String>,
+    groups: Vec<String>,
+) -> OperationView {
     OperationView {
         id: id.to_owned(),
         kind,
@@ -194,10 +227,15 @@ fn new_operation(control: &Control, id: &str, kind: OperationKind, to: ClusterSi
 fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, ApiError> {
     let running = control.running().filter(|id| request.operation.as_ref().is_none_or(|asked| asked == id));
     let view = running.and_then(|id| control.operation(&id));
-    let view = view.ok_or_else(|| ApiError::not_found("No such operation is running.", "see `crossover status`"))?;
+    let view =
+        view.ok_or_else(|| ApiError::not_found("No such operation is running.", "see `crossover status`"))?;
     match view.state {
         OperationState::Seal | OperationState::Publish | OperationState::Release | OperationState::Done => {
-            Err(ApiError::new(ErrorCode::TooLate, format!("Operation {} is sealed.", view.id), "roll back when it is done"))
+            Err(ApiError::new(
+                ErrorCode::TooLate,
+                format!("Operation {} is sealed.", view.id),
+                "roll back when it is done",
+            ))
         }
         _ => {
             control.ask_abort();
@@ -206,10 +244,15 @@ fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, Api
     }
 }
 
-fn move_group(control: &Arc<Control>, expected: u64, request: GroupMoveRequest) -> Result<OperationView, ApiError> {
+fn move_group(
+    control: &Arc<Control>,
+    expected: u64,
+    request: GroupMoveRequest,
+) -> Result<OperationView, ApiError> {
     let to: ClusterSide = request.to.into();
     let id = claim(control, expected, OperationKind::GroupMove)?;
-    let mut view = new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![request.group.clone()]);
+    let mut view =
+        new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![request.group.clone()]);
     let group: Arc<str> = Arc::from(request.group);
     if control.runtime.snapshot().group_home(&group) == to {
         view.state = OperationState::Done;
@@ -228,10 +271,19 @@ fn move_group(control: &Arc<Control>, expected: u64, request: GroupMoveRequest) 
 }
 
 fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation, ApiError> {
-    let missing = || ApiError::not_found(format!("There is no partition {}-{}.", query.topic, query.partition), "see `crossover status`");
+    let missing = || {
+        ApiError::not_found(
+            format!("There is no partition {}-{}.", query.topic, query.partition),
+            "see `crossover status`",
+        )
+    };
     let route = snapshot.routes.topic(&query.topic).ok_or_else(missing)?;
-    let count = snapshot.topology(route.owner).topic(route.physical(route.owner)).map_or(0, |t| t.partitions.len());
-    let timeline = route.timeline(query.partition).filter(|_| usize::try_from(query.partition).is_ok_and(|p| p < count)).ok_or_else(missing)?;
+    let count =
+        snapshot.topology(route.owner).topic(route.physical(route.owner)).map_or(0, |t| t.partitions.len());
+    let timeline = route
+        .timeline(query.partition)
+        .filter(|_| usize::try_from(query.partition).is_ok_and(|p| p < count))
+        .ok_or_else(missing)?;
     let mut out = Translation {
         topic: query.topic.clone(),
         partition: query.partition,
@@ -248,7 +300,10 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
             out.side = Some(place.side.into());
             out.native_offset = Some(place.native.0);
             out.era = Some(place.era);
-            out.explanation = format!("virtual offset {} lies in era {} and is read at {} on the {}", query.offset, place.era, place.native.0, place.side);
+            out.explanation = format!(
+                "virtual offset {} lies in era {} and is read at {} on the {}",
+                query.offset, place.era, place.native.0, place.side
+            );
         }
         Some(side) => {
             out.native_offset = Some(query.offset);
@@ -256,9 +311,15 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
                 Some((era, offset)) => {
                     out.virtual_offset = Some(offset.0);
                     out.era = Some(era);
-                    out.explanation = format!("the record at {} on the {side:?} is virtual offset {} in era {era}", query.offset, offset.0);
+                    out.explanation = format!(
+                        "the record at {} on the {side:?} is virtual offset {} in era {era}",
+                        query.offset, offset.0
+                    );
                 }
-                None => out.explanation = "this position belongs to no era: the record is not in the virtual log".to_owned(),
+                None => {
+                    out.explanation =
+                        "this position belongs to no era: the record is not in the virtual log".to_owned()
+                }
             }
         }
     }
@@ -293,18 +354,31 @@ impl Control {
         }
     }
 
-    fn may_stop_source(&self, topics: &[TopicView], groups: &[GroupView], producers: &[ProducerView]) -> Verdict {
+    fn may_stop_source(
+        &self,
+        topics: &[TopicView],
+        groups: &[GroupView],
+        producers: &[ProducerView],
+    ) -> Verdict {
         let mut reasons = Vec::new();
         for topic in topics {
             if topic.owner == Side::Source {
                 reasons.push(format!("topic {} is owned by the source", topic.name));
             }
             if topic.companions > 0 {
-                reasons.push(format!("topic {}: {} connections still reach it through companions", topic.name, topic.companions));
+                reasons.push(format!(
+                    "topic {}: {} connections still reach it through companions",
+                    topic.name, topic.companions
+                ));
             }
-            let history = topic.partitions.iter().flat_map(|p| &p.eras).any(|e| e.side == Side::Source && e.retained != Some(false) && e.native_end != Some(e.native_start));
+            let history = topic.partitions.iter().flat_map(|p| &p.eras).any(|e| {
+                e.side == Side::Source && e.retained != Some(false) && e.native_end != Some(e.native_start)
+            });
             if topic.owner == Side::Target && history {
-                reasons.push(format!("topic {}: history of an era on the source may still be retained there", topic.name));
+                reasons.push(format!(
+                    "topic {}: history of an era on the source may still be retained there",
+                    topic.name
+                ));
             }
         }
         if !producers.is_empty() {
@@ -356,10 +430,19 @@ impl Control {
 
     fn topic_view(&self, snapshot: &Snapshot, route: &TopicRoute) -> TopicView {
         let traffic = self.runtime.shared.traffic.of_topic(&route.name);
-        let away = |id: &SessionId| self.runtime.sessions.get(*id).is_some_and(|h| h.node.side != route.owner);
+        let away =
+            |id: &SessionId| self.runtime.sessions.get(*id).is_some_and(|h| h.node.side != route.owner);
         let producers = traffic.companion_produce.keys().filter(|id| away(id)).count();
-        let all: BTreeSet<_> = traffic.companion_produce.keys().chain(traffic.companion_fetch.keys()).filter(|id| away(id)).collect();
-        let count = snapshot.topology(route.owner).topic(route.physical(route.owner)).map_or(0, |t| t.partitions.len());
+        let all: BTreeSet<_> = traffic
+            .companion_produce
+            .keys()
+            .chain(traffic.companion_fetch.keys())
+            .filter(|id| away(id))
+            .collect();
+        let count = snapshot
+            .topology(route.owner)
+            .topic(route.physical(route.owner))
+            .map_or(0, |t| t.partitions.len());
         let partitions = (0..count).filter_map(|index| {
             let partition = i32::try_from(index).ok()?;
             let starts = self.runtime.shared.log_starts.get(&route.name, partition);
@@ -383,7 +466,11 @@ impl Control {
         let snapshot = self.runtime.snapshot();
         let mut names: BTreeSet<Arc<str>> = snapshot.groups.homes.keys().cloned().collect();
         names.extend(self.runtime.shared.groups.names());
-        let view = |group: Arc<str>| GroupView { home: snapshot.group_home(&group).into(), tagged_commits: self.runtime.shared.groups.tagged(&group), group: group.to_string() };
+        let view = |group: Arc<str>| GroupView {
+            home: snapshot.group_home(&group).into(),
+            tagged_commits: self.runtime.shared.groups.tagged(&group),
+            group: group.to_string(),
+        };
         names.into_iter().map(view).collect()
     }
 
@@ -414,16 +501,39 @@ impl Control {
 
     fn route_views(&self) -> Routes {
         let routing = &self.runtime.config.routing;
-        let mut routes: Vec<RouteView> = routing.routes.iter().map(|rule| {
-            let (kind, pattern, source, target) = match &rule.pattern {
-                RoutePattern::Exact { topic, source_topic, target_topic } => (RouteKind::Exact, topic.clone(), Some(source_topic.clone()), Some(target_topic.clone())),
-                RoutePattern::Prefix(prefix) => (RouteKind::Prefix, prefix.clone(), None, None),
-            };
-            let mode = if rule.mode == ConfigMode::Identity { Mode::Identity } else { Mode::Continue };
-            RouteView { kind, pattern, side: super::publisher::core_side(rule.side).into(), mode, source_topic: source, target_topic: target }
-        }).collect();
+        let mut routes: Vec<RouteView> = routing
+            .routes
+            .iter()
+            .map(|rule| {
+                let (kind, pattern, source, target) = match &rule.pattern {
+                    RoutePattern::Exact { topic, source_topic, target_topic } => (
+                        RouteKind::Exact,
+                        topic.clone(),
+                        Some(source_topic.clone()),
+                        Some(target_topic.clone()),
+                    ),
+                    RoutePattern::Prefix(prefix) => (RouteKind::Prefix, prefix.clone(), None, None),
+                };
+                let mode = if rule.mode == ConfigMode::Identity { Mode::Identity } else { Mode::Continue };
+                RouteView {
+                    kind,
+                    pattern,
+                    side: super::publisher::core_side(rule.side).into(),
+                    mode,
+                    source_topic: source,
+                    target_topic: target,
+                }
+            })
+            .collect();
         let side = super::publisher::core_side(routing.default_side).into();
-        routes.push(RouteView { kind: RouteKind::Default, pattern: String::new(), side, mode: Mode::Continue, source_topic: None, target_topic: None });
+        routes.push(RouteView {
+            kind: RouteKind::Default,
+            pattern: String::new(),
+            side,
+            mode: Mode::Continue,
+            source_topic: None,
+            target_topic: None,
+        });
         Routes { revision: self.state().revision.0, routes }
     }
 
@@ -435,15 +545,25 @@ impl Control {
             ("alarms", "Alarms raised since the start.", self.alarms().len()),
         ];
         for (name, help, value) in gauges {
-            let _ = write!(out, "# HELP crossover_{name} {help}\n# TYPE crossover_{name} gauge\ncrossover_{name} {value}\n");
+            let _ = write!(
+                out,
+                "# HELP crossover_{name} {help}\n# TYPE crossover_{name} gauge\ncrossover_{name} {value}\n"
+            );
         }
         let snapshot = self.runtime.snapshot();
-        let _ = write!(out, "# HELP crossover_cluster_reachable Whether a broker of the cluster answers.\n# TYPE crossover_cluster_reachable gauge\n");
+        let _ = write!(
+            out,
+            "# HELP crossover_cluster_reachable Whether a broker of the cluster answers.\n# TYPE crossover_cluster_reachable gauge\n"
+        );
         for side in ClusterSide::BOTH {
             let up = u8::from(snapshot.topology(side).reachable);
             let _ = writeln!(out, "crossover_cluster_reachable{{side=\"{side}\"}} {up}");
         }
-        let _ = write!(out, "# HELP crossover_revision The revision of the route table.\n# TYPE crossover_revision gauge\ncrossover_revision {}\n", snapshot.revision.0);
+        let _ = write!(
+            out,
+            "# HELP crossover_revision The revision of the route table.\n# TYPE crossover_revision gauge\ncrossover_revision {}\n",
+            snapshot.revision.0
+        );
         out
     }
 }

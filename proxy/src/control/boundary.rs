@@ -82,7 +82,12 @@ impl Control {
         Ok(all)
     }
 
-    async fn read_leader(&self, side: ClusterSide, leader: i32, leads: Vec<Lead>) -> anyhow::Result<Vec<Quiet>> {
+    async fn read_leader(
+        &self,
+        side: ClusterSide,
+        leader: i32,
+        leads: Vec<Lead>,
+    ) -> anyhow::Result<Vec<Quiet>> {
         let at = self.address(side, leader)?;
         let before = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
         let mut producers = self.describe_producers(&at, &leads).await?;
@@ -107,7 +112,11 @@ impl Control {
     }
 
     /// High watermark and log end of the idle side, leaders side by side.
-    pub(crate) async fn read_ends(&self, side: ClusterSide, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, (i64, i64)>> {
+    pub(crate) async fn read_ends(
+        &self,
+        side: ClusterSide,
+        leads: &[Lead],
+    ) -> anyhow::Result<BTreeMap<Part, (i64, i64)>> {
         let reads = by_leader(leads).into_iter().map(|(leader, leads)| async move {
             let at = self.address(side, leader)?;
             let high_watermark = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
@@ -126,7 +135,11 @@ impl Control {
     }
 
     /// The first offset of each partition.
-    pub(crate) async fn read_starts(&self, side: ClusterSide, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, i64>> {
+    pub(crate) async fn read_starts(
+        &self,
+        side: ClusterSide,
+        leads: &[Lead],
+    ) -> anyhow::Result<BTreeMap<Part, i64>> {
         let mut all = BTreeMap::new();
         for (leader, leads) in by_leader(leads) {
             let at = self.address(side, leader)?;
@@ -138,14 +151,16 @@ impl Control {
     pub(crate) fn address(&self, side: ClusterSide, broker: i32) -> anyhow::Result<Address> {
         let topology = self.topology(side);
         let address = topology.brokers.get(&broker);
-        let address = address.ok_or_else(|| anyhow::anyhow!("broker {broker} of the {side} has no address"))?;
+        let address =
+            address.ok_or_else(|| anyhow::anyhow!("broker {broker} of the {side} has no address"))?;
         Ok((address.host.clone(), address.port))
     }
 
     /// Any broker of a side.
     pub(crate) fn any_address(&self, side: ClusterSide) -> anyhow::Result<Address> {
         let topology = self.topology(side);
-        let broker = topology.any_broker().ok_or_else(|| anyhow::anyhow!("no broker of the {side} is known"))?;
+        let broker =
+            topology.any_broker().ok_or_else(|| anyhow::anyhow!("no broker of the {side} is known"))?;
         self.address(side, broker)
     }
 
@@ -177,7 +192,12 @@ impl Control {
         let mut ends = BTreeMap::new();
         for_each_partition(&answer, leads, |lead, partition| {
             let error = partition.i16("ErrorCode");
-            anyhow::ensure!(error == 0, "{}-{}: ListOffsets answers error {error}", lead.physical, lead.part.1);
+            anyhow::ensure!(
+                error == 0,
+                "{}-{}: ListOffsets answers error {error}",
+                lead.physical,
+                lead.part.1
+            );
             ends.insert(lead.part.clone(), partition.i64("Offset"));
             Ok(())
         })?;
@@ -194,14 +214,22 @@ impl Control {
         for (physical, leads) in by_topic(leads) {
             let mut topic = body.new_element("Topics");
             topic.set("Name", &physical);
-            topic.set("PartitionIndexes", Value::Array(Some(leads.iter().map(|l| Value::from(l.part.1)).collect())));
+            topic.set(
+                "PartitionIndexes",
+                Value::Array(Some(leads.iter().map(|l| Value::from(l.part.1)).collect())),
+            );
             body.push("Topics", topic);
         }
         let answer = self.client.call(at, key::DESCRIBE_PRODUCERS, 0, &body).await?;
         let mut all = BTreeMap::new();
         for_each_partition(&answer, leads, |lead, partition| {
             let error = partition.i16("ErrorCode");
-            anyhow::ensure!(error == 0, "{}-{}: DescribeProducers answers error {error}", lead.physical, lead.part.1);
+            anyhow::ensure!(
+                error == 0,
+                "{}-{}: DescribeProducers answers error {error}",
+                lead.physical,
+                lead.part.1
+            );
             let rows = partition.structs("ActiveProducers");
             let mut transaction = false;
             let rows = rows.map(|row| {

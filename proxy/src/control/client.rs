@@ -91,11 +91,6 @@ impl Client {
         Ok(guard.as_ref().map(|c| c.versions.clone()).unwrap_or_default())
     }
 
-    /// Forgets a connection, so that the next call sees whether the broker is there.
-    pub(crate) async fn forget(&self, at: &Address) {
-        *self.slot(at).lock().await = None;
-    }
-
     fn slot(&self, at: &Address) -> Slot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(at.clone()).or_default())
@@ -171,8 +166,8 @@ impl Connection {
             .map_err(|e| not_kafka(at, &e.to_string()))?;
         self.stream.write_all(&frame).await.map_err(|e| not_kafka(at, &e.to_string()))?;
         let frame = self.read_frame(at).await?;
-        let (correlation, body_at) =
-            header::decode_response_header(answered, version, &frame).map_err(|e| not_kafka(at, &e.to_string()))?;
+        let (correlation, body_at) = header::decode_response_header(answered, version, &frame)
+            .map_err(|e| not_kafka(at, &e.to_string()))?;
         if correlation != self.correlation {
             return Err(not_kafka(at, "the wrong correlation id"));
         }

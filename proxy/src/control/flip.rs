@@ -45,7 +45,12 @@ struct Sealed {
 }
 
 impl Flip {
-    pub(crate) fn new(control: Arc<Control>, to: ClusterSide, topics: Vec<Arc<str>>, view: OperationView) -> Flip {
+    pub(crate) fn new(
+        control: Arc<Control>,
+        to: ClusterSide,
+        topics: Vec<Arc<str>>,
+        view: OperationView,
+    ) -> Flip {
         Flip { control, to, topics, view, step_started: Instant::now() }
     }
 
@@ -58,7 +63,8 @@ impl Flip {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
                 self.step(OperationState::Done);
-                let took = self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
+                let took =
+                    self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
                 let steps = took.collect::<Vec<_>>().join(", ");
                 info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
             }
@@ -67,7 +73,9 @@ impl Flip {
                 let text = format!("{problem:#}");
                 warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason = text, "the flip was aborted");
                 let entry = control.entry("abort", Some(&self.view.id), text.clone());
-                if let Err(problem) = control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await {
+                if let Err(problem) =
+                    control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await
+                {
                     error!("the abort cannot be stored: {problem:#}");
                 }
                 self.view.reason = Some(text);
@@ -137,10 +145,17 @@ impl Flip {
         ensure!(old.len() == new.len(), "the topics do not have the same number of partitions on both sides");
         self.control.warm_coordinators().await;
         for quiet in self.control.read_quiet(from, &old).await? {
-            ensure!(!quiet.transaction, "{}-{} has an open transaction", quiet.lead.physical, quiet.lead.part.1);
+            ensure!(
+                !quiet.transaction,
+                "{}-{} has an open transaction",
+                quiet.lead.physical,
+                quiet.lead.part.1
+            );
         }
         let prepared = self.control.read_ends(self.to, &new).await?;
-        for (route, (part, (watermark, end))) in prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p))) {
+        for (route, (part, (watermark, end))) in
+            prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p)))
+        {
             ensure!(watermark == end, "{}-{}: the {} has not replicated everything", part.0, part.1, self.to);
             check_idle(route, part.1, self.to, *end)?;
         }
@@ -210,12 +225,18 @@ impl Flip {
     ) -> anyhow::Result<Vec<(Quiet, NativeOffset, NativeOffset, i32)>> {
         let from = self.to.other();
         loop {
-            let (quiet, ends) = tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
+            let (quiet, ends) =
+                tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
             let (quiet, ends) = (quiet?, ends?);
             let mut settled = Vec::new();
             let mut open = None;
             for read in quiet {
-                ensure!(!read.transaction, "{}-{} has an open transaction", read.lead.physical, read.lead.part.1);
+                ensure!(
+                    !read.transaction,
+                    "{}-{} has an open transaction",
+                    read.lead.physical,
+                    read.lead.part.1
+                );
                 let (watermark, end) = ends.get(&read.lead.part).copied().unwrap_or((-1, -1));
                 let was = prepared.get(&read.lead.part).map_or(-1, |p| p.1);
                 let start = cutover::start(was, watermark, end)
@@ -348,7 +369,12 @@ fn route_of<'a>(routes: &'a [Arc<TopicRoute>], name: &str) -> Option<&'a Arc<Top
 }
 
 /// The idle side must stand where it was when it lost ownership (RULES R12).
-pub(crate) fn check_idle(route: &TopicRoute, partition: i32, side: ClusterSide, end: i64) -> anyhow::Result<()> {
+pub(crate) fn check_idle(
+    route: &TopicRoute,
+    partition: i32,
+    side: ClusterSide,
+    end: i64,
+) -> anyhow::Result<()> {
     let timeline = route.timeline(partition).context("no timeline")?;
     let left = timeline.eras().rfind(|era| era.side == side).and_then(|era| era.native_end);
     if let Some(left) = left.filter(|_| route.mode == LinkMode::Continue) {

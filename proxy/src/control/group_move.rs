@@ -20,7 +20,12 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 impl Control {
     /// Moves one group; `view` is shown as it goes.
-    pub(crate) async fn move_group(self: &Arc<Control>, group: &Arc<str>, to: ClusterSide, view: &mut OperationView) {
+    pub(crate) async fn move_group(
+        self: &Arc<Control>,
+        group: &Arc<str>,
+        to: ClusterSide,
+        view: &mut OperationView,
+    ) {
         let started = Instant::now();
         view.steps.push(Step { name: OperationState::Drain, at_ms: self.now(), took_ms: None });
         view.state = OperationState::Drain;
@@ -63,22 +68,41 @@ impl Control {
         }
         let commits = self.read_commits(from, group).await.context("its commits cannot be read")?;
         let count = commits.len();
-        self.store_commits(to, group, commits.clone().into_iter()).await.context("its commits cannot be copied")?;
+        self.store_commits(to, group, commits.clone().into_iter())
+            .await
+            .context("its commits cannot be copied")?;
         let copied = self.read_commits(to, group).await.context("the copied commits cannot be read")?;
         for commit in &commits {
-            let same = copied.iter().any(|c| c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position);
-            let routed = self.runtime.snapshot().routes.topic(&commit.topic).is_some_and(|r| {
-                self.topology(to).partition(r.physical(to), commit.partition).is_some()
+            let same = copied.iter().any(|c| {
+                c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position
             });
-            ensure!(same || !routed, "{}-{}: the copy does not resolve to {}", commit.topic, commit.partition, commit.position);
+            let routed = self
+                .runtime
+                .snapshot()
+                .routes
+                .topic(&commit.topic)
+                .is_some_and(|r| self.topology(to).partition(r.physical(to), commit.partition).is_some());
+            ensure!(
+                same || !routed,
+                "{}-{}: the copy does not resolve to {}",
+                commit.topic,
+                commit.partition,
+                commit.position
+            );
         }
         let revision = Revision(self.state().revision.0 + 1);
-        let mut entry = self.entry("group-home", Some(operation), format!("group {group} moved to the {to} with {count} commits"));
+        let mut entry = self.entry(
+            "group-home",
+            Some(operation),
+            format!("group {group} moved to the {to} with {count} commits"),
+        );
         entry.revision = revision.0;
         entry.from = Some(from.into());
         entry.to = Some(to.into());
         let name = Arc::clone(group);
-        self.stored(move |store| store.put_home(&name, to, revision.0, &entry)).await.context("the home cannot be stored")?;
+        self.stored(move |store| store.put_home(&name, to, revision.0, &entry))
+            .await
+            .context("the home cannot be stored")?;
         {
             let mut state = self.state();
             state.homes.insert(Arc::clone(group), to);
@@ -112,7 +136,11 @@ impl Control {
     }
 
     /// All commits of a group in one cluster, as virtual positions.
-    pub(crate) async fn read_commits(&self, side: ClusterSide, group: &str) -> anyhow::Result<Vec<CommitMirror>> {
+    pub(crate) async fn read_commits(
+        &self,
+        side: ClusterSide,
+        group: &str,
+    ) -> anyhow::Result<Vec<CommitMirror>> {
         let mut body = request(key::OFFSET_FETCH);
         body.set("GroupId", group);
         body.set("Topics", Value::Array(None));
@@ -129,7 +157,11 @@ impl Control {
             for partition in topic.structs("Partitions") {
                 let (index, native) = (partition.i32("PartitionIndex"), partition.i64("CommittedOffset"));
                 let Some(timeline) = route.timeline(index).filter(|_| native >= 0) else { continue };
-                ensure!(partition.i16("ErrorCode") == 0, "{name}-{index}: OffsetFetch answers error {}", partition.i16("ErrorCode"));
+                ensure!(
+                    partition.i16("ErrorCode") == 0,
+                    "{name}-{index}: OffsetFetch answers error {}",
+                    partition.i16("ErrorCode")
+                );
                 let resolved = timeline::resolve(timeline, side, native, partition.str("Metadata"));
                 all.push(CommitMirror {
                     group: Arc::from(group),

@@ -79,7 +79,13 @@ impl Control {
             if snapshot.topology(side).partition(route.physical(side), commit.partition).is_none() {
                 continue;
             }
-            let stored = timeline::to_stored(timeline, side, VirtualOffset(commit.position), &commit.metadata, METADATA_MAX);
+            let stored = timeline::to_stored(
+                timeline,
+                side,
+                VirtualOffset(commit.position),
+                &commit.metadata,
+                METADATA_MAX,
+            );
             let topic = topics.entry(Arc::clone(route.physical(side))).or_insert_with(|| {
                 let mut topic = body.new_element("Topics");
                 topic.set("Name", route.physical(side));
@@ -101,7 +107,12 @@ impl Control {
         for topic in answer.structs("Topics") {
             for partition in topic.structs("Partitions") {
                 let error = partition.i16("ErrorCode");
-                anyhow::ensure!(error == 0, "{}-{}: OffsetCommit answers error {error}", topic.str("Name"), partition.i32("PartitionIndex"));
+                anyhow::ensure!(
+                    error == 0,
+                    "{}-{}: OffsetCommit answers error {error}",
+                    topic.str("Name"),
+                    partition.i32("PartitionIndex")
+                );
             }
         }
         Ok(())

@@ -72,7 +72,11 @@ impl Control {
         let mut closed = seed::Closed::default();
         for (topic, partition, mut carry) in restored.carry {
             let index = usize::try_from(partition).unwrap_or(usize::MAX);
-            let era = state.topics.get(&topic).and_then(|t| t.timelines.get(index)).map_or(0, |t| t.current().index);
+            let era = state
+                .topics
+                .get(&topic)
+                .and_then(|t| t.timelines.get(index))
+                .map_or(0, |t| t.current().index);
             carry.set_limit(runtime.config.limits.carry_entries_max);
             let mut gate = PartitionGate::restored(era, carry);
             gate.fence();

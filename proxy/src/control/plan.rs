@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 /// How long log end and high watermark may differ in the dry run (RULES R10).
 const SETTLE: Duration = Duration::from_millis(200);
 /// Settings that change what a topic accepts or how it answers; they must not differ to the worse.
-const COMPARED: [&str; 4] = ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
+const COMPARED: [&str; 4] =
+    ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
 
 /// Gathers checks.
 struct Checks(Vec<Check>);
@@ -43,14 +44,14 @@ impl Control {
         let mut expected = None;
         let routes = self.check_routes(&mut checks, &request.topics, to);
         let reachable = self.check_reachable(&mut checks).await;
-        if let (Some(routes), true) = (routes, reachable) {
-            if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
-                let routes = self.fresh(&routes);
-                self.check_configs(&mut checks, &routes, request.force).await;
-                self.check_replicas(&mut checks, &routes);
-                self.check_producers(&mut checks, &routes);
-                expected = self.check_logs(&mut checks, &routes, to, request.force).await;
-            }
+        if let (Some(routes), true) = (routes, reachable)
+            && self.check_topics(&mut checks, &routes, to, request.create, dry).await
+        {
+            let routes = self.fresh(&routes);
+            self.check_configs(&mut checks, &routes, request.force).await;
+            self.check_replicas(&mut checks, &routes);
+            self.check_producers(&mut checks, &routes);
+            expected = self.check_logs(&mut checks, &routes, to, request.force).await;
         }
         self.check_groups(&mut checks, request);
         checks.add(
@@ -71,14 +72,24 @@ impl Control {
         }
     }
 
-    fn check_routes(&self, checks: &mut Checks, topics: &[String], to: ClusterSide) -> Option<Vec<Arc<TopicRoute>>> {
+    fn check_routes(
+        &self,
+        checks: &mut Checks,
+        topics: &[String],
+        to: ClusterSide,
+    ) -> Option<Vec<Arc<TopicRoute>>> {
         let snapshot = self.runtime.snapshot();
         let mut routes = Vec::new();
         let mut problem = None;
         for name in topics {
             match snapshot.routes.topic(name) {
-                None => problem = Some(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name))),
-                Some(route) if route.owner == to => problem = Some(format!("topic {name} is already on the {to}")),
+                None => {
+                    problem =
+                        Some(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name)))
+                }
+                Some(route) if route.owner == to => {
+                    problem = Some(format!("topic {name} is already on the {to}"))
+                }
                 Some(route) => {
                     if let Some(why) = &route.frozen {
                         problem = Some(format!("topic {name} is frozen: {why}"));
@@ -100,39 +111,74 @@ impl Control {
         for side in ClusterSide::BOTH {
             let reachable = super::topology::refresh(self, side).await;
             all &= reachable;
-            let problem = (!reachable).then(|| self.problem_of(side).unwrap_or_else(|| "no broker answers".to_owned()));
-            checks.judge(&format!("{side}-reachable"), problem, "it answers".to_owned(), "bring the cluster up, or correct its bootstrap addresses");
+            let problem =
+                (!reachable).then(|| self.problem_of(side).unwrap_or_else(|| "no broker answers".to_owned()));
+            checks.judge(
+                &format!("{side}-reachable"),
+                problem,
+                "it answers".to_owned(),
+                "bring the cluster up, or correct its bootstrap addresses",
+            );
         }
         all
     }
 
     /// Both sides have the topics, with as many partitions.
-    async fn check_topics(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, create: bool, dry: bool) -> bool {
+    async fn check_topics(
+        &self,
+        checks: &mut Checks,
+        routes: &[Arc<TopicRoute>],
+        to: ClusterSide,
+        create: bool,
+        dry: bool,
+    ) -> bool {
         let mut fine = true;
         for route in routes {
             let old = self.topology(to.other()).topic(route.physical(to.other())).cloned();
             let new = self.topology(to).topic(route.physical(to)).cloned();
             let Some(old) = old else {
-                checks.add("topic-exists", CheckResult::Failed, format!("topic {} is gone from the {}", route.name, to.other()), "create it again, or leave it out");
+                checks.add(
+                    "topic-exists",
+                    CheckResult::Failed,
+                    format!("topic {} is gone from the {}", route.name, to.other()),
+                    "create it again, or leave it out",
+                );
                 return false;
             };
             let problem = match new {
                 Some(new) if new.partitions.len() == old.partitions.len() => None,
                 Some(new) => Some(format!(
                     "topic {} has {} partitions on the {} and {} on the {to}",
-                    route.name, old.partitions.len(), to.other(), new.partitions.len()
+                    route.name,
+                    old.partitions.len(),
+                    to.other(),
+                    new.partitions.len()
                 )),
                 None if create && dry => {
-                    checks.add("topic-exists", CheckResult::Warned, format!("topic {} will be created on the {to}", route.name), "nothing, or create it yourself");
+                    checks.add(
+                        "topic-exists",
+                        CheckResult::Warned,
+                        format!("topic {} will be created on the {to}", route.name),
+                        "nothing, or create it yourself",
+                    );
                     fine = false;
                     continue;
                 }
-                None if create => self.create_like(route, to).await.err().map(|e| format!("topic {} cannot be created on the {to}: {e:#}", route.name)),
+                None if create => self
+                    .create_like(route, to)
+                    .await
+                    .err()
+                    .map(|e| format!("topic {} cannot be created on the {to}: {e:#}", route.name)),
                 None => Some(format!("topic {} does not exist on the {to}", route.physical(to))),
             };
             fine &= problem.is_none();
             let detail = format!("{} has {} partitions on both sides", route.name, old.partitions.len());
-            checks.judge("topic-exists", problem, detail, "create it with the same number of partitions, or pass --create");
+            checks.judge(
+                "topic-exists",
+                problem,
+                detail,
+                "create it with the same number of partitions, or pass --create",
+            );
         }
         fine
     }
@@ -173,7 +219,12 @@ impl Control {
         self.await_topic(route, to, old.partitions.len()).await
     }
 
-    async fn await_topic(&self, route: &TopicRoute, side: ClusterSide, partitions: usize) -> anyhow::Result<()> {
+    async fn await_topic(
+        &self,
+        route: &TopicRoute,
+        side: ClusterSide,
+        partitions: usize,
+    ) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             super::topology::refresh(self, side).await;
@@ -190,7 +241,11 @@ impl Control {
     }
 
     /// Settings of a topic: value, and whether the topic itself sets it.
-    async fn configs(&self, side: ClusterSide, physical: &Arc<str>) -> anyhow::Result<BTreeMap<String, (String, bool)>> {
+    async fn configs(
+        &self,
+        side: ClusterSide,
+        physical: &Arc<str>,
+    ) -> anyhow::Result<BTreeMap<String, (String, bool)>> {
         const TOPIC: i8 = 2;
         const SOURCE_TOPIC: i8 = 1;
         let mut body = request(key::DESCRIBE_CONFIGS);
@@ -199,7 +254,8 @@ impl Control {
         resource.set("ResourceName", physical);
         resource.set("ConfigurationKeys", Value::Array(None));
         body.push("Resources", resource);
-        let answer = self.client.call(&self.any_address(side)?, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
+        let answer =
+            self.client.call(&self.any_address(side)?, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
         let mut all = BTreeMap::new();
         for result in answer.structs("Results") {
             let error = result.i16("ErrorCode");
@@ -218,26 +274,53 @@ impl Control {
             let (source, target) = match (source.await, target.await) {
                 (Ok(source), Ok(target)) => (source, target),
                 (Err(problem), _) | (_, Err(problem)) => {
-                    checks.add("topic-settings", CheckResult::Failed, format!("{}: {problem:#}", route.name), "see the brokers' logs");
+                    checks.add(
+                        "topic-settings",
+                        CheckResult::Failed,
+                        format!("{}: {problem:#}", route.name),
+                        "see the brokers' logs",
+                    );
                     continue;
                 }
             };
-            let value = |of: &BTreeMap<String, (String, bool)>, name: &str| of.get(name).map(|v| v.0.clone()).unwrap_or_default();
+            let value = |of: &BTreeMap<String, (String, bool)>, name: &str| {
+                of.get(name).map(|v| v.0.clone()).unwrap_or_default()
+            };
             let policies = [value(&source, "cleanup.policy"), value(&target, "cleanup.policy")];
-            let compacted = route.mode == LinkMode::Continue && policies.iter().any(|p| p.contains("compact"));
+            let compacted =
+                route.mode == LinkMode::Continue && policies.iter().any(|p| p.contains("compact"));
             if compacted {
                 let result = if force { CheckResult::Warned } else { CheckResult::Failed };
                 checks.add("compacted-topic", result, format!("{}: cleanup.policy is {} / {}: in mode continue a tombstone that one side drops brings the key back from the other", route.name, policies[0], policies[1]), "copy compacted topics with an offset-preserving replicator and mode identity, or pass --force");
             }
-            let limits = [value(&source, "max.message.bytes"), value(&target, "max.message.bytes")].map(|v| v.parse::<i64>().unwrap_or(0));
-            let problem = (limits[0] != limits[1]).then(|| format!("{}: max.message.bytes is {} on the source and {} on the target", route.name, limits[0], limits[1]));
-            checks.judge("max-message-bytes", problem, format!("{}: equal", route.name), "set the same value on both sides");
+            let limits = [value(&source, "max.message.bytes"), value(&target, "max.message.bytes")]
+                .map(|v| v.parse::<i64>().unwrap_or(0));
+            let problem = (limits[0] != limits[1]).then(|| {
+                format!(
+                    "{}: max.message.bytes is {} on the source and {} on the target",
+                    route.name, limits[0], limits[1]
+                )
+            });
+            checks.judge(
+                "max-message-bytes",
+                problem,
+                format!("{}: equal", route.name),
+                "set the same value on both sides",
+            );
             for name in COMPARED {
                 let pair = [value(&source, name), value(&target, name)];
                 if pair[0] != pair[1] {
                     let hard = name == "message.timestamp.type" || name == "compression.type";
                     let result = if hard { CheckResult::Failed } else { CheckResult::Warned };
-                    checks.add("topic-settings", result, format!("{}: {name} is {} on the source and {} on the target", route.name, pair[0], pair[1]), "set the same value on both sides");
+                    checks.add(
+                        "topic-settings",
+                        result,
+                        format!(
+                            "{}: {name} is {} on the source and {} on the target",
+                            route.name, pair[0], pair[1]
+                        ),
+                        "set the same value on both sides",
+                    );
                 }
             }
         }
@@ -251,14 +334,24 @@ impl Control {
             let Some(topic) = topology.topic(route.physical(side)) else { continue };
             for (index, partition) in topic.partitions.iter().enumerate() {
                 if partition.isr.len() < partition.replicas.len() {
-                    problem = Some(format!("{}-{index} on the {side} has {} of {} replicas in sync", topic.name, partition.isr.len(), partition.replicas.len()));
+                    problem = Some(format!(
+                        "{}-{index} on the {side} has {} of {} replicas in sync",
+                        topic.name,
+                        partition.isr.len(),
+                        partition.replicas.len()
+                    ));
                 }
                 if !topology.brokers.contains_key(&partition.leader) {
                     problem = Some(format!("{}-{index} on the {side} has no leader", topic.name));
                 }
             }
         }
-        checks.judge("replicas-in-sync", problem, "all replicas are in sync".to_owned(), "wait until all replicas are in sync, and for reassignments to end");
+        checks.judge(
+            "replicas-in-sync",
+            problem,
+            "all replicas are in sync".to_owned(),
+            "wait until all replicas are in sync, and for reassignments to end",
+        );
     }
 
     fn check_producers(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
@@ -274,19 +367,39 @@ impl Control {
                 let mut gate = lock(&gate);
                 match gate.unknown_since_ms() {
                     Some(at) if now - at < grace => {
-                        unknown = Some(format!("{}-{partition}: the outcome of a produce request is unknown since a connection was lost {} ms ago", route.name, now - at));
+                        unknown = Some(format!(
+                            "{}-{partition}: the outcome of a produce request is unknown since a connection was lost {} ms ago",
+                            route.name,
+                            now - at
+                        ));
                     }
                     Some(_) => gate.resolve_unknown(),
                     None => {}
                 }
             }
         }
-        checks.judge("transactional-producers", transactional, "none was seen".to_owned(), "stop the transactional producers first; moving them is not built yet");
-        checks.judge("unknown-outcomes", unknown, "none".to_owned(), "wait for timeouts.loss_grace and repeat");
+        checks.judge(
+            "transactional-producers",
+            transactional,
+            "none was seen".to_owned(),
+            "stop the transactional producers first; moving them is not built yet",
+        );
+        checks.judge(
+            "unknown-outcomes",
+            unknown,
+            "none".to_owned(),
+            "wait for timeouts.loss_grace and repeat",
+        );
     }
 
     /// Both logs are quiet enough, and the idle one stands where it should. Gives the expected pause in milliseconds.
-    async fn check_logs(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, force: bool) -> Option<f64> {
+    async fn check_logs(
+        &self,
+        checks: &mut Checks,
+        routes: &[Arc<TopicRoute>],
+        to: ClusterSide,
+        force: bool,
+    ) -> Option<f64> {
         let from = to.other();
         let leads = self.leads(routes, from).and_then(|old| Ok((old, self.leads(routes, to)?)));
         let (old, new) = match leads {
@@ -303,10 +416,20 @@ impl Control {
         loop {
             let started = Instant::now();
             problem = match self.read_quiet(from, &old).await {
-                Ok(quiet) if quiet.iter().any(|q| q.transaction) => Some("a producer has an open transaction".to_owned()),
+                Ok(quiet) if quiet.iter().any(|q| q.transaction) => {
+                    Some("a producer has an open transaction".to_owned())
+                }
                 Ok(quiet) => {
-                    let open = quiet.iter().find(|q| q.reading.log_end != q.reading.high_watermark && q.reading.high_watermark < q.reading.before);
-                    open.map(|q| format!("{}-{}: high watermark {} stays behind log end {}", q.lead.part.0, q.lead.part.1, q.reading.high_watermark, q.reading.log_end))
+                    let open = quiet.iter().find(|q| {
+                        q.reading.log_end != q.reading.high_watermark
+                            && q.reading.high_watermark < q.reading.before
+                    });
+                    open.map(|q| {
+                        format!(
+                            "{}-{}: high watermark {} stays behind log end {}",
+                            q.lead.part.0, q.lead.part.1, q.reading.high_watermark, q.reading.log_end
+                        )
+                    })
                 }
                 Err(problem) => Some(format!("{problem:#}")),
             };
@@ -316,13 +439,27 @@ impl Control {
             }
         }
         let fine = format!("{} partitions answer in {:.1} ms", old.len(), took.as_secs_f64() * 1000.0);
-        checks.judge("log-ends", problem, fine, "wait until the followers have caught up, or look at the brokers");
+        checks.judge(
+            "log-ends",
+            problem,
+            fine,
+            "wait until the followers have caught up, or look at the brokers",
+        );
         Some(took.as_secs_f64() * 1000.0 + 2.0)
     }
 
-    async fn check_idle_side(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], new: &[Lead], to: ClusterSide, force: bool) {
+    async fn check_idle_side(
+        &self,
+        checks: &mut Checks,
+        routes: &[Arc<TopicRoute>],
+        new: &[Lead],
+        to: ClusterSide,
+        force: bool,
+    ) {
         match self.read_ends(to, new).await {
-            Err(problem) => checks.add("idle-side", CheckResult::Failed, format!("{problem:#}"), "look at the brokers"),
+            Err(problem) => {
+                checks.add("idle-side", CheckResult::Failed, format!("{problem:#}"), "look at the brokers")
+            }
             Ok(ends) => {
                 let mut problem = None;
                 for ((topic, partition), (_, end)) in ends {
@@ -331,10 +468,18 @@ impl Control {
                         problem = Some(format!("{why:#}"));
                     }
                 }
-                let result = if force && problem.is_some() { CheckResult::Warned } else { CheckResult::Failed };
+                let result =
+                    if force && problem.is_some() { CheckResult::Warned } else { CheckResult::Failed };
                 match problem {
-                    Some(problem) => checks.add("idle-side", result, problem, "find the writer that bypasses the proxy"),
-                    None => checks.add("idle-side", CheckResult::Passed, format!("nothing was written to the {to} meanwhile"), ""),
+                    Some(problem) => {
+                        checks.add("idle-side", result, problem, "find the writer that bypasses the proxy")
+                    }
+                    None => checks.add(
+                        "idle-side",
+                        CheckResult::Passed,
+                        format!("nothing was written to the {to} meanwhile"),
+                        "",
+                    ),
                 }
             }
         }
@@ -342,7 +487,12 @@ impl Control {
 
     fn check_groups(&self, checks: &mut Checks, request: &PlanRequest) {
         if request.groups.is_empty() && !request.with_groups {
-            checks.add("groups", CheckResult::NotDone, "groups keep their home; their members are served there through the proxy".to_owned(), "move them with `crossover groups move`");
+            checks.add(
+                "groups",
+                CheckResult::NotDone,
+                "groups keep their home; their members are served there through the proxy".to_owned(),
+                "move them with `crossover groups move`",
+            );
         }
     }
 }

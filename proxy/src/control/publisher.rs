@@ -1,8 +1,8 @@
 //! Makes snapshots of what is known and publishes them.
 
 use super::{Control, State};
-use crossover_core::api::policy;
 use crossover_config::{Config, Mode, RoutePattern, Side};
+use crossover_core::api::policy;
 use crossover_core::ids::{ClusterSide, VirtualNode};
 use crossover_core::node::{ApiRanges, NodeMap, Topology};
 use crossover_core::route::{
@@ -36,7 +36,9 @@ impl Control {
                     error!("the ports cannot be stored: {problem:#}");
                 }
             }
-            Err(exhausted) => self.alarm("ports-exhausted", exhausted, "widen listener.node_ports and restart"),
+            Err(exhausted) => {
+                self.alarm("ports-exhausted", exhausted, "widen listener.node_ports and restart")
+            }
         }
         self.publish();
     }
@@ -69,8 +71,11 @@ impl Control {
     }
 }
 
+/// A node and the port it has from now on.
+type NodePort = ((ClusterSide, i32), u16);
+
 /// Gives every broker without a port the next free one (RULES R32).
-fn assign_ports(config: &Config, state: &mut State) -> Result<Vec<((ClusterSide, i32), u16)>, String> {
+fn assign_ports(config: &Config, state: &mut State) -> Result<Vec<NodePort>, String> {
     let mut fresh = Vec::new();
     for side in ClusterSide::BOTH {
         for broker in state.topologies[side.index()].brokers.clone().into_keys() {
@@ -81,7 +86,10 @@ fn assign_ports(config: &Config, state: &mut State) -> Result<Vec<((ClusterSide,
             let range = config.listener.node_ports;
             let free = (range.first..=range.last).find(|p| !used.contains(p));
             let port = free.ok_or_else(|| {
-                format!("listener.node_ports {}-{} has no port left for broker {broker} of the {side}", range.first, range.last)
+                format!(
+                    "listener.node_ports {}-{} has no port left for broker {broker} of the {side}",
+                    range.first, range.last
+                )
             })?;
             state.ports.insert((side, broker), port);
             fresh.push(((side, broker), port));
@@ -94,7 +102,8 @@ fn assign_ports(config: &Config, state: &mut State) -> Result<Vec<((ClusterSide,
 pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
     let rules = Arc::new(rules(config));
     let routes = route_table(rules, state);
-    let ports = state.ports.iter().map(|((side, broker), port)| (VirtualNode::new(*side, *broker), *port)).collect();
+    let ports =
+        state.ports.iter().map(|((side, broker), port)| (VirtualNode::new(*side, *broker), *port)).collect();
     let nodes = NodeMap {
         host: config.listener.advertised_host.clone(),
         bootstrap_port: config.listener.bootstrap.port,
@@ -214,7 +223,10 @@ fn stored_route(name: &Arc<str>, stored: &super::StoredTopic, state: &State) -> 
 fn frozen(stored: &super::StoredTopic, state: &State) -> Option<String> {
     for side in ClusterSide::BOTH {
         let topology = &state.topologies[side.index()];
-        let Some(topic) = topology.topic(&stored.physical[side.index()]).filter(|_| topology.reachable) else { continue };
+        let Some(topic) = topology.topic(&stored.physical[side.index()]).filter(|_| topology.reachable)
+        else {
+            continue;
+        };
         let known = stored.native_ids[side.index()];
         if !known.is_zero() && !topic.id.is_zero() && topic.id != known {
             return Some(format!("the topic was deleted and created again on the {side}"));

@@ -29,10 +29,14 @@ impl Closed {
     /// Why a topic cannot be flipped now.
     pub(crate) fn reason(&self, topic: &str) -> Option<String> {
         if self.unsealed.contains(topic) {
-            return Some(format!("topic {topic} is held since a SEAL whose outcome is unknown; restart crossover"));
+            return Some(format!(
+                "topic {topic} is held since a SEAL whose outcome is unknown; restart crossover"
+            ));
         }
         let waits = self.unseeded.iter().any(|(t, _)| **t == *topic);
-        waits.then(|| format!("the producers of topic {topic} have not been read from its owner since the start"))
+        waits.then(|| {
+            format!("the producers of topic {topic} have not been read from its owner since the start")
+        })
     }
 }
 
@@ -74,7 +78,9 @@ fn unseeded_leads(control: &Control) -> Vec<AtLeader> {
         let Some(route) = snapshot.routes.topic(&part.0) else { continue };
         let topology = snapshot.topology(route.owner);
         let physical = route.physical(route.owner);
-        let Some(info) = topology.partition(physical, part.1).filter(|_| topology.reachable) else { continue };
+        let Some(info) = topology.partition(physical, part.1).filter(|_| topology.reachable) else {
+            continue;
+        };
         let (leader, epoch) = (info.leader, info.epoch);
         let lead = Lead { part: part.clone(), physical: Arc::clone(physical), leader, epoch };
         all.entry((route.owner, leader)).or_default().push(lead);

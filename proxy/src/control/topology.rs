@@ -83,12 +83,17 @@ async fn read_from(client: &Client, side: ClusterSide, at: &Address) -> Result<T
     metadata.str("ClusterId").clone_into(&mut topology.cluster_id);
     for broker in metadata.structs("Brokers") {
         let port = u16::try_from(broker.i32("Port")).unwrap_or(0);
-        let address =
-            BrokerAddress { host: broker.str("Host").to_owned(), port, rack: broker.opt_str("Rack").map(str::to_owned) };
+        let address = BrokerAddress {
+            host: broker.str("Host").to_owned(),
+            port,
+            rack: broker.opt_str("Rack").map(str::to_owned),
+        };
         topology.brokers.insert(broker.i32("NodeId"), address);
     }
     topology.controller = Some(metadata.i32("ControllerId")).filter(|id| *id >= 0);
-    for topic in metadata.structs("Topics").filter(|t| t.i16("ErrorCode") == 0 || !t.array("Partitions").is_empty()) {
+    for topic in
+        metadata.structs("Topics").filter(|t| t.i16("ErrorCode") == 0 || !t.array("Partitions").is_empty())
+    {
         let info = Arc::new(topic_info(topic));
         if !info.id.is_zero() {
             topology.topic_names.insert(info.id, Arc::clone(&info.name));

@@ -20,7 +20,11 @@ pub(crate) async fn run(control: Arc<Control>) {
 
 async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
     let snapshot = control.runtime.snapshot();
-    let idle = snapshot.routes.topics.values().filter(|r| r.is_moved() && r.owner != side && r.mode == LinkMode::Continue);
+    let idle = snapshot
+        .routes
+        .topics
+        .values()
+        .filter(|r| r.is_moved() && r.owner != side && r.mode == LinkMode::Continue);
     let routes: Vec<_> = idle.cloned().collect();
     if routes.is_empty() || !snapshot.topology(side).reachable {
         return Ok(());
@@ -28,7 +32,12 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
     let leads = control.leads(&routes, side)?;
     let starts = control.read_starts(side, &leads).await?;
     for ((topic, partition), start) in starts {
-        control.runtime.shared.log_starts.note(&topic, partition, side, crossover_core::ids::NativeOffset(start));
+        control.runtime.shared.log_starts.note(
+            &topic,
+            partition,
+            side,
+            crossover_core::ids::NativeOffset(start),
+        );
     }
     for ((topic, partition), (_, end)) in control.read_ends(side, &leads).await? {
         let Some(route) = routes.iter().find(|r| r.name == topic) else { continue };
@@ -38,7 +47,11 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
             continue;
         }
         if let Err(why) = super::flip::check_idle(route, partition, side, end) {
-            control.alarm("hidden-writer", format!("{why:#}"), "find the writer and point it at the proxy; its records are not in the virtual log");
+            control.alarm(
+                "hidden-writer",
+                format!("{why:#}"),
+                "find the writer and point it at the proxy; its records are not in the virtual log",
+            );
         }
     }
     Ok(())

@@ -84,7 +84,16 @@ impl Rig {
         );
         std::fs::write(directory.join("crossover.toml"), config).map_err(io("crossover.toml"))?;
         let proxy = start_proxy(&spec.crossover, &directory)?;
-        Ok(Rig { source, target, directory, bootstrap, admin: format!("http://{admin}"), proxy, spec, keep: false })
+        Ok(Rig {
+            source,
+            target,
+            directory,
+            bootstrap,
+            admin: format!("http://{admin}"),
+            proxy,
+            spec,
+            keep: false,
+        })
     }
 
     /// Runs a `crossover` command against the running proxy.
@@ -109,9 +118,17 @@ impl Rig {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn driver_at(&self, bootstrap: &str, driver: &str, role: &str, name: &str, args: &[&str]) -> Result<Driver> {
+    pub fn driver_at(
+        &self,
+        bootstrap: &str,
+        driver: &str,
+        role: &str,
+        name: &str,
+        args: &[&str],
+    ) -> Result<Driver> {
         let history = self.directory.join(format!("{name}.history"));
-        let log = std::fs::File::create(self.directory.join(format!("{name}.log"))).map_err(io("a driver's log"))?;
+        let log = std::fs::File::create(self.directory.join(format!("{name}.log")))
+            .map_err(io("a driver's log"))?;
         let copy = log.try_clone().map_err(io("a driver's log"))?;
         let mut command = Command::new("bash");
         command.arg(self.spec.repository.join("tests/drivers/run.sh")).args([driver, role]);
@@ -139,7 +156,9 @@ impl Rig {
     /// It does not end.
     pub fn stop_proxy(&mut self) -> Result<()> {
         signal(self.proxy.id(), "TERM");
-        wait(&mut self.proxy, Duration::from_secs(30)).then_some(()).ok_or_else(|| HarnessError::Spec("the proxy does not end".to_owned()))
+        wait(&mut self.proxy, Duration::from_secs(30))
+            .then_some(())
+            .ok_or_else(|| HarnessError::Spec("the proxy does not end".to_owned()))
     }
 
     /// Starts the proxy again with the same configuration and state.

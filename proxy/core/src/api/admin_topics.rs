@@ -28,7 +28,7 @@ struct Entry {
 }
 
 /// A request that creates, deletes or enlarges topics.
-pub struct TopicsChange {
+pub(super) struct TopicsChange {
     api_key: i16,
     request: Struct,
     /// The field of the request with the topics, and that of the response.
@@ -40,7 +40,7 @@ pub struct TopicsChange {
 
 impl TopicsChange {
     #[must_use]
-    pub fn new(api_key: i16, version: i16, request: Struct) -> TopicsChange {
+    pub(super) fn new(api_key: i16, version: i16, request: Struct) -> TopicsChange {
         let (topics, results) = match api_key {
             key::CREATE_TOPICS => ("Topics", "Topics"),
             key::CREATE_PARTITIONS => ("Topics", "Results"),
@@ -52,8 +52,13 @@ impl TopicsChange {
 
     fn read(&self, cx: &Cx<'_>) -> Vec<Entry> {
         let read = |value: &Value| {
-            let mut entry =
-                Entry { name: None, id: TopicId::ZERO, by_id: false, place: Ok(ClusterSide::Source), body: None };
+            let mut entry = Entry {
+                name: None,
+                id: TopicId::ZERO,
+                by_id: false,
+                place: Ok(ClusterSide::Source),
+                body: None,
+            };
             if let Some(topic) = value.as_struct() {
                 entry.name = topic.opt_str("Name").map(str::to_owned);
                 entry.body = Some(topic.clone());
@@ -75,7 +80,10 @@ impl TopicsChange {
         let name = entry.name.as_deref().ok_or((code::UNKNOWN_TOPIC_ID, "no topic has this id"))?;
         let route = cx.snapshot.routes.topic(name);
         if route.is_some_and(|r| r.is_moved()) && self.api_key != key::CREATE_TOPICS {
-            return Err((code::POLICY_VIOLATION, "the topic was moved between clusters and lives in both: it cannot be deleted or enlarged through the proxy"));
+            return Err((
+                code::POLICY_VIOLATION,
+                "the topic was moved between clusters and lives in both: it cannot be deleted or enlarged through the proxy",
+            ));
         }
         if cx.snapshot.preparing.contains(name) {
             return Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again"));
@@ -89,8 +97,12 @@ impl TopicsChange {
             node.is_none_or(|n| n.side != side)
         };
         let assignments = entry.body.as_ref().filter(|_| self.api_key != key::DELETE_TOPICS);
-        if assignments.is_some_and(|b| b.structs("Assignments").any(|a| a.ints("BrokerIds").any(is_foreign))) {
-            return Err((code::INVALID_REQUEST, "a replica is assigned to a broker that is not of the topic's cluster"));
+        if assignments.is_some_and(|b| b.structs("Assignments").any(|a| a.ints("BrokerIds").any(is_foreign)))
+        {
+            return Err((
+                code::INVALID_REQUEST,
+                "a replica is assigned to a broker that is not of the topic's cluster",
+            ));
         }
         Ok(side)
     }
@@ -139,7 +151,10 @@ impl TopicsChange {
         out.set("Name", entry.name.as_deref().filter(|_| !unnamed));
         if out.has("TopicId") && self.api_key == key::DELETE_TOPICS {
             let known = entry.name.as_deref().and_then(|n| cx.snapshot.routes.topic(n));
-            out.set("TopicId", if entry.by_id { entry.id } else { known.map_or(TopicId::ZERO, |r| r.virtual_id) });
+            out.set(
+                "TopicId",
+                if entry.by_id { entry.id } else { known.map_or(TopicId::ZERO, |r| r.virtual_id) },
+            );
         }
         out
     }
@@ -156,7 +171,8 @@ impl TopicsChange {
         let physical = common::physical_name(cx, name, side);
         let native = cx.snapshot.routes.topic(name).map_or(TopicId::ZERO, |r| r.native_id(side));
         answer.structs(self.results).find(|r| {
-            r.str("Name") == physical || (entry.by_id && r.has("TopicId") && TopicId(r.uuid("TopicId")) == native)
+            r.str("Name") == physical
+                || (entry.by_id && r.has("TopicId") && TopicId(r.uuid("TopicId")) == native)
         })
     }
 }
@@ -184,10 +200,10 @@ impl Plan for TopicsChange {
         let mut changed = Vec::new();
         for entry in &self.entries {
             let out = self.result(cx, entry, &answers, response.new_element(self.results));
-            if let (Ok(side), code::NONE | code::REQUEST_TIMED_OUT) = (entry.place, out.i16("ErrorCode")) {
-                if !changed.contains(&side) {
-                    changed.push(side);
-                }
+            if let (Ok(side), code::NONE | code::REQUEST_TIMED_OUT) = (entry.place, out.i16("ErrorCode"))
+                && !changed.contains(&side)
+            {
+                changed.push(side);
             }
             response.push(self.results, out);
         }

@@ -12,18 +12,18 @@ use crate::wire::header;
 const HIDDEN_FEATURES: [&str; 3] = ["share.version", "streams.version", "kraft.version"];
 
 /// An ApiVersions request; without a body when its version is not one the proxy knows.
-pub struct ApiVersions {
+pub(super) struct ApiVersions {
     request: Option<Struct>,
 }
 
 impl ApiVersions {
     #[must_use]
-    pub fn new(request: Struct) -> ApiVersions {
+    pub(super) fn new(request: Struct) -> ApiVersions {
         ApiVersions { request: Some(request) }
     }
 
     #[must_use]
-    pub fn unsupported() -> ApiVersions {
+    pub(super) fn unsupported() -> ApiVersions {
         ApiVersions { request: None }
     }
 
@@ -57,10 +57,10 @@ impl Operation for ApiVersions {
         for (api, range) in &cx.snapshot.advertised.0 {
             add_api(&mut response, *api, *range);
         }
-        if cx.snapshot.advertised.range(key::API_VERSIONS).is_none() {
-            if let Some(message) = schema::request(key::API_VERSIONS) {
-                add_api(&mut response, key::API_VERSIONS, (message.versions.min, message.versions.max));
-            }
+        if cx.snapshot.advertised.range(key::API_VERSIONS).is_none()
+            && let Some(message) = schema::request(key::API_VERSIONS)
+        {
+            add_api(&mut response, key::API_VERSIONS, (message.versions.min, message.versions.max));
         }
         add_features(cx, &mut response);
         Step::Reply(response)

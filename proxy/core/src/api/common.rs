@@ -19,13 +19,22 @@ pub struct ProduceTarget {
 #[must_use]
 pub fn route_of(cx: &Cx<'_>, topic: &Struct, name_field: &str, by_id: bool) -> Option<Arc<TopicRoute>> {
     let routes = &cx.snapshot.routes;
-    let found =
-        if by_id { routes.topic_by_id(TopicId(topic.uuid("TopicId"))) } else { routes.topic(topic.str(name_field)) };
+    let found = if by_id {
+        routes.topic_by_id(TopicId(topic.uuid("TopicId")))
+    } else {
+        routes.topic(topic.str(name_field))
+    };
     found.cloned()
 }
 
 /// Puts a topic's name and id into the numbering of one cluster.
-pub fn to_physical(topic: &mut Struct, name_field: &str, id_field: &str, route: &TopicRoute, side: ClusterSide) {
+pub fn to_physical(
+    topic: &mut Struct,
+    name_field: &str,
+    id_field: &str,
+    route: &TopicRoute,
+    side: ClusterSide,
+) {
     topic.set(name_field, route.physical(side));
     topic.set(id_field, route.native_id(side));
 }
@@ -89,7 +98,8 @@ pub fn translate_current_leader(
     let Some(leader) = partition.opt_struct_mut("CurrentLeader") else { return };
     let id = leader.i32("LeaderId");
     let native = leader.i32("LeaderEpoch");
-    let epoch = timeline.filter(|t| t.current().index == era).and_then(|t| t.epoch_to_virtual(era, native).ok());
+    let epoch =
+        timeline.filter(|t| t.current().index == era).and_then(|t| t.epoch_to_virtual(era, native).ok());
     match epoch {
         Some(epoch) if id >= 0 => {
             leader.set("LeaderId", to_virtual_node(side, id));

@@ -27,7 +27,7 @@ enum Place {
 }
 
 /// A request about configurations.
-pub struct Configs {
+pub(super) struct Configs {
     request: Struct,
     is_change: bool,
     results: &'static str,
@@ -36,7 +36,7 @@ pub struct Configs {
 
 impl Configs {
     #[must_use]
-    pub fn new(api_key: i16, request: Struct) -> Configs {
+    pub(super) fn new(api_key: i16, request: Struct) -> Configs {
         let is_change = api_key != key::DESCRIBE_CONFIGS;
         let results = if is_change { "Responses" } else { "Results" };
         Configs { request, is_change, results, places: Vec::new() }
@@ -45,13 +45,17 @@ impl Configs {
     fn topic(&self, cx: &Cx<'_>, name: &str) -> Result<(UpstreamKey, String), (i16, &'static str)> {
         let route = cx.snapshot.routes.topic(name);
         if self.is_change && route.is_some_and(|r| r.is_moved()) {
-            return Err((code::POLICY_VIOLATION, "the topic is being migrated: change its configuration in both clusters"));
+            return Err((
+                code::POLICY_VIOLATION,
+                "the topic is being migrated: change its configuration in both clusters",
+            ));
         }
         if self.is_change && cx.snapshot.preparing.contains(name) {
             return Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again"));
         }
         let side = cx.snapshot.routes.owner(name);
-        let upstream = cx.any_upstream(side).ok_or((code::REQUEST_TIMED_OUT, "the topic's cluster is not known yet"))?;
+        let upstream =
+            cx.any_upstream(side).ok_or((code::REQUEST_TIMED_OUT, "the topic's cluster is not known yet"))?;
         Ok((upstream, common::physical_name(cx, name, side)))
     }
 

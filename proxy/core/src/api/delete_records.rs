@@ -15,7 +15,13 @@ impl SplitApi for DeleteRecords {
         ("Name", "PartitionIndex")
     }
 
-    fn ask(&mut self, cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, mut out: Struct) -> Asked {
+    fn ask(
+        &mut self,
+        cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        mut out: Struct,
+    ) -> Asked {
         let index = partition.i32("PartitionIndex");
         let moved = route.timeline(index).filter(|t| t.past_eras() > 0);
         let Some(timeline) = moved else { return Asked::Sides(vec![(route.owner, partition.clone())]) };
@@ -24,7 +30,12 @@ impl SplitApi for DeleteRecords {
             return Asked::Local(out);
         }
         let wanted = match partition.i64("Offset") {
-            -1 => cx.shared.seen.get(&route.name, index).map_or(0, |s| s.high_watermark).max(timeline.current().virtual_start.0),
+            -1 => cx
+                .shared
+                .seen
+                .get(&route.name, index)
+                .map_or(0, |s| s.high_watermark)
+                .max(timeline.current().virtual_start.0),
             offset => offset,
         };
         let asks = sides(route, index).into_iter().filter_map(|side| {
@@ -37,7 +48,13 @@ impl SplitApi for DeleteRecords {
         Asked::Sides(asks.collect())
     }
 
-    fn merge(&mut self, cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, answers: &[(ClusterSide, Struct)]) -> Struct {
+    fn merge(
+        &mut self,
+        cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        answers: &[(ClusterSide, Struct)],
+    ) -> Struct {
         let index = partition.i32("PartitionIndex");
         let mut out = answers.first().map_or_else(|| partition.clone(), |(_, answer)| answer.clone());
         let Some(timeline) = route.timeline(index).filter(|t| t.past_eras() > 0) else { return out };

@@ -13,13 +13,13 @@ const BROKERS: i8 = 1;
 const UNSUPPORTED_ENDPOINT_TYPE: i16 = 115;
 
 /// A describe cluster request.
-pub struct DescribeCluster {
+pub(super) struct DescribeCluster {
     request: Struct,
 }
 
 impl DescribeCluster {
     #[must_use]
-    pub fn new(request: Struct) -> DescribeCluster {
+    pub(super) fn new(request: Struct) -> DescribeCluster {
         DescribeCluster { request }
     }
 }

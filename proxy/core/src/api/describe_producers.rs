@@ -14,7 +14,7 @@ use crate::session::{Class, Cx, Step, UpstreamKey};
 use std::collections::BTreeMap;
 
 /// A describe producers request.
-pub struct DescribeProducers {
+pub(super) struct DescribeProducers {
     request: Struct,
     asked: Vec<UpstreamKey>,
     /// The leader that was asked, by topic and partition.
@@ -23,7 +23,7 @@ pub struct DescribeProducers {
 
 impl DescribeProducers {
     #[must_use]
-    pub fn new(request: Struct) -> DescribeProducers {
+    pub(super) fn new(request: Struct) -> DescribeProducers {
         DescribeProducers { request, asked: Vec::new(), places: BTreeMap::new() }
     }
 
@@ -33,7 +33,14 @@ impl DescribeProducers {
         Some(cx.upstream(route.owner, leader, Class::Produce))
     }
 
-    fn result(&self, cx: &Cx<'_>, name: &str, index: i32, answers: &[Option<Struct>], empty: Struct) -> Struct {
+    fn result(
+        &self,
+        cx: &Cx<'_>,
+        name: &str,
+        index: i32,
+        answers: &[Option<Struct>],
+        empty: Struct,
+    ) -> Struct {
         let mut failed = empty;
         failed.set("PartitionIndex", index);
         let Some(route) = cx.snapshot.routes.topic(name).filter(|r| r.timeline(index).is_some()) else {

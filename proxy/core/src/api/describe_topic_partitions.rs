@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 const PAGE_MAX: i32 = 2000;
 
 /// A describe topic partitions request.
-pub struct DescribeTopicPartitions {
+pub(super) struct DescribeTopicPartitions {
     request: Struct,
     /// By virtual name, in the order of the pages.
     wanted: BTreeSet<String>,
@@ -24,7 +24,7 @@ pub struct DescribeTopicPartitions {
 
 impl DescribeTopicPartitions {
     #[must_use]
-    pub fn new(request: Struct) -> DescribeTopicPartitions {
+    pub(super) fn new(request: Struct) -> DescribeTopicPartitions {
         DescribeTopicPartitions { request, wanted: BTreeSet::new(), asked: Vec::new() }
     }
 
@@ -90,7 +90,8 @@ impl Plan for DescribeTopicPartitions {
         self.read_topics(cx);
         let mut asks = Vec::new();
         for side in ClusterSide::BOTH {
-            let mine: Vec<&String> = self.wanted.iter().filter(|n| cx.snapshot.routes.owner(n) == side).collect();
+            let mine: Vec<&String> =
+                self.wanted.iter().filter(|n| cx.snapshot.routes.owner(n) == side).collect();
             let Some(upstream) = view::upstream(cx, side).filter(|_| !mine.is_empty()) else { continue };
             let mut body = self.request.clone();
             body.reset("Topics");

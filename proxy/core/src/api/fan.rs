@@ -4,13 +4,13 @@ use crate::schema::Struct;
 use crate::session::{Answer, Cx, Operation, Step, UpstreamKey};
 
 /// One part of a request, for one broker.
-pub struct Ask {
+pub(super) struct Ask {
     pub upstream: UpstreamKey,
     pub body: Struct,
 }
 
 /// What is special about an API that is fanned out.
-pub trait Plan: Send {
+pub(super) trait Plan: Send {
     /// What to ask, in the version of the client's request.
     fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask>;
 
@@ -22,7 +22,7 @@ pub trait Plan: Send {
 }
 
 /// A fanned-out request.
-pub struct Fan<P> {
+pub(super) struct Fan<P> {
     plan: P,
     answers: Vec<Option<Struct>>,
     waiting: Vec<bool>,
@@ -30,7 +30,7 @@ pub struct Fan<P> {
 }
 
 impl<P: Plan> Fan<P> {
-    pub fn new(plan: P) -> Fan<P> {
+    pub(super) fn new(plan: P) -> Fan<P> {
         Fan { plan, answers: Vec::new(), waiting: Vec::new(), until_ms: 0 }
     }
 

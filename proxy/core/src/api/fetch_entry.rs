@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
 /// When a read that found no leader is tried again, milliseconds.
-pub const RETRY_MS: i64 = 50;
+pub(super) const RETRY_MS: i64 = 50;
 
 /// A partition as the client names it: by name, or by virtual id from version 13 on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub struct Entry {
 
 /// The partitions of a request, in its order.
 #[must_use]
-pub fn entries_of(request: &Struct) -> Vec<Entry> {
+pub(super) fn entries_of(request: &Struct) -> Vec<Entry> {
     let topics = request.structs("Topics");
     topics
         .flat_map(|topic| {
@@ -455,7 +455,7 @@ impl Entry {
 
 /// Error codes that say that the partition, or its leadership, is not there (now).
 #[must_use]
-pub fn is_elsewhere(error: i16) -> bool {
+pub(super) fn is_elsewhere(error: i16) -> bool {
     [
         code::UNKNOWN_TOPIC_OR_PARTITION,
         code::LEADER_NOT_AVAILABLE,

@@ -14,14 +14,14 @@ const GROUP: i8 = 0;
 const TRANSACTION: i8 = 1;
 
 /// A find coordinator request.
-pub struct FindCoordinator {
+pub(super) struct FindCoordinator {
     request: Struct,
     asked: Vec<ClusterSide>,
 }
 
 impl FindCoordinator {
     #[must_use]
-    pub fn new(request: Struct) -> FindCoordinator {
+    pub(super) fn new(request: Struct) -> FindCoordinator {
         FindCoordinator { request, asked: Vec::new() }
     }
 

@@ -62,7 +62,8 @@ impl Finder {
         if cx.now_ms >= until {
             return Found::Nowhere;
         }
-        let version = cx.snapshot.topology(home).api_ranges.range(key::FIND_COORDINATOR).map_or(0, |r| r.1.min(3));
+        let version =
+            cx.snapshot.topology(home).api_ranges.range(key::FIND_COORDINATOR).map_or(0, |r| r.1.min(3));
         let asked = cx.any_upstream(home).is_some_and(|upstream| {
             let mut body = request(key::FIND_COORDINATOR);
             body.set("Key", self.group.as_str());
@@ -169,7 +170,11 @@ impl<A: GroupApi> Operation for GroupCall<A> {
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
         match part {
             LOOKUP => {
-                if self.finder.found(cx, self.home, answer) { self.go(cx) } else { Step::Pending }
+                if self.finder.found(cx, self.home, answer) {
+                    self.go(cx)
+                } else {
+                    Step::Pending
+                }
             }
             REQUEST => self.on_response(cx, answer),
             _ => Step::Pending,

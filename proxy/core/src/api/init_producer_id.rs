@@ -9,7 +9,7 @@ use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
 
 /// An init producer id request.
-pub struct InitProducerId {
+pub(super) struct InitProducerId {
     request: Struct,
 }
 
@@ -19,7 +19,7 @@ const OTHER_SIDE: u32 = 1;
 
 impl InitProducerId {
     #[must_use]
-    pub fn new(request: Struct) -> InitProducerId {
+    pub(super) fn new(request: Struct) -> InitProducerId {
         InitProducerId { request }
     }
 

@@ -77,7 +77,8 @@ impl JoinGroup {
             body.set("GroupInstanceId", self.request.opt_text("GroupInstanceId").cloned());
             let mut finder = Finder::new(group.to_owned(), Class::Produce);
             if let Found::At(upstream) = finder.find(cx, self.home) {
-                let _ = cx.call(upstream, key::HEARTBEAT, self.version(cx, key::HEARTBEAT, 3), &body, IGNORED);
+                let _ =
+                    cx.call(upstream, key::HEARTBEAT, self.version(cx, key::HEARTBEAT, 3), &body, IGNORED);
             }
         }
         cx.wake_at(self.next_keep_alive_ms.max(cx.now_ms + 1));
@@ -113,7 +114,8 @@ impl JoinGroup {
             let mut body = request(key::LEAVE_GROUP);
             body.set("GroupId", group);
             body.set("MemberId", member);
-            let _ = cx.call(upstream, key::LEAVE_GROUP, self.version(cx, key::LEAVE_GROUP, 2), &body, IGNORED);
+            let _ =
+                cx.call(upstream, key::LEAVE_GROUP, self.version(cx, key::LEAVE_GROUP, 2), &body, IGNORED);
         }
     }
 
@@ -176,7 +178,11 @@ impl Operation for JoinGroup {
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
         match part {
             LOOKUP if self.parked_ms.is_none() => {
-                if self.finder.found(cx, self.home, answer) { self.go(cx) } else { Step::Pending }
+                if self.finder.found(cx, self.home, answer) {
+                    self.go(cx)
+                } else {
+                    Step::Pending
+                }
             }
             LOOKUP => {
                 let _ = self.finder.found(cx, self.home, answer);

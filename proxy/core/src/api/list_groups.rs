@@ -35,7 +35,8 @@ impl Plan for ListGroups {
             }
         };
         if let Some(groups) = response.array_mut("Groups") {
-            groups.retain(|g| g.as_struct().is_some_and(|g| cx.snapshot.group_home(g.str("GroupId")) == side));
+            groups
+                .retain(|g| g.as_struct().is_some_and(|g| cx.snapshot.group_home(g.str("GroupId")) == side));
         }
         Step::Reply(response)
     }

@@ -30,13 +30,22 @@ impl SplitApi for ListOffsets {
         let ask = |side: ClusterSide| {
             let mut body = partition.clone();
             let epoch = partition.i32("CurrentLeaderEpoch");
-            body.set("CurrentLeaderEpoch", if side == route.owner { owner_epoch(route, index, epoch) } else { -1 });
+            body.set(
+                "CurrentLeaderEpoch",
+                if side == route.owner { owner_epoch(route, index, epoch) } else { -1 },
+            );
             (side, body)
         };
         Asked::Sides(asked.into_iter().map(ask).collect())
     }
 
-    fn merge(&mut self, cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, answers: &[(ClusterSide, Struct)]) -> Struct {
+    fn merge(
+        &mut self,
+        cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        answers: &[(ClusterSide, Struct)],
+    ) -> Struct {
         let timestamp = partition.i64("Timestamp");
         let index = partition.i32("PartitionIndex");
         let owner = answers.iter().find(|(side, _)| *side == route.owner).or(answers.first());
@@ -82,7 +91,11 @@ impl SplitApi for ListOffsets {
             let end = timeline.exclusive_to_virtual(current, NativeOffset(native)).0;
             out.set("Offset", end);
             if timestamp == -1 && !self.committed {
-                cx.shared.seen.raise(&route.name, index, Seen { high_watermark: end, last_stable_offset: -1, epoch: -1 });
+                cx.shared.seen.raise(
+                    &route.name,
+                    index,
+                    Seen { high_watermark: end, last_stable_offset: -1, epoch: -1 },
+                );
             }
         }
         let epoch = timeline.epoch_to_virtual(current, out.i32("LeaderEpoch"));

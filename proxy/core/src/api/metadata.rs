@@ -17,7 +17,7 @@ struct Wanted {
 }
 
 /// A metadata request.
-pub struct Metadata {
+pub(super) struct Metadata {
     request: Struct,
     /// `None`: all topics.
     wanted: Option<Vec<Wanted>>,
@@ -27,7 +27,7 @@ pub struct Metadata {
 
 impl Metadata {
     #[must_use]
-    pub fn new(request: Struct) -> Metadata {
+    pub(super) fn new(request: Struct) -> Metadata {
         Metadata { request, wanted: None, asked: Vec::new() }
     }
 
@@ -57,9 +57,11 @@ impl Metadata {
         if let Some(wanted) = &self.wanted {
             let mine = wanted.iter().filter_map(|w| w.name.as_deref());
             let mine = mine.filter(|name| cx.snapshot.routes.owner(name) == side);
-            let is_there = |name: &&str| cx.snapshot.topology(side).topic(&physical(cx, name, side)).is_some();
+            let is_there =
+                |name: &&str| cx.snapshot.topology(side).topic(&physical(cx, name, side)).is_some();
             let mine: Vec<&str> = mine.filter(|name| !must_exist || is_there(name)).collect();
-            let operations = self.request.bool("IncludeClusterAuthorizedOperations") && side == cx.core.node.side;
+            let operations =
+                self.request.bool("IncludeClusterAuthorizedOperations") && side == cx.core.node.side;
             if mine.is_empty() && !operations {
                 return None;
             }
@@ -73,7 +75,13 @@ impl Metadata {
         Some(Ask { upstream, body })
     }
 
-    fn add_named(&self, cx: &mut Cx<'_>, response: &mut Struct, wanted: &[Wanted], answers: &[Option<Struct>]) {
+    fn add_named(
+        &self,
+        cx: &mut Cx<'_>,
+        response: &mut Struct,
+        wanted: &[Wanted],
+        answers: &[Option<Struct>],
+    ) {
         for topic in wanted {
             let Some(name) = topic.name.as_deref() else {
                 let mut out = response.new_element("Topics");
@@ -135,8 +143,11 @@ fn from_topology(cx: &Cx<'_>, response: &Struct, physical: &str, side: ClusterSi
         Some(info) => view::topic_from_topology(element, info),
         None => {
             // What a side that cannot be asked may have is not known: the client should ask again.
-            let error =
-                if topology.reachable { code::UNKNOWN_TOPIC_OR_PARTITION } else { code::LEADER_NOT_AVAILABLE };
+            let error = if topology.reachable {
+                code::UNKNOWN_TOPIC_OR_PARTITION
+            } else {
+                code::LEADER_NOT_AVAILABLE
+            };
             element.set("ErrorCode", error);
             element
         }

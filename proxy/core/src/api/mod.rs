@@ -12,32 +12,32 @@ mod fan;
 pub mod fetch;
 mod fetch_entry;
 mod fetch_session;
+mod find_coordinator;
+pub mod group;
 mod heartbeat;
+mod init_producer_id;
 mod join_group;
+pub mod key;
 mod list_groups;
 mod list_offsets;
+mod metadata;
 mod offset_commit;
 mod offset_fetch;
 mod offset_for_leader_epoch;
-mod txn_offset_commit;
-mod find_coordinator;
-pub mod group;
-mod init_producer_id;
-pub mod key;
-mod metadata;
 pub mod policy;
 pub mod produce;
 mod relay;
 mod split;
 mod transactions;
+mod txn_offset_commit;
 mod view;
 #[cfg(test)]
 mod view_tests;
 
 use crate::route::Snapshot;
 use crate::schema;
-use crate::session::{Class, CloseReason, Operation};
 use crate::schema::Struct;
+use crate::session::{Class, CloseReason, Operation};
 use crate::wire::header::RequestHeader;
 use bytes::Bytes;
 use group::{GroupCall, Plain};
@@ -69,7 +69,9 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
     }
     let message = schema::request(api_key)
         .filter(|_| known && (is_handshake || snapshot.advertised.contains(api_key, version)))
-        .ok_or_else(|| CloseReason::BadRequest(format!("API key {api_key} version {version} is not offered")))?;
+        .ok_or_else(|| {
+            CloseReason::BadRequest(format!("API key {api_key} version {version} is not offered"))
+        })?;
     let body = schema::decode(message, version, &frame.slice(header.body_offset..))
         .map_err(|error| CloseReason::BadRequest(format!("{} v{version}: {error}", message.name)))?;
     Ok(match api_key {
@@ -101,7 +103,9 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::DESCRIBE_CONFIGS | key::ALTER_CONFIGS | key::INCREMENTAL_ALTER_CONFIGS => {
             Opened::new(fan::Fan::new(configs::Configs::new(api_key, body)))
         }
-        key::DESCRIBE_PRODUCERS => Opened::new(fan::Fan::new(describe_producers::DescribeProducers::new(body))),
+        key::DESCRIBE_PRODUCERS => {
+            Opened::new(fan::Fan::new(describe_producers::DescribeProducers::new(body)))
+        }
         key::ADD_PARTITIONS_TO_TXN => Opened::new(transactions::AddPartitionsToTxn::new(body)),
         key::JOIN_GROUP => Opened::new(join_group::JoinGroup::new(body)),
         key::SYNC_GROUP => Opened::new(GroupCall::new(plain(body, "GroupId", Class::Group))),

@@ -118,7 +118,12 @@ fn all_known(route: &TopicRoute, topic: &Struct) -> bool {
 }
 
 /// Puts a response back into what clients see, and gives the commits that were accepted.
-fn from_home(plan: &Plan, home: ClusterSide, response: &mut Struct, by_id: bool) -> Vec<(CommitMirror, bool)> {
+fn from_home(
+    plan: &Plan,
+    home: ClusterSide,
+    response: &mut Struct,
+    by_id: bool,
+) -> Vec<(CommitMirror, bool)> {
     let mut accepted = Vec::new();
     for topic in response.structs_mut("Topics") {
         let is = |r: &&Arc<TopicRoute>| match by_id {

@@ -72,7 +72,10 @@ fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
         for partition in topic.structs_mut("Partitions") {
             let native = partition.i64("CommittedOffset");
             partition.set("CommittedLeaderEpoch", -1);
-            let Some(timeline) = route.timeline(partition.i32("PartitionIndex")).filter(|_| native >= 0) else { continue };
+            let Some(timeline) = route.timeline(partition.i32("PartitionIndex")).filter(|_| native >= 0)
+            else {
+                continue;
+            };
             let resolved = timeline::resolve(timeline, home, native, partition.str("Metadata"));
             partition.set("CommittedOffset", resolved.position.0);
             partition.set("Metadata", resolved.user_metadata);

@@ -14,7 +14,13 @@ impl SplitApi for OffsetForLeaderEpoch {
         ("Topic", "Partition")
     }
 
-    fn ask(&mut self, _cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, mut out: Struct) -> Asked {
+    fn ask(
+        &mut self,
+        _cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        mut out: Struct,
+    ) -> Asked {
         let index = partition.i32("Partition");
         let epoch = partition.i32("LeaderEpoch");
         if let Some((epoch, end)) = route.timeline(index).and_then(|t| t.epoch_end(epoch)) {
@@ -28,7 +34,13 @@ impl SplitApi for OffsetForLeaderEpoch {
         Asked::Sides(vec![(route.owner, body)])
     }
 
-    fn merge(&mut self, _cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, answers: &[(ClusterSide, Struct)]) -> Struct {
+    fn merge(
+        &mut self,
+        _cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        answers: &[(ClusterSide, Struct)],
+    ) -> Struct {
         let mut out = answers.first().map_or_else(|| partition.clone(), |(_, answer)| answer.clone());
         if let Some(timeline) = route.timeline(partition.i32("Partition")) {
             let native = (out.i32("LeaderEpoch"), NativeOffset(out.i64("EndOffset")));

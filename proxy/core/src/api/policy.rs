@@ -157,13 +157,16 @@ api_keys! {
 }
 
 const INTER_BROKER: &str = "Between brokers and controllers; no client uses it.";
-const SHARE: &str = "Share groups acquire records by native offset; they cannot follow a topic across clusters.";
-const STREAMS: &str = "Streams groups keep their topology in one cluster; clients use the classic protocol instead.";
+const SHARE: &str =
+    "Share groups acquire records by native offset; they cannot follow a topic across clusters.";
+const STREAMS: &str =
+    "Streams groups keep their topology in one cluster; clients use the classic protocol instead.";
 const TELEMETRY: &str = "Client metrics are for one cluster; clients do without.";
 const SASL: &str = "This version does not offer SASL.";
 const TOKENS: &str = "Delegation tokens need SASL, which this version does not offer.";
 const CLUSTER_CHANGE: &str = "Changes one physical cluster as such; ask that cluster directly.";
-const OWN_NODE: &str = "Sent to the client's own broker: what is shown or changed is that broker's cluster only.";
+const OWN_NODE: &str =
+    "Sent to the client's own broker: what is shown or changed is that broker's cluster only.";
 const COORDINATOR: &str = "Sent to the coordinator on the group's home side.";
 
 impl ApiKey {
@@ -172,15 +175,28 @@ impl ApiKey {
     pub fn policy(self) -> (Policy, &'static str) {
         use Policy::{Answer, BothSides, Pass, Refuse, Translate};
         match self {
-            ApiKey::Produce => (Translate, "Through the partition's gate to the owner's leader. Versions 0 to 2 are advertised where both clusters do (KAFKA-18659), and refused when used."),
-            ApiKey::Fetch => (Translate, "Each partition from the side that holds the position, in virtual offsets."),
-            ApiKey::ListOffsets => (Translate, "Asked of the sides that hold the partition's eras."),
-            ApiKey::Metadata => (BothSides, "Each topic from its owner; the brokers of both sides at the proxy's addresses."),
-            ApiKey::OffsetCommit | ApiKey::OffsetFetch | ApiKey::OffsetDelete => {
-                (Translate, "At the group's home side; positions are stored native with a tag and shown virtual.")
+            ApiKey::Produce => (
+                Translate,
+                "Through the partition's gate to the owner's leader. Versions 0 to 2 are advertised where both clusters do (KAFKA-18659), and refused when used.",
+            ),
+            ApiKey::Fetch => {
+                (Translate, "Each partition from the side that holds the position, in virtual offsets.")
             }
-            ApiKey::FindCoordinator => (Translate, "Groups at their home side, transactions at the default side; share groups are refused."),
-            ApiKey::JoinGroup | ApiKey::Heartbeat | ApiKey::LeaveGroup | ApiKey::SyncGroup => (Translate, COORDINATOR),
+            ApiKey::ListOffsets => (Translate, "Asked of the sides that hold the partition's eras."),
+            ApiKey::Metadata => {
+                (BothSides, "Each topic from its owner; the brokers of both sides at the proxy's addresses.")
+            }
+            ApiKey::OffsetCommit | ApiKey::OffsetFetch | ApiKey::OffsetDelete => (
+                Translate,
+                "At the group's home side; positions are stored native with a tag and shown virtual.",
+            ),
+            ApiKey::FindCoordinator => (
+                Translate,
+                "Groups at their home side, transactions at the default side; share groups are refused.",
+            ),
+            ApiKey::JoinGroup | ApiKey::Heartbeat | ApiKey::LeaveGroup | ApiKey::SyncGroup => {
+                (Translate, COORDINATOR)
+            }
             ApiKey::DescribeGroups | ApiKey::DeleteGroups => (Translate, COORDINATOR),
             ApiKey::ListGroups => (BothSides, "The groups of both sides, each shown by its home side only."),
             ApiKey::ApiVersions => (Answer, "What the proxy and both clusters share."),
@@ -188,27 +204,50 @@ impl ApiKey {
             ApiKey::DeleteTopics | ApiKey::CreatePartitions => {
                 (Translate, "At the owner. Refused with POLICY_VIOLATION for a topic that was ever flipped.")
             }
-            ApiKey::DeleteRecords => (Translate, "Up to a virtual offset, on the sides that hold records below it."),
-            ApiKey::InitProducerId => (Translate, "Producers without transactions get an id of the proxy, valid on both sides; transactional ones their coordinator's."),
-            ApiKey::OffsetForLeaderEpoch => (Translate, "By virtual epochs, at the side whose era the epoch is of."),
-            ApiKey::AddPartitionsToTxn => (Translate, "At the default side. Refused with POLICY_VIOLATION for topics of the other side."),
-            ApiKey::AddOffsetsToTxn | ApiKey::EndTxn => (Pass, "Sent to the coordinator that the client found."),
-            ApiKey::TxnOffsetCommit => (Translate, "At the group's home side, positions as with OffsetCommit."),
-            ApiKey::DescribeConfigs => (Translate, "Topics at their owner, brokers at the broker that the virtual id names."),
-            ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs => {
-                (Translate, "Topics at their owner, brokers at the broker that the virtual id names. Refused with POLICY_VIOLATION for a topic that was ever flipped.")
+            ApiKey::DeleteRecords => {
+                (Translate, "Up to a virtual offset, on the sides that hold records below it.")
             }
+            ApiKey::InitProducerId => (
+                Translate,
+                "Producers without transactions get an id of the proxy, valid on both sides; transactional ones their coordinator's.",
+            ),
+            ApiKey::OffsetForLeaderEpoch => {
+                (Translate, "By virtual epochs, at the side whose era the epoch is of.")
+            }
+            ApiKey::AddPartitionsToTxn => (
+                Translate,
+                "At the default side. Refused with POLICY_VIOLATION for topics of the other side.",
+            ),
+            ApiKey::AddOffsetsToTxn | ApiKey::EndTxn => {
+                (Pass, "Sent to the coordinator that the client found.")
+            }
+            ApiKey::TxnOffsetCommit => {
+                (Translate, "At the group's home side, positions as with OffsetCommit.")
+            }
+            ApiKey::DescribeConfigs => {
+                (Translate, "Topics at their owner, brokers at the broker that the virtual id names.")
+            }
+            ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs => (
+                Translate,
+                "Topics at their owner, brokers at the broker that the virtual id names. Refused with POLICY_VIOLATION for a topic that was ever flipped.",
+            ),
             ApiKey::DescribeAcls | ApiKey::CreateAcls | ApiKey::DeleteAcls => (Pass, OWN_NODE),
             ApiKey::DescribeLogDirs => (Pass, OWN_NODE),
             ApiKey::DescribeClientQuotas | ApiKey::AlterClientQuotas => (Pass, OWN_NODE),
             ApiKey::DescribeUserScramCredentials | ApiKey::AlterUserScramCredentials => (Pass, OWN_NODE),
             ApiKey::ListConfigResources => (Pass, OWN_NODE),
-            ApiKey::DescribeCluster => (Answer, "The brokers of both sides at the proxy's addresses. The controllers' endpoints are not shown."),
-            ApiKey::DescribeProducers => (Translate, "At the owner's leader, producer ids as clients know them."),
-            ApiKey::DescribeTransactions | ApiKey::ListTransactions => (Pass, OWN_NODE),
-            ApiKey::ConsumerGroupHeartbeat | ApiKey::ConsumerGroupDescribe => {
-                (Translate, "At the group's home side, topic ids translated. Advertised only where both clusters finalize group.version 1.")
+            ApiKey::DescribeCluster => (
+                Answer,
+                "The brokers of both sides at the proxy's addresses. The controllers' endpoints are not shown.",
+            ),
+            ApiKey::DescribeProducers => {
+                (Translate, "At the owner's leader, producer ids as clients know them.")
             }
+            ApiKey::DescribeTransactions | ApiKey::ListTransactions => (Pass, OWN_NODE),
+            ApiKey::ConsumerGroupHeartbeat | ApiKey::ConsumerGroupDescribe => (
+                Translate,
+                "At the group's home side, topic ids translated. Advertised only where both clusters finalize group.version 1.",
+            ),
             ApiKey::DescribeTopicPartitions => (BothSides, "As Metadata, in pages."),
             ApiKey::SaslHandshake | ApiKey::SaslAuthenticate => (Refuse, SASL),
             ApiKey::CreateDelegationToken
@@ -315,7 +354,8 @@ pub fn advertised(source: &ApiRanges, target: &ApiRanges, group_protocol: bool) 
 /// Whether both clusters finalize the new group protocol (KIP-848); by [`ClusterSide::index`].
 #[must_use]
 pub fn shares_group_protocol(features: [&BTreeMap<String, (i16, i16)>; 2]) -> bool {
-    let has = |side: ClusterSide| features[side.index()].get("group.version").is_some_and(|(_, max)| *max >= 1);
+    let has =
+        |side: ClusterSide| features[side.index()].get("group.version").is_some_and(|(_, max)| *max >= 1);
     ClusterSide::BOTH.into_iter().all(has)
 }
 
@@ -333,7 +373,8 @@ pub fn coverage_markdown() -> String {
         let (policy, does) = api.policy();
         let versions = api.versions().map_or_else(|| "–".to_owned(), |(min, max)| format!("{min}–{max}"));
         // Writing to a string cannot fail.
-        let _ = writeln!(out, "| {} | {} | {versions} | {} | {does} |", *api as i16, api.name(), policy.as_str());
+        let _ =
+            writeln!(out, "| {} | {} | {versions} | {} | {does} |", *api as i16, api.name(), policy.as_str());
     }
     out
 }
@@ -352,7 +393,8 @@ mod tests {
         }
         for (key, (min, max)) in supported().0 {
             assert!(min <= max);
-            let (request, response) = (schema::request(key).expect("table"), schema::response(key).expect("table"));
+            let (request, response) =
+                (schema::request(key).expect("table"), schema::response(key).expect("table"));
             assert!(request.versions.contains(max) && response.versions.contains(max), "key {key}");
             assert!(request.versions.contains(min) || key == 0, "key {key}");
         }
@@ -365,12 +407,10 @@ mod tests {
     fn advertised_is_what_all_three_share() {
         let ranges = |rows: &[(i16, (i16, i16))]| ApiRanges(rows.iter().copied().collect());
         let source = ranges(&[(0, (0, 9)), (3, (0, 12)), (18, (0, 3)), (68, (0, 1)), (76, (1, 1))]);
-        let target = ranges(&[(0, (0, 13)), (3, (2, 13)), (18, (0, 4)), (68, (0, 1)), (76, (1, 1)), (75, (0, 0))]);
+        let target =
+            ranges(&[(0, (0, 13)), (3, (2, 13)), (18, (0, 4)), (68, (0, 1)), (76, (1, 1)), (75, (0, 0))]);
         let none = ApiRanges::default();
-        assert_eq!(
-            advertised(&source, &target, false),
-            ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4))])
-        );
+        assert_eq!(advertised(&source, &target, false), ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4))]));
         assert_eq!(advertised(&source, &target, true).range(68), Some((0, 1)));
         assert_eq!(advertised(&none, &target, false).range(75), Some((0, 0)));
         assert_eq!(advertised(&none, &none, true), ranges(&[(18, (0, 4))]));
@@ -385,6 +425,10 @@ mod tests {
             std::fs::write(&path, coverage_markdown()).expect("written");
         }
         let found = std::fs::read_to_string(&path).expect("docs/protocol-coverage.md exists");
-        assert!(found == coverage_markdown(), "run with CROSSOVER_UPDATE_DOCS=1 to rewrite {}", path.display());
+        assert!(
+            found == coverage_markdown(),
+            "run with CROSSOVER_UPDATE_DOCS=1 to rewrite {}",
+            path.display()
+        );
     }
 }

@@ -64,7 +64,12 @@ struct Part {
 enum State {
     /// Not sent.
     Waiting,
-    InFlight { ticket: Ticket, side: ClusterSide, era: u32, companion: bool },
+    InFlight {
+        ticket: Ticket,
+        side: ClusterSide,
+        era: u32,
+        companion: bool,
+    },
     Answered(Struct),
 }
 
@@ -129,10 +134,10 @@ impl Produce {
     fn advance(&mut self, cx: &mut Cx<'_>, first_time: bool) -> Step {
         let mut ready: BTreeMap<UpstreamKey, Vec<usize>> = BTreeMap::new();
         for index in 0..self.parts.len() {
-            if matches!(self.parts[index].state, State::Waiting) {
-                if let Some(upstream) = self.ask(cx, index, first_time) {
-                    ready.entry(upstream).or_default().push(index);
-                }
+            if matches!(self.parts[index].state, State::Waiting)
+                && let Some(upstream) = self.ask(cx, index, first_time)
+            {
+                ready.entry(upstream).or_default().push(index);
             }
         }
         for (upstream, parts) in ready {
@@ -214,7 +219,8 @@ impl Produce {
         let waited = cx.now_ms - self.arrived_ms;
         body.set("TimeoutMs", (i64::from(body.i32("TimeoutMs")) - waited).max(1));
         let topics = self.request.structs("TopicData").enumerate().filter_map(|(index, topic)| {
-            let mine: Vec<&Part> = parts.iter().map(|p| &self.parts[*p]).filter(|p| p.topic == index).collect();
+            let mine: Vec<&Part> =
+                parts.iter().map(|p| &self.parts[*p]).filter(|p| p.topic == index).collect();
             let first = mine.first()?;
             let mut topic = topic.clone();
             if let Some(route) = cx.snapshot.routes.topic(&first.at.0) {
@@ -386,14 +392,18 @@ impl Part {
         }
     }
 
-    fn admitted(&mut self, cx: &mut Cx<'_>, admission: Admission, to: &common::ProduceTarget) -> Option<UpstreamKey> {
+    fn admitted(
+        &mut self,
+        cx: &mut Cx<'_>,
+        admission: Admission,
+        to: &common::ProduceTarget,
+    ) -> Option<UpstreamKey> {
         match admission {
             Admission::Forward(ticket) => {
                 let companion = to.upstream.class != Class::Native;
                 cx.core.produce.remove(&self.at);
                 self.hold = None;
-                self.state =
-                    State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion };
+                self.state = State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion };
                 let (session, now) = (cx.core.id, cx.now_ms);
                 cx.shared.traffic.note(&self.at.0, |t| {
                     let by = if companion { &mut t.companion_produce } else { &mut t.direct_produce };
@@ -411,7 +421,9 @@ impl Part {
                 self.forget_wait(cx);
                 self.state = State::Answered(self.duplicate(offset));
             }
-            Admission::Refuse(Refusal::OutOfOrderSequence) => self.answer(cx, code::OUT_OF_ORDER_SEQUENCE_NUMBER),
+            Admission::Refuse(Refusal::OutOfOrderSequence) => {
+                self.answer(cx, code::OUT_OF_ORDER_SEQUENCE_NUMBER)
+            }
             Admission::Refuse(Refusal::InvalidProducerEpoch) => self.answer(cx, code::INVALID_PRODUCER_EPOCH),
         }
         None
@@ -428,7 +440,8 @@ impl Part {
 
     fn to_request(&self, cx: &Cx<'_>) -> Value {
         let fields = schema::request(key::PRODUCE).map(|m| Struct::new(m.fields));
-        let mut out = fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("TopicData").new_element("PartitionData"));
+        let mut out = fields
+            .map_or_else(|| Struct::new(&[]), |f| f.new_element("TopicData").new_element("PartitionData"));
         out.set("Index", self.at.1);
         out.set("Records", Value::Bytes(self.records_for(cx)));
         Value::from(out)
@@ -453,8 +466,14 @@ impl Part {
 
     fn is_topic(&self, cx: &Cx<'_>, topic: &Struct, by_id: bool) -> bool {
         let State::InFlight { side, .. } = self.state else { return false };
-        let Some(route) = cx.snapshot.routes.topic(&self.at.0) else { return topic.str("Name") == &*self.at.0 };
-        if by_id { topic.uuid("TopicId") == route.native_id(side).0 } else { topic.str("Name") == &**route.physical(side) }
+        let Some(route) = cx.snapshot.routes.topic(&self.at.0) else {
+            return topic.str("Name") == &*self.at.0;
+        };
+        if by_id {
+            topic.uuid("TopicId") == route.native_id(side).0
+        } else {
+            topic.str("Name") == &**route.physical(side)
+        }
     }
 
     fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
@@ -531,8 +550,10 @@ impl Part {
 
     fn error(&self, error: i16) -> Struct {
         let fields = schema::response(key::PRODUCE).map(|m| Struct::new(m.fields));
-        let mut out =
-            fields.map_or_else(|| Struct::new(&[]), |f| f.new_element("Responses").new_element("PartitionResponses"));
+        let mut out = fields.map_or_else(
+            || Struct::new(&[]),
+            |f| f.new_element("Responses").new_element("PartitionResponses"),
+        );
         out.set("Index", self.at.1);
         out.set("ErrorCode", error);
         out.set("BaseOffset", -1_i64);

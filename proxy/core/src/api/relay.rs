@@ -4,13 +4,13 @@ use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
 
 /// A request for the client's own broker.
-pub struct Relay {
+pub(super) struct Relay {
     request: Struct,
 }
 
 impl Relay {
     #[must_use]
-    pub fn new(request: Struct) -> Relay {
+    pub(super) fn new(request: Struct) -> Relay {
         Relay { request }
     }
 }
@@ -19,7 +19,11 @@ impl Operation for Relay {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         let node = cx.core.node;
         let upstream = cx.upstream(node.side, node.broker, Class::Native);
-        if cx.forward(upstream, &self.request, 0) { Step::Pending } else { Step::Close(CloseReason::UpstreamLost) }
+        if cx.forward(upstream, &self.request, 0) {
+            Step::Pending
+        } else {
+            Step::Close(CloseReason::UpstreamLost)
+        }
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, _part: u32, answer: Answer) -> Step {

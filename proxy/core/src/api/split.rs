@@ -29,7 +29,13 @@ pub(super) trait SplitApi: Send {
     fn ask(&mut self, cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, out: Struct) -> Asked;
 
     /// Puts one partition's answer together. Every side that was asked has answered without an error.
-    fn merge(&mut self, cx: &mut Cx<'_>, route: &Arc<TopicRoute>, partition: &Struct, answers: &[(ClusterSide, Struct)]) -> Struct;
+    fn merge(
+        &mut self,
+        cx: &mut Cx<'_>,
+        route: &Arc<TopicRoute>,
+        partition: &Struct,
+        answers: &[(ClusterSide, Struct)],
+    ) -> Struct;
 }
 
 struct Part {
@@ -87,7 +93,8 @@ impl<A: SplitApi> Split<A> {
                         }
                         Asked::Sides(asks) => {
                             let aim = |side| upstream(cx, route, partition.i32(index), side);
-                            part.asked = asks.into_iter().map(|(side, body)| (side, aim(side), body)).collect();
+                            part.asked =
+                                asks.into_iter().map(|(side, body)| (side, aim(side), body)).collect();
                             if part.asked.iter().any(|(_, upstream, _)| upstream.is_none()) {
                                 out.set("ErrorCode", code::LEADER_NOT_AVAILABLE);
                                 part.done = Some(out);
@@ -165,11 +172,15 @@ impl<A: SplitApi> Split<A> {
         }
         let Some(mut response) = cx.empty_response() else { return Step::Done };
         let (name, index) = self.api.names();
-        let mut topics: Vec<Struct> = self.request.structs("Topics").map(|topic| {
-            let mut out = response.new_element("Topics");
-            out.set(name, topic.get(name).clone());
-            out
-        }).collect();
+        let mut topics: Vec<Struct> = self
+            .request
+            .structs("Topics")
+            .map(|topic| {
+                let mut out = response.new_element("Topics");
+                out.set(name, topic.get(name).clone());
+                out
+            })
+            .collect();
         for part in std::mem::take(&mut self.parts) {
             let answer = match (part.done, &part.route) {
                 (Some(done), _) => done,
@@ -234,7 +245,9 @@ fn upstream(cx: &Cx<'_>, route: &TopicRoute, partition: i32, side: ClusterSide) 
 /// A leader epoch a client sent, for the owner; −1 for one of an older era (RULES R22).
 pub(super) fn owner_epoch(route: &TopicRoute, partition: i32, epoch: i32) -> i32 {
     match route.timeline(partition).map(|t| t.request_epoch(epoch)) {
-        Some(crate::timeline::RequestEpoch::Native(epoch) | crate::timeline::RequestEpoch::Unknown(epoch)) => epoch,
+        Some(
+            crate::timeline::RequestEpoch::Native(epoch) | crate::timeline::RequestEpoch::Unknown(epoch),
+        ) => epoch,
         _ => -1,
     }
 }

@@ -14,13 +14,13 @@ const TOPICS: &str = "V3AndBelowTopics";
 const RESULTS: &str = "ResultsByTopicV3AndBelow";
 
 /// An add partitions to transaction request.
-pub struct AddPartitionsToTxn {
+pub(super) struct AddPartitionsToTxn {
     request: Struct,
 }
 
 impl AddPartitionsToTxn {
     #[must_use]
-    pub fn new(request: Struct) -> AddPartitionsToTxn {
+    pub(super) fn new(request: Struct) -> AddPartitionsToTxn {
         AddPartitionsToTxn { request }
     }
 
@@ -70,7 +70,9 @@ impl Operation for AddPartitionsToTxn {
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, _part: u32, answer: Answer) -> Step {
-        let Answer::Frame { frame, body_at, version } = answer else { return Step::Close(CloseReason::UpstreamLost) };
+        let Answer::Frame { frame, body_at, version } = answer else {
+            return Step::Close(CloseReason::UpstreamLost);
+        };
         match cx.decode(cx.header.api_key, &frame, body_at, version) {
             Ok(mut response) => {
                 let side = cx.core.node.side;

@@ -27,11 +27,13 @@ impl GroupApi for TxnOffsetCommit {
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
         let default = cx.snapshot.routes.rules.default_side;
-        let foreign = self.request.structs("Topics").any(|t| cx.snapshot.routes.owner(t.str("Name")) != default);
+        let foreign =
+            self.request.structs("Topics").any(|t| cx.snapshot.routes.owner(t.str("Name")) != default);
         if home == default && !foreign {
             return None;
         }
-        let error = if cx.header.api_version >= 4 { code::TRANSACTION_ABORTABLE } else { code::ILLEGAL_GENERATION };
+        let error =
+            if cx.header.api_version >= 4 { code::TRANSACTION_ABORTABLE } else { code::ILLEGAL_GENERATION };
         let mut response = cx.empty_response()?;
         for topic in self.request.structs("Topics") {
             let mut out = response.new_element("Topics");
@@ -57,7 +59,13 @@ impl GroupApi for TxnOffsetCommit {
             for partition in topic.structs_mut("Partitions") {
                 let Some(log) = route.timeline(partition.i32("PartitionIndex")) else { continue };
                 let position = VirtualOffset(partition.i64("CommittedOffset"));
-                let stored = timeline::to_stored(log, home, position, partition.str("CommittedMetadata"), METADATA_MAX);
+                let stored = timeline::to_stored(
+                    log,
+                    home,
+                    position,
+                    partition.str("CommittedMetadata"),
+                    METADATA_MAX,
+                );
                 partition.set("CommittedOffset", stored.native);
                 partition.set("CommittedLeaderEpoch", -1);
                 partition.set("CommittedMetadata", stored.metadata);

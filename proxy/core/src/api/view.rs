@@ -9,10 +9,10 @@ use crate::schema::{Struct, Value};
 use crate::session::{Cx, Seen, UpstreamKey};
 
 /// How long the answer of a side is waited for before its last known topology stands in (RULES R30), milliseconds.
-pub const PATIENCE_MS: i64 = 3_000;
+pub(super) const PATIENCE_MS: i64 = 3_000;
 
 /// A broker as clients see it.
-pub struct Broker<'a> {
+pub(super) struct Broker<'a> {
     pub node: VirtualNode,
     pub host: &'a str,
     pub port: u16,
@@ -21,12 +21,12 @@ pub struct Broker<'a> {
 
 /// Who is asked about the topics of `side`. `None` while it is known to be down: then its last known topology stands in
 /// without a wait (RULES R30).
-pub fn upstream(cx: &Cx<'_>, side: ClusterSide) -> Option<UpstreamKey> {
+pub(super) fn upstream(cx: &Cx<'_>, side: ClusterSide) -> Option<UpstreamKey> {
     cx.any_upstream(side).filter(|_| cx.snapshot.topology(side).reachable)
 }
 
 /// The brokers of both sides. One without a port yet is left out.
-pub fn brokers<'a>(cx: &'a Cx<'_>) -> impl Iterator<Item = Broker<'a>> {
+pub(super) fn brokers<'a>(cx: &'a Cx<'_>) -> impl Iterator<Item = Broker<'a>> {
     ClusterSide::BOTH.into_iter().flat_map(move |side| {
         cx.snapshot.topology(side).brokers.iter().filter_map(move |(id, broker)| {
             let node = VirtualNode::new(side, *id);
@@ -38,7 +38,7 @@ pub fn brokers<'a>(cx: &'a Cx<'_>) -> impl Iterator<Item = Broker<'a>> {
 
 /// The virtual id of a live broker to send controller requests to, of the default side if that is reachable; −1
 /// where none is known.
-pub fn controller(cx: &Cx<'_>) -> i32 {
+pub(super) fn controller(cx: &Cx<'_>) -> i32 {
     let default = cx.snapshot.routes.rules.default_side;
     let sides = [default, default.other()];
     let reachable = sides.into_iter().filter(|s| cx.snapshot.topology(*s).reachable);
@@ -54,7 +54,7 @@ fn controller_of(cx: &Cx<'_>, side: ClusterSide) -> Option<i32> {
 
 /// Puts the fields of a topic that Metadata and DescribeTopicPartitions share into virtual terms. `topic` comes from
 /// `side`, the topic's owner.
-pub fn translate_topic(cx: &mut Cx<'_>, topic: &mut Struct, name: &str, side: ClusterSide) {
+pub(super) fn translate_topic(cx: &mut Cx<'_>, topic: &mut Struct, name: &str, side: ClusterSide) {
     let route = cx.snapshot.routes.topic(name).cloned();
     topic.set("Name", name);
     let native = TopicId(topic.uuid("TopicId"));
@@ -117,7 +117,7 @@ fn without_leader(partition: &mut Struct) {
 }
 
 /// Native broker ids of an array as virtual ones.
-pub fn translate_nodes(of: &mut Struct, field: &str, side: ClusterSide) {
+pub(super) fn translate_nodes(of: &mut Struct, field: &str, side: ClusterSide) {
     for value in of.array_mut(field).into_iter().flatten() {
         if let Some(id) = value.as_int().and_then(|id| i32::try_from(id).ok()) {
             *value = Value::from(to_virtual_node(side, id));
@@ -126,7 +126,7 @@ pub fn translate_nodes(of: &mut Struct, field: &str, side: ClusterSide) {
 }
 
 /// A topic as the last known topology shows it, in native terms: `element` is an empty topic of the response.
-pub fn topic_from_topology(mut element: Struct, info: &TopicInfo) -> Struct {
+pub(super) fn topic_from_topology(mut element: Struct, info: &TopicInfo) -> Struct {
     element.set("Name", &info.name);
     element.set("TopicId", info.id);
     element.set("IsInternal", info.internal);

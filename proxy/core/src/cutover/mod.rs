@@ -23,7 +23,9 @@ pub struct Reading {
 /// Why a log is not proven quiet. Worth asking again until the hold bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unquiet {
-    #[error("its ends differ: {before} before the barrier, high watermark {high_watermark}, log end {log_end}, last stable offset {last_stable}")]
+    #[error(
+        "its ends differ: {before} before the barrier, high watermark {high_watermark}, log end {log_end}, last stable offset {last_stable}"
+    )]
     Ends { before: i64, high_watermark: i64, log_end: i64, last_stable: i64 },
     #[error("leader or epoch changed: {was:?}, now {is:?}")]
     Leader { was: (i32, i32), is: (i32, i32) },
@@ -32,7 +34,9 @@ pub enum Unquiet {
 /// Why the new owner cannot start where PREPARE saw its end (RULES R12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StartError {
-    #[error("the new owner's log went from {prepared} to {now} although it is idle: somebody writes to it directly")]
+    #[error(
+        "the new owner's log went from {prepared} to {now} although it is idle: somebody writes to it directly"
+    )]
     Grew { prepared: i64, now: i64 },
     #[error("the new owner's high watermark {high_watermark} is not its log end {log_end}")]
     NotReplicated { high_watermark: i64, log_end: i64 },

@@ -57,7 +57,14 @@ impl GroupRegistry {
     }
 
     /// A member has joined or has sent a heartbeat.
-    pub fn alive(&self, group: &str, member: &str, generation: i32, session_timeout_ms: Option<i64>, now_ms: i64) {
+    pub fn alive(
+        &self,
+        group: &str,
+        member: &str,
+        generation: i32,
+        session_timeout_ms: Option<i64>,
+        now_ms: i64,
+    ) {
         if member.is_empty() {
             return;
         }

@@ -2,7 +2,7 @@
 
 mod topology;
 
-pub use topology::{ApiRanges, BrokerAddress, PartitionInfo, Topology, TopicInfo};
+pub use topology::{ApiRanges, BrokerAddress, PartitionInfo, TopicInfo, Topology};
 
 use crate::ids::VirtualNode;
 use std::collections::BTreeMap;

@@ -120,6 +120,8 @@ impl Topology {
     /// Any broker, preferring the controller: where requests go that every broker can answer.
     #[must_use]
     pub fn any_broker(&self) -> Option<i32> {
-        self.controller.filter(|c| self.brokers.contains_key(c)).or_else(|| self.brokers.keys().next().copied())
+        self.controller
+            .filter(|c| self.brokers.contains_key(c))
+            .or_else(|| self.brokers.keys().next().copied())
     }
 }

@@ -186,7 +186,8 @@ impl PartitionGate {
 
     fn admit_sequenced(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {
         let in_flight = self.pids.get(&batch.pid).map(|p| &p.in_flight);
-        let others: Vec<&InFlight> = in_flight.into_iter().flatten().filter_map(|t| self.in_flight.get(t)).collect();
+        let others: Vec<&InFlight> =
+            in_flight.into_iter().flatten().filter_map(|t| self.in_flight.get(t)).collect();
         let elsewhere = others.iter().any(|f| f.path != submission.path);
         let alone = others.is_empty();
         if elsewhere {

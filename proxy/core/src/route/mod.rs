@@ -110,7 +110,11 @@ impl RouteRules {
             RuleMatch::Prefix(prefix) if topic.starts_with(&**prefix) => Some(prefix.len()),
             _ => None,
         };
-        self.rules.iter().filter_map(|rule| Some((rank(rule)?, rule))).max_by_key(|(rank, _)| *rank).map(|r| r.1)
+        self.rules
+            .iter()
+            .filter_map(|rule| Some((rank(rule)?, rule)))
+            .max_by_key(|(rank, _)| *rank)
+            .map(|r| r.1)
     }
 
     /// The route of a topic that was never flipped.

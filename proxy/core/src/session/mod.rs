@@ -13,7 +13,9 @@ mod upstream;
 
 pub use effect::{CloseReason, CommitMirror, Effect, Event};
 pub use operation::{Answer, Cx, Operation, Step};
-pub use shared::{GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic, lock};
+pub use shared::{
+    GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic, lock,
+};
 pub use upstream::{Class, UpstreamId, UpstreamKey};
 
 use crate::api;
@@ -95,11 +97,15 @@ impl SessionCore {
             if self.node.side == to || last_ms.is_none_or(|at| now_ms - at > DIAL_AHEAD_MS) {
                 continue;
             }
-            let partitions = snapshot.topology(to).topic(route.physical(to)).map_or(0, |t| t.partitions.len());
+            let partitions =
+                snapshot.topology(to).topic(route.physical(to)).map_or(0, |t| t.partitions.len());
             for partition in 0..partitions {
                 let leader = i32::try_from(partition).ok().and_then(|p| snapshot.leader(route, p, to));
                 if let Some(broker) = leader {
-                    self.connect(snapshot, UpstreamKey { node: VirtualNode::new(to, broker), class: Class::Produce });
+                    self.connect(
+                        snapshot,
+                        UpstreamKey { node: VirtualNode::new(to, broker), class: Class::Produce },
+                    );
                 }
             }
         }
@@ -216,12 +222,14 @@ impl Session {
     fn on_frame(&mut self, frame: Bytes, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
         let header = match header::peek_request(&frame) {
             Ok(header) => header,
-            Err(error) => return self.close(CloseReason::BadRequest(error.to_string()), snapshot, shared, now_ms),
-        };
-        if let Some(id) = &header.client_id {
-            if self.core.client.client_id != id.as_str() {
-                self.core.client.client_id = id.as_str().to_owned();
+            Err(error) => {
+                return self.close(CloseReason::BadRequest(error.to_string()), snapshot, shared, now_ms);
             }
+        };
+        if let Some(id) = &header.client_id
+            && self.core.client.client_id != id.as_str()
+        {
+            self.core.client.client_id = id.as_str().to_owned();
         }
         let started = match api::open(&header, &frame, snapshot) {
             Ok(operation) => operation,
@@ -257,7 +265,11 @@ impl Session {
         };
         let was_late_fetch = call.api_key == api::key::FETCH && !self.slots.contains_key(&call.slot);
         self.step(call.slot, snapshot, shared, now_ms, |operation, cx| {
-            operation.on_answer(cx, call.part, Answer::Frame { frame, body_at: call.body_at, version: call.version })
+            operation.on_answer(
+                cx,
+                call.part,
+                Answer::Frame { frame, body_at: call.body_at, version: call.version },
+            )
         });
         if was_late_fetch {
             // The upstream is free again: a fetch that waited for it may go on (RULES R18).
@@ -268,7 +280,9 @@ impl Session {
     fn on_lost(&mut self, id: UpstreamId, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
         for call in self.core.upstreams.lost(id) {
             let answer = Answer::Lost { sent: call.sent };
-            self.step(call.slot, snapshot, shared, now_ms, |operation, cx| operation.on_answer(cx, call.part, answer));
+            self.step(call.slot, snapshot, shared, now_ms, |operation, cx| {
+                operation.on_answer(cx, call.part, answer)
+            });
         }
     }
 
@@ -316,10 +330,11 @@ impl Session {
             Step::Done => self.finish(seq, None),
             Step::Reply(body) => {
                 let header = &slot.header;
-                let encoded = schema::response(header.api_key).ok_or_else(|| "no schema".to_owned()).and_then(|m| {
-                    header::encode_response(m, header.api_version, header.correlation_id, &body)
-                        .map_err(|e| e.to_string())
-                });
+                let encoded =
+                    schema::response(header.api_key).ok_or_else(|| "no schema".to_owned()).and_then(|m| {
+                        header::encode_response(m, header.api_version, header.correlation_id, &body)
+                            .map_err(|e| e.to_string())
+                    });
                 match encoded {
                     Ok(frame) => self.finish(seq, Some(frame)),
                     Err(error) => self.close(CloseReason::Internal(error), snapshot, shared, now_ms),

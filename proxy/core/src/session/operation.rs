@@ -1,9 +1,9 @@
 //! One request of a client, from its arrival to its answer.
 
+use super::SessionCore;
 use super::effect::{CloseReason, Effect};
 use super::shared::Shared;
 use super::upstream::{Class, UpstreamId, UpstreamKey};
-use super::SessionCore;
 use crate::ids::{ClusterSide, VirtualNode};
 use crate::producer::gate::{GateSignal, PathId};
 use crate::route::Snapshot;
@@ -155,8 +155,15 @@ impl<'a> Cx<'a> {
     ///
     /// # Errors
     /// The broker's response is not what its API says; the client's connection should be closed with it.
-    pub fn decode(&self, api_key: i16, frame: &Bytes, body_at: usize, version: i16) -> Result<Struct, CloseReason> {
-        let message = schema::response(api_key).ok_or_else(|| CloseReason::Internal("no schema".to_owned()))?;
+    pub fn decode(
+        &self,
+        api_key: i16,
+        frame: &Bytes,
+        body_at: usize,
+        version: i16,
+    ) -> Result<Struct, CloseReason> {
+        let message =
+            schema::response(api_key).ok_or_else(|| CloseReason::Internal("no schema".to_owned()))?;
         schema::decode(message, version, &frame.slice(body_at..))
             .map_err(|error| CloseReason::BadResponse(format!("{} v{version}: {error}", message.name)))
     }

@@ -1,7 +1,7 @@
 //! What all sessions share: the gates, the watermarks seen, and who still uses companions.
 
-use crate::producer::gate::{PartitionGate, SessionId};
 use crate::ids::{ClusterSide, NativeOffset};
+use crate::producer::gate::{PartitionGate, SessionId};
 use crate::timeline::LogStarts;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

@@ -153,9 +153,4 @@ impl Upstreams {
     pub(super) fn ids(&self) -> Vec<UpstreamId> {
         self.all.keys().copied().collect()
     }
-
-    /// Open companions by class, for the operator's view.
-    pub(super) fn companions(&self) -> impl Iterator<Item = UpstreamKey> + '_ {
-        self.by_key.keys().copied().filter(|k| k.class != Class::Native)
-    }
 }

@@ -421,7 +421,7 @@ fn r23_a_hole_between_eras_reads_as_the_next_record() {
 fn a_position_beyond_the_owners_end_is_the_owners_to_judge() {
     let mut rig = Rig::new(Target, 0);
     rig.flip(Target, 100, 10);
-    rig.shared.log_starts.note(&Arc::from(TOPIC), 0, Source, crate::ids::NativeOffset(0));
+    rig.shared.log_starts.note(&Arc::from(TOPIC), 0, Source, NativeOffset(0));
     fetch(&mut rig, WAIT_MS, &[(0, 900)]);
     let sent = rig.one();
     answer(&mut rig, &sent, &[error(0, 1)]);

@@ -145,7 +145,9 @@ fn direct_produce_waits_until_what_was_held_is_appended() {
 fn a_hold_that_is_dropped_lets_the_others_go_on() {
     let mut gate = PartitionGate::default();
     gate.fence();
-    let Admission::Hold { hold, .. } = gate.admit(NOW, &submission(1, Some((0, 4)), 0)) else { panic!("not held") };
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &submission(1, Some((0, 4)), 0)) else {
+        panic!("not held")
+    };
     gate.release(NOW, 1, Carry::default());
     assert_eq!(reason(gate.admit(NOW, &submission(2, None, 1))), HoldReason::HeldFirst);
     assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
