@@ -3,10 +3,8 @@
 //! Source: `org.apache.kafka.common.protocol.ApiKeys` of Kafka 4.1; RULES R28, R30. `docs/protocol-coverage.md` is made
 //! from this table.
 
-use crate::ids::ClusterSide;
 use crate::node::ApiRanges;
 use crate::schema;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// How an API is dealt with.
