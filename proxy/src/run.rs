@@ -27,10 +27,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
     let store = Store::open(&config.state.directory)?;
     let restored = store.restore()?;
-    if let Some(operation) = &restored.intent {
-        warn!(operation, "a flip was not sealed before the last stop: the old owner serves");
-        store.put_intent(None)?;
-    }
+    store.put_running(true)?;
     let (shutdown, ending) = Shutdown::new();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -56,7 +53,14 @@ async fn serve(
     let answer_timeout = config.limits.hold_max + Duration::from_secs(30);
     let first = control::first_snapshot(&config);
     let (runtime, events) = Runtime::new(config, first);
+    let unsealed = restored.intent.clone();
     let control = Control::new(Arc::clone(&runtime), store, restored);
+    if let Some(operation) = unsealed {
+        let text = "it was not sealed before the process ended: the old owner serves".to_owned();
+        warn!(operation, text);
+        let entry = control.entry("abort", Some(&operation), text);
+        control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await?;
+    }
     let admin_listener =
         TcpListener::bind((admin.address.host.as_str(), admin.address.port)).await.with_context(|| {
             format!("admin.address: cannot listen on {}; free the port, or choose another", admin.address)
@@ -77,19 +81,27 @@ async fn serve(
     ));
     let mut asked = ending.clone();
     tokio::select! {
-        () = first_look(&control) => {}
+        looked = first_look(&control) => looked?,
         () = asked.requested() => return Ok(()),
     }
     control.start(events);
-    let listeners = Listeners::bind(runtime, ending).await?;
+    let listeners = Listeners::bind(Arc::clone(&runtime), ending).await?;
+    control.set_serving();
     println!("ready");
     std::io::stdout().flush()?;
     listeners.run().await;
+    // A connection that was cut may have produce on its way to a broker.
+    if runtime.sessions.len() == 0 {
+        control.stored(|store| store.put_running(false)).await?;
+    }
     Ok(())
 }
 
 /// Waits until the cluster of the default side has been seen; the other one may be down.
-async fn first_look(control: &Arc<Control>) {
+///
+/// # Errors
+/// The state belongs to other clusters (RULES R31).
+async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
     let default = control.runtime.snapshot().routes.rules.default_side;
     loop {
         for side in [default.other(), default] {
@@ -98,8 +110,11 @@ async fn first_look(control: &Arc<Control>) {
                 warn!(%side, why, "the cluster cannot be reached; correct {side}.bootstrap or bring it up");
             }
         }
+        if let Some(foreign) = control.alarms().into_iter().find(|alarm| alarm.name == "foreign-cluster") {
+            anyhow::bail!("{}; {}", foreign.cause, foreign.remedy);
+        }
         if control.topology(default).reachable {
-            return;
+            return Ok(());
         }
         tokio::time::sleep(START_RETRY).await;
     }

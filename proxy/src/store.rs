@@ -8,7 +8,7 @@ use crossover_core::producer::carry::Carry;
 use crossover_core::route::LinkMode;
 use crossover_core::timeline::Timeline;
 use fs4::fs_std::FileExt;
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -60,6 +60,8 @@ pub(crate) struct Restored {
     /// The operation whose intent was written and that was neither sealed nor aborted.
     pub(crate) intent: Option<String>,
     pub(crate) ledger_next: u64,
+    /// The process before did not end by itself.
+    pub(crate) unclean: bool,
 }
 
 /// What one flip makes durable, all or nothing.
@@ -68,6 +70,15 @@ pub(crate) struct Seal {
     pub(crate) topics: Vec<(Arc<str>, StoredTopic)>,
     pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
     pub(crate) ledger: Vec<LedgerEntry>,
+}
+
+/// Why a SEAL was not confirmed.
+#[derive(Debug)]
+pub(crate) enum SealWriteError {
+    /// Nothing can be in the file.
+    NotWritten(anyhow::Error),
+    /// The commit itself failed: it may be in the file or not.
+    Unknown(anyhow::Error),
 }
 
 pub(crate) struct Store {
@@ -131,6 +142,7 @@ impl Store {
             cluster_ids: [text("source_cluster")?, text("target_cluster")?],
             revision: text("revision")?.and_then(|r| r.parse().ok()).unwrap_or(0),
             intent: text("intent")?,
+            unclean: text("running")?.is_some(),
             ..Restored::default()
         };
         for row in read.open_table(TOPICS)?.iter()? {
@@ -179,13 +191,26 @@ impl Store {
         Ok(write.commit()?)
     }
 
+    /// Whether the process runs; what a start finds set was left by one that was killed.
+    pub(crate) fn put_running(&self, running: bool) -> anyhow::Result<()> {
+        self.put_meta("running", running.then_some("yes"))
+    }
+
     /// The first durable write of a flip; `None` takes it back.
     pub(crate) fn put_intent(&self, operation: Option<&str>) -> anyhow::Result<()> {
         self.put_meta("intent", operation)
     }
 
     /// The second durable write of a flip: the commit point. It ends the intent.
-    pub(crate) fn seal(&self, seal: &Seal) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// [`SealWriteError`] tells whether a restart may find the seal all the same.
+    pub(crate) fn seal(&self, seal: &Seal) -> Result<(), SealWriteError> {
+        let write = self.prepare_seal(seal).map_err(SealWriteError::NotWritten)?;
+        write.commit().map_err(|problem| SealWriteError::Unknown(problem.into()))
+    }
+
+    fn prepare_seal(&self, seal: &Seal) -> anyhow::Result<WriteTransaction> {
         let write = self.database.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
@@ -204,7 +229,7 @@ impl Store {
                 ledger.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
             }
         }
-        Ok(write.commit()?)
+        Ok(write)
     }
 
     pub(crate) fn put_home(

@@ -1,17 +1,17 @@
-//! The proxy is stopped and started again while clients live.
+//! The proxy is stopped, killed and started again while clients live.
 
 use anyhow::{Result, ensure};
-use crossover_harness::rig::count;
+use crossover_harness::rig::{Driver, Rig, count};
 use crossover_tests::{check, flip, one_at_a_time, rig, wait_count};
+use std::process::Command;
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
+/// `timeouts.loss_grace` by default, and a little.
+const GRACE: Duration = Duration::from_millis(10_500);
 
-/// RULES R3: after a restart the gates must know what was appended since the last SEAL, or the next batch of every
-/// idempotent producer looks like a gap and is refused for ever. librdkafka takes that refusal as fatal.
-#[test]
-fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
-    let _turn = one_at_a_time();
+/// Two clusters with topic `orders`, and a producer and a group on it.
+fn started() -> Result<(Rig, Driver, Driver)> {
     let mut rig = rig("3.9.2", "4.3.1", 1)?;
     rig.keep = true;
     for cluster in [&rig.source, &rig.target] {
@@ -21,16 +21,19 @@ fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
     let args =
         ["--topic", "orders", "--partitions", "4", "--rate", "200", "--writer", "1", "--idempotent", "true"];
     let mut producer = rig.driver(&kind, "producer", "p1", &args)?;
-    let mut consumer =
+    let consumer =
         rig.driver(&kind, "consumer", "c1", &["--topic", "orders", "--group", "g1", "--reset", "earliest"])?;
     wait_count(&mut producer, "P.ok", 200, WAIT)?;
-    flip(&rig, "cutover", &["orders"])?;
+    Ok((rig, producer, consumer))
+}
+
+fn goes_on(producer: &mut Driver) -> Result<()> {
     let acked = producer.count("P.ok");
-    wait_count(&mut producer, "P.ok", acked + 400, WAIT)?;
-    rig.stop_proxy()?;
-    rig.start_proxy()?;
-    let acked = producer.count("P.ok");
-    wait_count(&mut producer, "P.ok", acked + 400, WAIT)?;
+    wait_count(producer, "P.ok", acked + 400, WAIT)
+}
+
+/// Ends the clients and lets the checker judge.
+fn judge(rig: &mut Rig, producer: Driver, mut consumer: Driver) -> Result<()> {
     let written = producer.history.clone();
     ensure!(producer.stop(), "the producer did not end well");
     ensure!(
@@ -41,7 +44,61 @@ fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
     wait_count(&mut consumer, "C.poll", count(&written, "P.ok"), WAIT)?;
     let read = consumer.history.clone();
     ensure!(consumer.stop(), "the consumer did not end well");
-    println!("{}", check(&rig, "orders", &[written], &[read], &[])?);
+    println!("{}", check(rig, "orders", &[written], &[read], &[])?);
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
     Ok(())
+}
+
+/// RULES R3: after a restart the gates must know what was appended since the last SEAL, or the next batch of every
+/// idempotent producer looks like a gap and is refused for ever. librdkafka takes that refusal as fatal.
+#[test]
+fn r03_idempotent_producers_survive_a_restart_after_a_cutover() -> Result<()> {
+    let _turn = one_at_a_time();
+    let (mut rig, mut producer, consumer) = started()?;
+    flip(&rig, "cutover", &["orders"])?;
+    goes_on(&mut producer)?;
+    rig.stop_proxy()?;
+    rig.start_proxy()?;
+    goes_on(&mut producer)?;
+    // A clean end leaves nothing to wait for.
+    flip(&rig, "rollback", &["orders"])?;
+    goes_on(&mut producer)?;
+    judge(&mut rig, producer, consumer)
+}
+
+/// RULES R2: what a killed proxy had sent may still reach a log, so a partition flips only after a grace time.
+#[test]
+fn r02_no_flip_within_the_grace_time_after_a_kill() -> Result<()> {
+    let _turn = one_at_a_time();
+    let (mut rig, mut producer, consumer) = started()?;
+    flip(&rig, "cutover", &["orders"])?;
+    goes_on(&mut producer)?;
+    Command::new("kill").args(["-KILL", &rig.proxy_pid().to_string()]).status()?;
+    rig.stop_proxy()?;
+    rig.start_proxy()?;
+    let early = flip(&rig, "rollback", &["orders"]);
+    let why = early.err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(why.contains("did not end by itself"), "the rollback was not refused for the kill: {why:?}");
+    goes_on(&mut producer)?;
+    std::thread::sleep(GRACE);
+    flip(&rig, "rollback", &["orders"])?;
+    goes_on(&mut producer)?;
+    judge(&mut rig, producer, consumer)
+}
+
+/// RULES R31: a state that belongs to other clusters must not be used with these.
+#[test]
+fn r31_swapped_clusters_are_refused_at_start() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 1)?;
+    rig.stop_proxy()?;
+    let file = rig.directory.join("crossover.toml");
+    let config = std::fs::read_to_string(&file)?;
+    let swapped =
+        config.replace("[source]", "[x]").replace("[target]", "[source]").replace("[x]", "[target]");
+    std::fs::write(&file, swapped)?;
+    let problem = rig.start_proxy().err().map(|e| e.to_string()).unwrap_or_default();
+    ensure!(problem.contains("source and target are swapped"), "not refused: {problem:?}");
+    std::fs::write(&file, config)?;
+    Ok(rig.start_proxy()?)
 }

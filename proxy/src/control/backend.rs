@@ -5,7 +5,7 @@ use super::flip::Flip;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
     Ledger, Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest,
-    ProducerView, RouteKind, RouteView, Routes, Side, Status, TopicView, TranslateQuery, Translation,
+    ProducerView, RouteKind, RouteView, Routes, Side, Status, Step, TopicView, TranslateQuery, Translation,
     Verdict,
 };
 use crossover_admin_api::{ApiError, Backend, ErrorCode, Reply};
@@ -118,12 +118,36 @@ async fn start(
         return Ok(view);
     }
     control.show(&view);
-    let (control, shown) = (Arc::clone(control), view.clone());
-    tokio::spawn(async move {
-        run_flip(&control, request, to, view).await;
-        control.unclaim();
-    });
+    let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
+    tokio::spawn(async move { run_flip(&claimed.control, request, to, view).await });
     Ok(shown)
+}
+
+/// The one place for an operation, given back however its task ends.
+struct Claimed {
+    control: Arc<Control>,
+    id: String,
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        if let Some(mut view) = self.control.operation(&self.id).filter(|view| !view.state.is_final()) {
+            view.reason = Some("the operation ended without a result".to_owned());
+            view.remedy = Some("look into the log of Crossover and at `crossover status`".to_owned());
+            finish(&self.control, &mut view, OperationState::Aborted);
+        }
+        self.control.unclaim();
+    }
+}
+
+/// The last state of an operation.
+fn finish(control: &Control, view: &mut OperationView, state: OperationState) {
+    let now = control.now();
+    view.state = state;
+    view.finished_ms = Some(now);
+    view.steps.push(Step { name: state, at_ms: now, took_ms: None });
+    control.show(view);
+    control.event("step", None, format!("{} {state:?}", view.id));
 }
 
 async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide, mut view: OperationView) {
@@ -146,41 +170,32 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
         view.reason =
             Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
         view.remedy = failed.first().map(|c| c.remedy.clone());
-        view.state = OperationState::Aborted;
-        view.finished_ms = Some(control.now());
-        control.show(&view);
+        finish(control, &mut view, OperationState::Aborted);
         return;
     }
     let topics = request.topics.iter().map(|t| Arc::from(t.as_str())).collect();
-    let view = Flip::new(Arc::clone(control), to, topics, view).run().await;
-    if view.state == OperationState::Done {
-        let groups = groups_of(control, &request, to);
-        for group in groups {
-            let id = format!("{}-{group}", view.id);
-            let mut moved = new_operation(
-                control,
-                &id,
-                OperationKind::GroupMove,
-                to,
-                Vec::new(),
-                vec![group.to_string()],
-            );
-            control.move_group(&group, to, &mut moved).await;
-        }
+    let mut view = Flip::new(Arc::clone(control), to, topics, request.force, view).run().await;
+    if view.state.is_final() {
+        return;
     }
-}
-
-fn groups_of(control: &Control, request: &FlipRequest, to: ClusterSide) -> Vec<Arc<str>> {
-    let snapshot = control.runtime.snapshot();
-    let mut groups: BTreeSet<Arc<str>> = request.groups.iter().map(|g| Arc::from(g.as_str())).collect();
-    if request.with_groups {
-        groups.extend(control.runtime.shared.groups.names());
+    let groups = control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+    let mut failed = Vec::new();
+    for group in groups {
+        let id = format!("{}-{group}", view.id);
+        let mut moved =
+            new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![group.to_string()]);
+        control.move_group(&group, to, &mut moved).await;
+        failed.extend(moved.reason);
     }
-    groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
+    if !failed.is_empty() {
+        view.reason = Some(failed.join("; "));
+        view.remedy =
+            Some("the topics have moved; move these groups with `crossover groups move`".to_owned());
+    }
+    finish(control, &mut view, OperationState::Done);
 }
 
 fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
-    let found = control.state().revision.0;
     if !control.health().ready {
         return Err(ApiError::new(
             ErrorCode::NotReady,
@@ -190,6 +205,8 @@ fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String
     }
     let id = format!("{kind:?}-{}", control.now()).to_lowercase();
     control.claim(&id).map_err(|other| ApiError::operation_running(&other))?;
+    // Read under the claim: nobody else changes it now.
+    let found = control.state().revision.0;
     if expected != found {
         control.unclaim();
         return Err(ApiError::revision_mismatch(expected, found));
@@ -229,19 +246,14 @@ fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, Api
     let view = running.and_then(|id| control.operation(&id));
     let view =
         view.ok_or_else(|| ApiError::not_found("No such operation is running.", "see `crossover status`"))?;
-    match view.state {
-        OperationState::Seal | OperationState::Publish | OperationState::Release | OperationState::Done => {
-            Err(ApiError::new(
-                ErrorCode::TooLate,
-                format!("Operation {} is sealed.", view.id),
-                "roll back when it is done",
-            ))
-        }
-        _ => {
-            control.ask_abort();
-            Ok(view)
-        }
+    if control.ask_abort() {
+        return Ok(view);
     }
+    Err(ApiError::new(
+        ErrorCode::TooLate,
+        format!("Operation {} is sealed.", view.id),
+        "roll back when it is done",
+    ))
 }
 
 fn move_group(
@@ -262,11 +274,8 @@ fn move_group(
         return Ok(view);
     }
     control.show(&view);
-    let (control, shown) = (Arc::clone(control), view.clone());
-    tokio::spawn(async move {
-        control.move_group(&group, to, &mut view).await;
-        control.unclaim();
-    });
+    let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
+    tokio::spawn(async move { claimed.control.move_group(&group, to, &mut view).await });
     Ok(shown)
 }
 
@@ -334,7 +343,11 @@ impl Control {
         for side in ClusterSide::BOTH.into_iter().filter(|s| !snapshot.topology(*s).reachable) {
             reasons.push(format!("the {side} is not reachable"));
         }
-        Health { live: true, ready: any, reasons }
+        let serving = self.is_serving();
+        if !serving {
+            reasons.push("clients cannot connect yet".to_owned());
+        }
+        Health { live: true, ready: any && serving, reasons }
     }
 
     fn status(&self) -> Status {

@@ -104,28 +104,22 @@ impl Client {
         version_max: i16,
         body: &Struct,
     ) -> Result<Struct, ClientError> {
-        if slot.is_none() {
-            *slot = Some(self.dial(at).await?);
-        }
-        let Some(connection) = slot else { return Err(not_kafka(at, "no connection")) };
+        // Taken out while it is used: a call that is dropped half-way leaves no connection with a stale answer behind.
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.dial(at).await?,
+        };
         let message = schema::request(api_key).ok_or_else(|| not_kafka(at, "no schema"))?;
         let spoken = connection.versions.get(&api_key).copied().unwrap_or((0, -1));
         let version = spoken.1.min(message.versions.max).min(version_max);
         if version < spoken.0.max(message.versions.min) {
+            *slot = Some(connection);
             return Err(ClientError::Unsupported(at.0.clone(), at.1, message.name));
         }
         let answer = timeout(self.request, connection.exchange(at, api_key, version, body)).await;
-        match answer {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(error)) => {
-                *slot = None;
-                Err(error)
-            }
-            Err(_) => {
-                *slot = None;
-                Err(ClientError::Timeout(at.0.clone(), at.1, self.request))
-            }
-        }
+        let body = answer.map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
+        *slot = Some(connection);
+        Ok(body)
     }
 
     async fn dial(&self, at: &Address) -> Result<Connection, ClientError> {

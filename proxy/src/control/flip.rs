@@ -2,7 +2,8 @@
 
 use super::Control;
 use super::boundary::{Lead, Part, Quiet};
-use crate::store::{Seal, StoredTopic};
+use crate::runtime::Runtime;
+use crate::store::{Seal, SealWriteError, StoredTopic};
 use anyhow::{Context, anyhow, bail, ensure};
 use crossover_admin_api::model::{BoundaryView, OperationState, OperationView, Step};
 use crossover_core::cutover::{self, Meeting};
@@ -27,6 +28,8 @@ pub(crate) struct Flip {
     control: Arc<Control>,
     to: ClusterSide,
     topics: Vec<Arc<str>>,
+    /// Growth of the idle side is accepted (RULES R12).
+    force: bool,
     view: OperationView,
     step_started: Instant,
 }
@@ -37,9 +40,35 @@ struct Fenced {
     gate: SharedGate,
 }
 
+/// The fence of the whole operation. Dropped before SEAL, for whatever reason, it lets the old owner go on.
+struct Fence {
+    parts: Vec<Fenced>,
+    runtime: Arc<Runtime>,
+    armed: bool,
+}
+
+impl Fence {
+    /// From SEAL on only the flip itself opens the gates.
+    fn disarm(&mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        if self.armed {
+            for fenced in &self.parts {
+                let signal = lock(&fenced.gate).release_unchanged();
+                self.runtime.sessions.wake(&signal.wake);
+            }
+        }
+    }
+}
+
 /// A partition that is ready to be sealed.
 struct Sealed {
     part: Part,
+    old_end: NativeOffset,
     timeline: Arc<Timeline>,
     carry: Carry,
 }
@@ -49,12 +78,13 @@ impl Flip {
         control: Arc<Control>,
         to: ClusterSide,
         topics: Vec<Arc<str>>,
+        force: bool,
         view: OperationView,
     ) -> Flip {
-        Flip { control, to, topics, view, step_started: Instant::now() }
+        Flip { control, to, topics, force, view, step_started: Instant::now() }
     }
 
-    /// Runs to the end. The view it gives is the operation's last; groups may still follow.
+    /// Runs to RELEASE, or to the abort. After RELEASE groups may follow, and the caller ends the operation.
     pub(crate) async fn run(mut self) -> OperationView {
         let control = Arc::clone(&self.control);
         let result = self.flip().await;
@@ -62,7 +92,7 @@ impl Flip {
         match result {
             Ok(()) => {
                 control.runtime.metrics.flips_done.add(1);
-                self.step(OperationState::Done);
+                self.close_step();
                 let took =
                     self.view.steps.iter().filter_map(|s| Some(format!("{:?} {:.1}", s.name, s.took_ms?)));
                 let steps = took.collect::<Vec<_>>().join(", ");
@@ -79,7 +109,13 @@ impl Flip {
                     error!("the abort cannot be stored: {problem:#}");
                 }
                 self.view.reason = Some(text);
-                self.view.remedy = Some("the old owner serves on; remove the cause and repeat".to_owned());
+                let stuck = control.closed().unsealed.iter().any(|t| self.topics.contains(t));
+                let remedy = if stuck {
+                    "look at the disk of state.directory, then restart crossover: it finds out which side owns the topics"
+                } else {
+                    "the old owner serves on; remove the cause and repeat"
+                };
+                self.view.remedy = Some(remedy.to_owned());
                 self.step(OperationState::Aborted);
             }
         }
@@ -94,20 +130,13 @@ impl Flip {
         self.step(OperationState::Fence);
         let id = self.view.id.clone();
         self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
-        let fenced = self.fence(&old);
+        let mut fence = self.fence(&old);
         let held_since = Instant::now();
-        let result = self.under_fence(&routes, &fenced, &old, &new, &prepared, held_since).await;
-        let sealed = match result {
-            Ok(sealed) => sealed,
-            Err(problem) => {
-                self.release_unchanged(&fenced);
-                return Err(problem);
-            }
-        };
+        let sealed = self.under_fence(&routes, &mut fence, &old, &new, &prepared, held_since).await?;
         self.step(OperationState::Publish);
         self.control.publish();
         self.step(OperationState::Release);
-        self.release(&fenced, sealed);
+        self.release(&fence.parts, sealed);
         self.view.hold_ms = Some(held_since.elapsed().as_secs_f64() * 1000.0);
         Ok(())
     }
@@ -142,7 +171,8 @@ impl Flip {
         }
         let old = self.control.leads(routes, from)?;
         let new = self.control.leads(routes, self.to)?;
-        ensure!(old.len() == new.len(), "the topics do not have the same number of partitions on both sides");
+        let same = old.iter().map(|l| &l.part).eq(new.iter().map(|l| &l.part));
+        ensure!(same, "the topics do not have the same number of partitions on both sides");
         self.control.warm_coordinators().await;
         for quiet in self.control.read_quiet(from, &old).await? {
             ensure!(
@@ -156,28 +186,39 @@ impl Flip {
         for (route, (part, (watermark, end))) in
             prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p)))
         {
-            ensure!(watermark == end, "{}-{}: the {} has not replicated everything", part.0, part.1, self.to);
-            check_idle(route, part.1, self.to, *end)?;
+            if route.mode == LinkMode::Continue {
+                ensure!(
+                    watermark == end,
+                    "{}-{}: the {} has not replicated everything",
+                    part.0,
+                    part.1,
+                    self.to
+                );
+            }
+            if !self.force {
+                check_idle(route, part.1, self.to, *end)?;
+            }
         }
         sleep(PREPARE_PAUSE).await;
         self.check_abort()?;
         Ok((old, new, prepared))
     }
 
-    fn fence(&self, old: &[Lead]) -> Vec<Fenced> {
+    fn fence(&self, old: &[Lead]) -> Fence {
         let gates = &self.control.runtime.shared.gates;
         let fence = |lead: &Lead| {
             let gate = gates.get(&lead.part.0, lead.part.1);
             lock(&gate).fence();
             Fenced { part: lead.part.clone(), gate }
         };
-        old.iter().map(fence).collect()
+        let runtime = Arc::clone(&self.control.runtime);
+        Fence { parts: old.iter().map(fence).collect(), runtime, armed: true }
     }
 
     async fn under_fence(
         &mut self,
         routes: &[Arc<TopicRoute>],
-        fenced: &[Fenced],
+        fence: &mut Fence,
         old: &[Lead],
         new: &[Lead],
         prepared: &BTreeMap<Part, (i64, i64)>,
@@ -186,24 +227,47 @@ impl Flip {
         let bound = self.control.runtime.config.limits.hold_max;
         let deadline = held_since + bound;
         self.step(OperationState::Drain);
-        self.drain(fenced, deadline).await?;
+        self.drain(&fence.parts, deadline).await?;
         self.step(OperationState::Boundary);
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let readings = timeout(left(deadline), self.boundary(old, new, prepared))
-            .await
-            .map_err(|_| anyhow!("no boundary within {bound:?}"))??;
+        let late = |_| anyhow!("no boundary within {bound:?}");
+        let readings =
+            timeout(left(deadline), self.boundary(routes, old, new, prepared)).await.map_err(late)??;
         self.step(OperationState::Carry);
-        let sealed = self.carry(routes, fenced, readings)?;
-        self.check_abort()?;
+        let sealed = self.carry(routes, &fence.parts, readings)?;
+        // A leader that has changed meanwhile refuses the epoch (RULES R11).
+        let ends =
+            timeout(left(deadline), self.control.read_ends(self.to.other(), old)).await.map_err(late)??;
+        for sealed in &sealed {
+            let (was, now) = (sealed.old_end.0, ends.get(&sealed.part).map_or(-1, |e| e.1));
+            ensure!(
+                was == now,
+                "{}-{}: the log went from {was} to {now} under the fence",
+                sealed.part.0,
+                sealed.part.1
+            );
+        }
+        self.check_no_loss(&fence.parts)?;
         ensure!(Instant::now() < deadline, "the hold bound of {bound:?} has passed before SEAL");
+        ensure!(self.control.pass_the_point_of_no_return(), "an operator asked for it");
         self.step(OperationState::Seal);
-        self.seal(routes, &sealed).await?;
+        self.seal(routes, &sealed, fence).await?;
         Ok(sealed)
+    }
+
+    /// Produce whose outcome became unknown may still reach the old log (RULES R2).
+    fn check_no_loss(&self, fenced: &[Fenced]) -> anyhow::Result<()> {
+        let lost = fenced.iter().find(|f| lock(&f.gate).unknown_since_ms().is_some());
+        match lost {
+            Some(f) => bail!("{}-{}: a connection with produce in flight was lost", f.part.0, f.part.1),
+            None => Ok(()),
+        }
     }
 
     async fn drain(&self, fenced: &[Fenced], deadline: Instant) -> anyhow::Result<()> {
         loop {
             let busy = fenced.iter().find(|f| !lock(&f.gate).is_drained());
+            self.check_no_loss(fenced)?;
             let Some(busy) = busy else { return Ok(()) };
             self.check_abort()?;
             ensure!(
@@ -219,6 +283,7 @@ impl Flip {
     /// Reads until everything agrees; the caller bounds the time.
     async fn boundary(
         &self,
+        routes: &[Arc<TopicRoute>],
         old: &[Lead],
         new: &[Lead],
         prepared: &BTreeMap<Part, (i64, i64)>,
@@ -238,14 +303,34 @@ impl Flip {
                     read.lead.part.1
                 );
                 let (watermark, end) = ends.get(&read.lead.part).copied().unwrap_or((-1, -1));
-                let was = prepared.get(&read.lead.part).map_or(-1, |p| p.1);
-                let start = cutover::start(was, watermark, end)
-                    .with_context(|| format!("{}-{}", read.lead.part.0, read.lead.part.1))?;
+                let at = format!("{}-{}", read.lead.part.0, read.lead.part.1);
+                let route = route_of(routes, &read.lead.part.0).context("no route")?;
                 let epoch = new.iter().find(|l| l.part == read.lead.part).map_or(-1, |l| l.epoch);
-                match cutover::quiet_end((read.lead.leader, read.lead.epoch), &read.reading) {
-                    Ok(end) => settled.push((read, end, start, epoch)),
-                    Err(why) => open = Some(anyhow!("{}-{}: {why}", read.lead.part.0, read.lead.part.1)),
-                }
+                let old_end = match cutover::quiet_end((read.lead.leader, read.lead.epoch), &read.reading) {
+                    Ok(end) => end,
+                    Err(why) => {
+                        open = Some(anyhow!("{at}: {why}"));
+                        continue;
+                    }
+                };
+                let start = match route.mode {
+                    LinkMode::Continue => {
+                        let was = prepared.get(&read.lead.part).map_or(-1, |p| p.1);
+                        cutover::start(was, watermark, end).with_context(|| at)?
+                    }
+                    LinkMode::Identity => {
+                        let timeline = route.timeline(read.lead.part.1).context("no timeline")?;
+                        let wanted = timeline.exclusive_to_virtual(timeline.current().index, old_end);
+                        match cutover::caught_up(wanted, watermark, end) {
+                            Ok(start) => start,
+                            Err(why) => {
+                                open = Some(anyhow!("{at}: {why}"));
+                                continue;
+                            }
+                        }
+                    }
+                };
+                settled.push((read, old_end, start, epoch));
             }
             let Some(why) = open else { return Ok(settled) };
             self.check_abort()?;
@@ -291,13 +376,18 @@ impl Flip {
                 old_native_end: old_end.0,
                 new_native_start: new_start.0,
             });
-            sealed.push(Sealed { part, timeline: Arc::new(next), carry });
+            sealed.push(Sealed { part, old_end, timeline: Arc::new(next), carry });
         }
         Ok(sealed)
     }
 
     /// The commit point: one durable write.
-    async fn seal(&mut self, routes: &[Arc<TopicRoute>], sealed: &[Sealed]) -> anyhow::Result<()> {
+    async fn seal(
+        &mut self,
+        routes: &[Arc<TopicRoute>],
+        sealed: &[Sealed],
+        fence: &mut Fence,
+    ) -> anyhow::Result<()> {
         let control = Arc::clone(&self.control);
         let topics = stored_topics(&control, routes, sealed, self.to);
         let revision = Revision(control.state().revision.0 + 1);
@@ -317,7 +407,16 @@ impl Flip {
             carry: sealed.iter().map(|s| (Arc::clone(&s.part.0), s.part.1, s.carry.clone())).collect(),
             ledger: ledger.collect(),
         };
-        control.stored(move |store| store.seal(&seal)).await.context("SEAL cannot be stored")?;
+        fence.disarm();
+        match control.stored(move |store| Ok(store.seal(&seal))).await {
+            Ok(Ok(())) => {}
+            Ok(Err(SealWriteError::NotWritten(problem))) => {
+                fence.armed = true;
+                return Err(problem.context("SEAL cannot be stored"));
+            }
+            Ok(Err(SealWriteError::Unknown(problem))) => return Err(self.seal_unknown(problem)),
+            Err(problem) => return Err(self.seal_unknown(problem)),
+        }
         let mut state = control.state();
         state.revision = revision;
         state.topics.extend(topics);
@@ -336,11 +435,20 @@ impl Flip {
         self.control.runtime.sessions.wake_all();
     }
 
-    fn release_unchanged(&self, fenced: &[Fenced]) {
-        for fenced in fenced {
-            let signal = lock(&fenced.gate).release_unchanged();
-            self.control.runtime.sessions.wake(&signal.wake);
-        }
+    /// The disk has not said whether SEAL is durable. Either owner may be the one that a restart finds, so neither may
+    /// take a write: the gates stay fenced (DESIGN decision 10).
+    fn seal_unknown(&self, problem: anyhow::Error) -> anyhow::Error {
+        self.control.closed().unsealed.extend(self.topics.iter().cloned());
+        let cause = format!("{}: {problem:#}", self.topics.join(", "));
+        self.control.alarm(
+            "seal-unknown",
+            &self.view.id,
+            cause,
+            "look at the disk of state.directory, then restart crossover",
+        );
+        problem.context(
+            "it is not known whether SEAL is durable; produce to these topics is refused until a restart",
+        )
     }
 
     fn check_abort(&self) -> anyhow::Result<()> {
@@ -348,11 +456,15 @@ impl Flip {
         Ok(())
     }
 
-    fn step(&mut self, state: OperationState) {
-        let now = self.control.now();
+    fn close_step(&mut self) {
         if let Some(last) = self.view.steps.last_mut() {
             last.took_ms = Some(self.step_started.elapsed().as_secs_f64() * 1000.0);
         }
+    }
+
+    fn step(&mut self, state: OperationState) {
+        let now = self.control.now();
+        self.close_step();
         self.step_started = Instant::now();
         self.view.state = state;
         self.view.steps.push(Step { name: state, at_ms: now, took_ms: None });

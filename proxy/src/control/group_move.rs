@@ -9,6 +9,7 @@ use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::schema::Value;
 use crossover_core::session::CommitMirror;
 use crossover_core::timeline;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -60,13 +61,17 @@ impl Control {
         self.coordinator(to, group).await?;
         self.state().moving.insert(Arc::clone(group), to);
         self.publish();
+        let known = self.read_commits(from, group).await.context("its commits cannot be read")?;
+        self.check_room(&known, to, &[])?;
         let deadline = Instant::now() + DRAIN_MAX;
         while !self.runtime.shared.groups.is_drained(group, self.runtime.now_ms()) {
             ensure!(!self.is_abort_asked(), "an operator asked for it");
             ensure!(Instant::now() < deadline, "not all members came to the rebalance within {DRAIN_MAX:?}");
             sleep(DRAIN_LOOK).await;
         }
+        let _turn = self.commits.lock().await;
         let commits = self.read_commits(from, group).await.context("its commits cannot be read")?;
+        self.check_room(&commits, to, &[])?;
         let count = commits.len();
         self.store_commits(to, group, commits.clone().into_iter())
             .await
@@ -76,20 +81,17 @@ impl Control {
             let same = copied.iter().any(|c| {
                 c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position
             });
-            let routed = self
-                .runtime
-                .snapshot()
-                .routes
-                .topic(&commit.topic)
-                .is_some_and(|r| self.topology(to).partition(r.physical(to), commit.partition).is_some());
             ensure!(
-                same || !routed,
+                same,
                 "{}-{}: the copy does not resolve to {}",
                 commit.topic,
                 commit.partition,
                 commit.position
             );
         }
+        // Inside a flip it is passed already.
+        let _ = self.pass_the_point_of_no_return();
+        ensure!(!self.is_abort_asked(), "an operator asked for it");
         let revision = Revision(self.state().revision.0 + 1);
         let mut entry = self.entry(
             "group-home",
@@ -111,6 +113,68 @@ impl Control {
         }
         self.publish();
         Ok(revision)
+    }
+
+    /// A position that has no place at the new home would be lost, and its consumer be reset.
+    fn check_room(
+        &self,
+        commits: &[CommitMirror],
+        to: ClusterSide,
+        created: &[String],
+    ) -> anyhow::Result<()> {
+        let snapshot = self.runtime.snapshot();
+        for commit in commits.iter().filter(|c| !created.iter().any(|t| **t == *c.topic)) {
+            let Some(route) = snapshot.routes.topic(&commit.topic) else { continue };
+            let there = self.topology(to).partition(route.physical(to), commit.partition).is_some();
+            ensure!(
+                there,
+                "it has a commit for {}-{}, which does not exist on the {to}: create the topic there first",
+                commit.topic,
+                commit.partition
+            );
+        }
+        Ok(())
+    }
+
+    /// What speaks against moving a group; `created` are topics that will exist by then.
+    ///
+    /// # Errors
+    /// It does, or its coordinator does not answer.
+    pub(crate) async fn check_group(
+        &self,
+        group: &str,
+        to: ClusterSide,
+        created: &[String],
+    ) -> anyhow::Result<()> {
+        self.refuse_new_protocol(to.other(), group).await?;
+        let commits = self.read_commits(to.other(), group).await?;
+        self.check_room(&commits, to, created)
+    }
+
+    /// The groups that move along with topics: those named, and with `all` those with commits for the topics.
+    pub(crate) async fn groups_of(
+        &self,
+        named: &[String],
+        all: bool,
+        topics: &[String],
+        to: ClusterSide,
+    ) -> Vec<Arc<str>> {
+        let snapshot = self.runtime.snapshot();
+        let mut groups: BTreeSet<Arc<str>> = named.iter().map(|g| Arc::from(g.as_str())).collect();
+        if all {
+            for group in self.runtime.shared.groups.names() {
+                match self.read_commits(to.other(), &group).await {
+                    Ok(commits) if commits.iter().any(|c| topics.iter().any(|t| **t == *c.topic)) => {
+                        groups.insert(group);
+                    }
+                    Ok(_) => {}
+                    Err(problem) => {
+                        warn!(%group, "its commits cannot be read, it stays at its home: {problem:#}")
+                    }
+                }
+            }
+        }
+        groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
     }
 
     async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -26,6 +27,8 @@ type Commits = BTreeMap<(Arc<str>, i32), CommitMirror>;
 pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<ControlEvent>) {
     let mut pending: HashMap<Arc<str>, Commits> = HashMap::new();
     let mut count = 0;
+    // One at a time: a slow cluster must not gather tasks, nor an old commit follow a newer one.
+    let mut flushing: Option<JoinHandle<()>> = None;
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -40,9 +43,9 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
                     }
                 },
             },
-            _ = tick.tick() => if count > 0 {
+            _ = tick.tick() => if count > 0 && flushing.as_ref().is_none_or(JoinHandle::is_finished) {
                 count = 0;
-                tokio::spawn(flush(Arc::clone(&control), std::mem::take(&mut pending)));
+                flushing = Some(tokio::spawn(flush(Arc::clone(&control), std::mem::take(&mut pending))));
             },
         }
     }
@@ -50,7 +53,13 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
 
 async fn flush(control: Arc<Control>, pending: HashMap<Arc<str>, Commits>) {
     for (group, commits) in pending {
-        let side = control.runtime.snapshot().group_home(&group).other();
+        let _turn = control.commits.lock().await;
+        let snapshot = control.runtime.snapshot();
+        let side = snapshot.group_home(&group).other();
+        // A group that is being moved has its commits copied by the move itself.
+        if snapshot.groups.moving.contains_key(&group) || !snapshot.topology(side).reachable {
+            continue;
+        }
         if let Err(problem) = control.store_commits(side, &group, commits.into_values()).await {
             tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
         }

@@ -25,12 +25,16 @@ use crossover_core::producer::gate::PartitionGate;
 use crossover_core::route::Snapshot;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, broadcast, mpsc};
 
 /// Past operations that are remembered for `GET /v1/operations/{id}`.
 const OPERATIONS_MAX: usize = 200;
+
+const ABORT_POSSIBLE: u8 = 0;
+const ABORT_ASKED: u8 = 1;
+const ABORT_TOO_LATE: u8 = 2;
 
 /// What the route table is made of.
 pub(crate) struct State {
@@ -54,10 +58,18 @@ pub(crate) struct Control {
     state: Mutex<State>,
     closed: Mutex<seed::Closed>,
     problems: Mutex<[Option<String>; 2]>,
-    alarms: Mutex<Vec<Alarm>>,
+    /// Held while commits of a group are written: a mirrored commit must not overwrite the copy of a move.
+    commits: tokio::sync::Mutex<()>,
+    /// Clients can connect.
+    serving: AtomicBool,
+    /// Since when the process runs, if the one before it did not end by itself (RULES R2).
+    unclean_since_ms: Option<i64>,
+    /// By name and subject.
+    alarms: Mutex<BTreeMap<(String, String), Alarm>>,
     operations: Mutex<Vec<OperationView>>,
     running: Mutex<Option<String>>,
-    abort: AtomicBool,
+    /// One of the `ABORT_*`: an abort and SEAL exclude each other.
+    abort: AtomicU8,
     events: broadcast::Sender<Event>,
     ledger_next: AtomicU64,
 }
@@ -83,6 +95,7 @@ impl Control {
             runtime.shared.gates.restore(&topic, partition, gate);
             closed.unseeded.insert((topic, partition));
         }
+        let unclean_since_ms = restored.unclean.then(|| runtime.now_ms());
         Arc::new(Control {
             runtime,
             client,
@@ -91,10 +104,13 @@ impl Control {
             state: Mutex::new(state),
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
-            alarms: Mutex::new(Vec::new()),
+            commits: tokio::sync::Mutex::new(()),
+            serving: AtomicBool::new(false),
+            unclean_since_ms,
+            alarms: Mutex::new(BTreeMap::new()),
             operations: Mutex::new(Vec::new()),
             running: Mutex::new(None),
-            abort: AtomicBool::new(false),
+            abort: AtomicU8::new(ABORT_POSSIBLE),
             events: broadcast::Sender::new(256),
             ledger_next: AtomicU64::new(restored.ledger_next),
         })
@@ -134,20 +150,24 @@ impl Control {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)[side.index()].clone()
     }
 
-    /// Raises an alarm once; it stays until the process ends.
-    pub(crate) fn alarm(&self, name: &str, cause: String, remedy: &str) {
+    /// Raises an alarm, one per name and subject; it stays until the process ends, with the latest cause. True the
+    /// first time.
+    pub(crate) fn alarm(&self, name: &str, subject: &str, cause: String, remedy: &str) -> bool {
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
-        if alarms.iter().any(|a| a.name == name && a.cause == cause) {
-            return;
+        let at = (name.to_owned(), subject.to_owned());
+        if let Some(known) = alarms.get_mut(&at) {
+            known.cause = cause;
+            return false;
         }
         tracing::error!(name, cause, remedy, "alarm");
         self.event("alarm", None, format!("{name}: {cause}"));
         let since_ms = self.now();
-        alarms.push(Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
+        alarms.insert(at, Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
+        true
     }
 
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
-        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Unix milliseconds.
@@ -202,7 +222,7 @@ impl Control {
             return Err(other.clone());
         }
         *running = Some(id.to_owned());
-        self.abort.store(false, Ordering::SeqCst);
+        self.abort.store(ABORT_POSSIBLE, Ordering::SeqCst);
         Ok(())
     }
 
@@ -214,12 +234,31 @@ impl Control {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn ask_abort(&self) {
-        self.abort.store(true, Ordering::SeqCst);
+    /// False when the operation is past SEAL.
+    pub(crate) fn ask_abort(&self) -> bool {
+        let result =
+            self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_ASKED, Ordering::SeqCst, Ordering::SeqCst);
+        result != Err(ABORT_TOO_LATE)
     }
 
     pub(crate) fn is_abort_asked(&self) -> bool {
-        self.abort.load(Ordering::SeqCst)
+        self.abort.load(Ordering::SeqCst) == ABORT_ASKED
+    }
+
+    /// From here on an abort is refused. False when one was asked for before.
+    pub(crate) fn pass_the_point_of_no_return(&self) -> bool {
+        let result =
+            self.abort.compare_exchange(ABORT_POSSIBLE, ABORT_TOO_LATE, Ordering::SeqCst, Ordering::SeqCst);
+        result.is_ok()
+    }
+
+    /// Clients can connect from now on.
+    pub(crate) fn set_serving(&self) {
+        self.serving.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::SeqCst)
     }
 
     /// Shows the newest state of an operation.

@@ -9,6 +9,7 @@ use crossover_core::ids::ClusterSide;
 use crossover_core::route::{LinkMode, TopicRoute};
 use crossover_core::schema::Value;
 use crossover_core::session::lock;
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// Settings that change what a topic accepts or how it answers; they must not differ to the worse.
 const COMPARED: [&str; 4] =
     ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
+
+/// The longest a transaction may be open with default settings (`transaction.max.timeout.ms`).
+const TRANSACTIONAL_MS: i64 = 15 * 60 * 1_000;
 
 /// Gathers checks.
 struct Checks(Vec<Check>);
@@ -44,16 +48,26 @@ impl Control {
         let mut expected = None;
         let routes = self.check_routes(&mut checks, &request.topics, to);
         let reachable = self.check_reachable(&mut checks).await;
-        if let (Some(routes), true) = (routes, reachable)
-            && self.check_topics(&mut checks, &routes, to, request.create, dry).await
-        {
-            let routes = self.fresh(&routes);
-            self.check_configs(&mut checks, &routes, request.force).await;
-            self.check_replicas(&mut checks, &routes);
-            self.check_producers(&mut checks, &routes);
-            expected = self.check_logs(&mut checks, &routes, to, request.force).await;
+        if let (Some(routes), true) = (routes, reachable) {
+            if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
+                let routes = self.fresh(&routes);
+                self.check_configs(&mut checks, &routes, to, request.force).await;
+                self.check_replicas(&mut checks, &routes);
+                self.check_producers(&mut checks, &routes, to, request.force);
+                expected = self.check_logs(&mut checks, &routes, to, request.force).await;
+            } else {
+                let why = "both sides must have the topics first".to_owned();
+                checks.add(
+                    "settings, replicas, producers, log ends",
+                    CheckResult::NotDone,
+                    why,
+                    "create the topics, or see what the cutover itself finds",
+                );
+            }
         }
-        self.check_groups(&mut checks, request);
+        if reachable {
+            self.check_groups(&mut checks, request, to).await;
+        }
         checks.add(
             "broker-side-fence",
             CheckResult::NotDone,
@@ -210,7 +224,9 @@ impl Control {
             }
         }
         body.push("Topics", topic);
-        let at = self.any_address(to)?;
+        // A cluster with ZooKeeper creates topics at its controller only.
+        let controller = self.topology(to).controller.and_then(|id| self.address(to, id).ok());
+        let at = controller.map_or_else(|| self.any_address(to), Ok)?;
         let answer = self.client.call(&at, key::CREATE_TOPICS, i16::MAX, &body).await?;
         for topic in answer.structs("Topics") {
             let error = topic.i16("ErrorCode");
@@ -268,7 +284,13 @@ impl Control {
         Ok(all)
     }
 
-    async fn check_configs(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], force: bool) {
+    async fn check_configs(
+        &self,
+        checks: &mut Checks,
+        routes: &[Arc<TopicRoute>],
+        to: ClusterSide,
+        force: bool,
+    ) {
         for route in routes {
             let [source, target] = ClusterSide::BOTH.map(|side| self.configs(side, route.physical(side)));
             let (source, target) = match (source.await, target.await) {
@@ -295,17 +317,35 @@ impl Control {
             }
             let limits = [value(&source, "max.message.bytes"), value(&target, "max.message.bytes")]
                 .map(|v| v.parse::<i64>().unwrap_or(0));
-            let problem = (limits[0] != limits[1]).then(|| {
-                format!(
-                    "{}: max.message.bytes is {} on the source and {} on the target",
-                    route.name, limits[0], limits[1]
-                )
-            });
+            let (old, new) = (limits[to.other().index()], limits[to.index()]);
+            let detail = format!(
+                "{}: max.message.bytes is {} on the source and {} on the target",
+                route.name, limits[0], limits[1]
+            );
+            match new.cmp(&old) {
+                Ordering::Less => {
+                    checks.add("max-message-bytes", CheckResult::Failed, detail, "raise it on the new owner")
+                }
+                Ordering::Equal => checks.add("max-message-bytes", CheckResult::Passed, detail, ""),
+                Ordering::Greater => checks.add(
+                    "max-message-bytes",
+                    CheckResult::Warned,
+                    detail,
+                    "raise it on the old owner too, or a move back will be refused",
+                ),
+            }
+            let settings = if to == ClusterSide::Source { &source } else { &target };
+            let wanted = value(settings, "min.insync.replicas").parse::<usize>().unwrap_or(1);
+            let topology = self.topology(to);
+            let least = topology
+                .topic(route.physical(to))
+                .and_then(|t| t.partitions.iter().map(|p| p.isr.len()).min());
+            let problem = least.filter(|live| *live < wanted).map(|live| format!("{}: min.insync.replicas is {wanted} on the {to}, a partition has {live} live replicas: it would refuse acks=all", route.name));
             checks.judge(
-                "max-message-bytes",
+                "min-insync-replicas",
                 problem,
-                format!("{}: equal", route.name),
-                "set the same value on both sides",
+                format!("{}: enough live replicas on the {to}", route.name),
+                "add replicas, or lower min.insync.replicas",
             );
             for name in COMPARED {
                 let pair = [value(&source, name), value(&target, name)];
@@ -354,14 +394,22 @@ impl Control {
         );
     }
 
-    fn check_producers(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
+    fn check_producers(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, force: bool) {
         let mut transactional = None;
         let mut unknown = None;
         let now = self.runtime.now_ms();
         let grace = i64::try_from(self.runtime.config.timeouts.loss_grace.as_millis()).unwrap_or(i64::MAX);
         for route in routes {
-            if self.runtime.shared.traffic.of_topic(&route.name).transactional_ms.is_some() {
-                transactional = Some(format!("{} is written by a transactional producer", route.name));
+            // Away from the default side transactional batches are refused: what was seen did not get there.
+            let seen = self.runtime.shared.traffic.of_topic(&route.name).transactional_ms;
+            if let Some(at) =
+                seen.filter(|at| now - at < TRANSACTIONAL_MS && route.owner == self.default_side())
+            {
+                transactional = Some(format!(
+                    "{} was written by a transactional producer {} s ago",
+                    route.name,
+                    (now - at) / 1000
+                ));
             }
             for (partition, gate) in self.runtime.shared.gates.of_topic(&route.name) {
                 let mut gate = lock(&gate);
@@ -378,12 +426,22 @@ impl Control {
                 }
             }
         }
-        checks.judge(
-            "transactional-producers",
-            transactional,
-            "none was seen".to_owned(),
-            "stop the transactional producers first; moving them is not built yet",
-        );
+        let remedy = "stop the transactional producers, and wait 15 minutes or pass --force; moving them is not built yet";
+        match transactional {
+            Some(seen) if force => checks.add(
+                "transactional-producers",
+                CheckResult::Warned,
+                format!("{seen}; on the {to} it will be refused"),
+                remedy,
+            ),
+            seen => checks.judge("transactional-producers", seen, "none was seen lately".to_owned(), remedy),
+        }
+        if let Some(at) = self.unclean_since_ms.filter(|at| now - at < grace) {
+            unknown = Some(format!(
+                "crossover did not end by itself before this start, {} ms ago: produce may still be on its way to a broker",
+                now - at
+            ));
+        }
         checks.judge(
             "unknown-outcomes",
             unknown,
@@ -413,6 +471,8 @@ impl Control {
         let deadline = Instant::now() + SETTLE;
         let mut problem;
         let mut took;
+        // Under live traffic the high watermark trails the log end; it must reach an end it was seen to trail.
+        let mut first_ends: Option<BTreeMap<super::boundary::Part, i64>> = None;
         loop {
             let started = Instant::now();
             problem = match self.read_quiet(from, &old).await {
@@ -420,14 +480,18 @@ impl Control {
                     Some("a producer has an open transaction".to_owned())
                 }
                 Ok(quiet) => {
-                    let open = quiet.iter().find(|q| {
-                        q.reading.log_end != q.reading.high_watermark
-                            && q.reading.high_watermark < q.reading.before
+                    let ends = first_ends.get_or_insert_with(|| {
+                        quiet.iter().map(|q| (q.lead.part.clone(), q.reading.log_end)).collect()
                     });
+                    let end = |q: &super::boundary::Quiet| ends.get(&q.lead.part).copied().unwrap_or(0);
+                    let open = quiet.iter().find(|q| q.reading.high_watermark < end(q));
                     open.map(|q| {
                         format!(
                             "{}-{}: high watermark {} stays behind log end {}",
-                            q.lead.part.0, q.lead.part.1, q.reading.high_watermark, q.reading.log_end
+                            q.lead.part.0,
+                            q.lead.part.1,
+                            q.reading.high_watermark,
+                            end(q)
                         )
                     })
                 }
@@ -485,7 +549,7 @@ impl Control {
         }
     }
 
-    fn check_groups(&self, checks: &mut Checks, request: &PlanRequest) {
+    async fn check_groups(&self, checks: &mut Checks, request: &PlanRequest, to: ClusterSide) {
         if request.groups.is_empty() && !request.with_groups {
             checks.add(
                 "groups",
@@ -493,6 +557,25 @@ impl Control {
                 "groups keep their home; their members are served there through the proxy".to_owned(),
                 "move them with `crossover groups move`",
             );
+            return;
         }
+        let created: &[String] = if request.create { &request.topics } else { &[] };
+        for group in self.groups_of(&request.groups, request.with_groups, &request.topics, to).await {
+            let problem = self
+                .check_group(&group, to, created)
+                .await
+                .err()
+                .map(|why| format!("group {group}: {why:#}"));
+            checks.judge(
+                "groups",
+                problem,
+                format!("group {group} moves along"),
+                "leave the group out, or remove the cause",
+            );
+        }
+    }
+
+    fn default_side(&self) -> ClusterSide {
+        self.runtime.snapshot().routes.rules.default_side
     }
 }

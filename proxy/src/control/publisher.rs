@@ -14,15 +14,19 @@ use tracing::error;
 
 impl Control {
     /// Takes in what a cluster looks like now.
-    pub(crate) async fn set_topology(&self, topology: Topology) {
+    ///
+    /// # Errors
+    /// It is not the cluster that the state belongs to.
+    pub(crate) async fn set_topology(&self, topology: Topology) -> anyhow::Result<()> {
         let side = topology.side;
         if let Err(problem) = self.check_binding(&topology).await {
             self.alarm(
                 "foreign-cluster",
+                side.as_str(),
                 problem.to_string(),
                 "point the configuration at the clusters this state belongs to, or name another state.directory",
             );
-            return;
+            return Err(problem);
         }
         let new_ports = {
             let mut state = self.state();
@@ -37,10 +41,11 @@ impl Control {
                 }
             }
             Err(exhausted) => {
-                self.alarm("ports-exhausted", exhausted, "widen listener.node_ports and restart")
+                self.alarm("ports-exhausted", "", exhausted, "widen listener.node_ports and restart");
             }
         }
         self.publish();
+        Ok(())
     }
 
     /// The store belongs to one pair of clusters (RULES R31).
@@ -56,6 +61,12 @@ impl Control {
                 let swapped = other.is_some_and(|o| o == id);
                 let hint = if swapped { "; source and target are swapped" } else { "" };
                 anyhow::bail!("the {side} is cluster {id}, the state belongs to {known}{hint}")
+            }
+            None if other.is_some_and(|o| o == id) => {
+                anyhow::bail!(
+                    "the {side} is cluster {id}, and so is the {}: they must be two clusters",
+                    side.other()
+                )
             }
             None => {
                 self.state().cluster_ids[side.index()] = Some(id.clone());

@@ -41,14 +41,16 @@ pub(crate) async fn refresh(control: &Control, side: ClusterSide) -> bool {
     let result = read(&control.client, side, &addresses(control, side, &known)).await;
     match result {
         Ok(topology) => {
-            control.problem(side, None);
-            control.set_topology(topology).await;
-            true
+            let foreign = control.set_topology(topology).await.err();
+            let fine = foreign.is_none();
+            control.problem(side, foreign.map(|problem| problem.to_string()));
+            fine
         }
         Err(error) => {
             control.problem(side, Some(error.to_string()));
             if known.reachable {
-                control.set_topology(Topology { reachable: false, ..(*known).clone() }).await;
+                // What was known has been accepted before.
+                let _ = control.set_topology(Topology { reachable: false, ..(*known).clone() }).await;
             }
             false
         }

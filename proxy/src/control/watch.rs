@@ -47,11 +47,12 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
             continue;
         }
         if let Err(why) = super::flip::check_idle(route, partition, side, end) {
-            control.alarm(
-                "hidden-writer",
-                format!("{why:#}"),
-                "find the writer and point it at the proxy; its records are not in the virtual log",
-            );
+            let (cause, subject) = (format!("{why:#}"), format!("{topic}-{partition}"));
+            let remedy = "find the writer and point it at the proxy; its records are not in the virtual log";
+            if control.alarm("hidden-writer", &subject, cause.clone(), remedy) {
+                let entry = control.entry("hidden-writer", None, cause);
+                control.stored(move |store| store.append(&entry)).await?;
+            }
         }
     }
     Ok(())

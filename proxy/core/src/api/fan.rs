@@ -14,6 +14,12 @@ pub(super) trait Plan: Send {
     /// What to ask, in the version of the client's request.
     fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask>;
 
+    /// What is still to be asked once all of `answers` are in; called until it is nothing. Not called when the time
+    /// is up.
+    fn more(&mut self, _cx: &mut Cx<'_>, _answers: &[Option<Struct>]) -> Vec<Ask> {
+        Vec::new()
+    }
+
     /// Puts the client's answer together. `answers[i]` belongs to ask `i`; `None` where none came.
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step;
 
@@ -34,10 +40,26 @@ impl<P: Plan> Fan<P> {
         Fan { plan, answers: Vec::new(), waiting: Vec::new(), until_ms: 0 }
     }
 
+    fn send(&mut self, cx: &mut Cx<'_>, asks: &[Ask]) {
+        for ask in asks {
+            let part = u32::try_from(self.answers.len()).unwrap_or(u32::MAX);
+            let sent = cx.forward(ask.upstream, &ask.body, part);
+            self.answers.push(None);
+            self.waiting.push(sent);
+        }
+    }
+
     fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
-        if self.waiting.contains(&true) && cx.now_ms < self.until_ms {
-            cx.deadline_ms = Some(self.until_ms);
-            return Step::Pending;
+        while cx.now_ms < self.until_ms {
+            if self.waiting.contains(&true) {
+                cx.deadline_ms = Some(self.until_ms);
+                return Step::Pending;
+            }
+            let more = self.plan.more(cx, &self.answers);
+            if more.is_empty() {
+                break;
+            }
+            self.send(cx, &more);
         }
         self.plan.merge(cx, std::mem::take(&mut self.answers))
     }
@@ -47,11 +69,7 @@ impl<P: Plan> Operation for Fan<P> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         let asks = self.plan.asks(cx);
         self.until_ms = cx.now_ms.saturating_add(self.plan.patience_ms());
-        self.answers = vec![None; asks.len()];
-        for (part, ask) in (0u32..).zip(&asks) {
-            let sent = cx.forward(ask.upstream, &ask.body, part);
-            self.waiting.push(sent);
-        }
+        self.send(cx, &asks);
         self.finish(cx)
     }
 

@@ -81,14 +81,11 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
             Opened { operation: Box::new(produce), silent }
         }
         key::FETCH => Opened::new(fetch::Fetch::new(body)),
-        key::LIST_OFFSETS => {
-            let committed = body.i8("IsolationLevel") == 1;
-            Opened::new(split::Split::new(list_offsets::ListOffsets { committed }, body))
-        }
+        key::LIST_OFFSETS => Opened::new(fan::Fan::new(list_offsets::ListOffsets::new(body))),
         key::OFFSET_FOR_LEADER_EPOCH => {
-            Opened::new(split::Split::new(offset_for_leader_epoch::OffsetForLeaderEpoch, body))
+            Opened::new(fan::Fan::new(offset_for_leader_epoch::OffsetForLeaderEpoch::new(body)))
         }
-        key::DELETE_RECORDS => Opened::new(split::Split::new(delete_records::DeleteRecords, body)),
+        key::DELETE_RECORDS => Opened::new(fan::Fan::new(delete_records::DeleteRecords::new(body))),
         key::API_VERSIONS => Opened::new(api_versions::ApiVersions::new(body)),
         key::METADATA => Opened::new(fan::Fan::new(metadata::Metadata::new(body))),
         key::DESCRIBE_TOPIC_PARTITIONS => {

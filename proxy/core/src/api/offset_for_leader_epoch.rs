@@ -1,54 +1,118 @@
-//! OffsetForLeaderEpoch (key 23): older eras are answered here, the current one by its owner (RULES R22).
+//! OffsetForLeaderEpoch (key 23): older eras are answered from the timeline, the current one by its owner.
+//!
+//! Source: KIP-320, `OffsetForLeaderEpochRequest.json`; RULES R22.
 
-use super::split::{Asked, SplitApi, owner_epoch};
-use crate::ids::{ClusterSide, NativeOffset};
+use super::common;
+use super::fan::{Ask, Plan};
+use super::split::{self, Answers, Names, Said, Split};
+use super::view;
+use crate::error_code as code;
+use crate::ids::NativeOffset;
 use crate::route::TopicRoute;
 use crate::schema::Struct;
-use crate::session::Cx;
+use crate::session::{Class, Cx, Step};
+use crate::timeline::{RequestEpoch, Timeline};
 use std::sync::Arc;
 
-pub(super) struct OffsetForLeaderEpoch;
+const NAMES: Names = Names { topic: "Topic", partition: "Partition" };
 
-impl SplitApi for OffsetForLeaderEpoch {
-    fn names(&self) -> (&'static str, &'static str) {
-        ("Topic", "Partition")
-    }
+/// An offset for leader epoch request.
+pub(super) struct OffsetForLeaderEpoch {
+    request: Struct,
+    split: Split,
+}
 
-    fn ask(
-        &mut self,
-        _cx: &mut Cx<'_>,
-        route: &Arc<TopicRoute>,
-        partition: &Struct,
-        mut out: Struct,
-    ) -> Asked {
-        let index = partition.i32("Partition");
-        let epoch = partition.i32("LeaderEpoch");
-        if let Some((epoch, end)) = route.timeline(index).and_then(|t| t.epoch_end(epoch)) {
-            out.set("LeaderEpoch", epoch);
-            out.set("EndOffset", end.0);
-            return Asked::Local(out);
-        }
-        let mut body = partition.clone();
-        body.set("LeaderEpoch", owner_epoch(route, index, epoch));
-        body.set("CurrentLeaderEpoch", owner_epoch(route, index, partition.i32("CurrentLeaderEpoch")));
-        Asked::Sides(vec![(route.owner, body)])
-    }
-
-    fn merge(
-        &mut self,
-        _cx: &mut Cx<'_>,
-        route: &Arc<TopicRoute>,
-        partition: &Struct,
-        answers: &[(ClusterSide, Struct)],
-    ) -> Struct {
-        let mut out = answers.first().map_or_else(|| partition.clone(), |(_, answer)| answer.clone());
-        if let Some(timeline) = route.timeline(partition.i32("Partition")) {
-            let native = (out.i32("LeaderEpoch"), NativeOffset(out.i64("EndOffset")));
-            let shown = timeline.epoch_end_to_virtual(native.0, native.1);
-            let (epoch, end) = shown.map_or((-1, -1), |(epoch, end)| (epoch, end.0));
-            out.set("LeaderEpoch", epoch);
-            out.set("EndOffset", end);
-        }
-        out
+impl OffsetForLeaderEpoch {
+    #[must_use]
+    pub(super) fn new(mut request: Struct) -> OffsetForLeaderEpoch {
+        // Only a follower would send an id here, and there is none among the proxy's clients.
+        request.set("ReplicaId", request.i32("ReplicaId").min(-1));
+        OffsetForLeaderEpoch { request, split: Split::new(NAMES) }
     }
 }
+
+/// The end of the epoch that was asked for: (epoch, exclusive end), or an error.
+fn result(
+    cx: &mut Cx<'_>,
+    route: Option<&Arc<TopicRoute>>,
+    partition: &Struct,
+    answers: &Answers<'_>,
+) -> Result<(i32, i64), i16> {
+    let route = route.ok_or(code::UNKNOWN_TOPIC_OR_PARTITION)?;
+    let index = partition.i32("Partition");
+    let timeline = route.timeline(index).ok_or(code::UNKNOWN_TOPIC_OR_PARTITION)?;
+    if route.frozen.is_some() {
+        return Err(code::LEADER_NOT_AVAILABLE);
+    }
+    // After a flip in the meantime, the epoch may be one of an older era by now.
+    if let Some((epoch, end)) = timeline.epoch_end(partition.i32("LeaderEpoch")) {
+        return Ok((epoch, end.0));
+    }
+    let answer = match answers.of(cx, route, index, route.owner) {
+        Said::Well(answer) => answer,
+        Said::Failed(error) => return Err(error),
+    };
+    let end = timeline.epoch_end_to_virtual(answer.i32("LeaderEpoch"), NativeOffset(answer.i64("EndOffset")));
+    end.map(|(epoch, end)| (epoch, end.0)).map_err(|_| code::LEADER_NOT_AVAILABLE)
+}
+
+fn native(timeline: &Timeline, epoch: i32) -> i32 {
+    match timeline.request_epoch(epoch) {
+        RequestEpoch::Native(epoch) | RequestEpoch::Unknown(epoch) => epoch,
+        RequestEpoch::Older(_) => -1,
+    }
+}
+
+impl Plan for OffsetForLeaderEpoch {
+    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
+        for topic in self.request.structs("Topics") {
+            let Some(route) = common::route_of(cx, topic, "Topic", false) else { continue };
+            for partition in topic.structs("Partitions") {
+                let index = partition.i32("Partition");
+                let Some(timeline) = route.timeline(index) else { continue };
+                if route.frozen.is_some() || timeline.epoch_end(partition.i32("LeaderEpoch")).is_some() {
+                    continue;
+                }
+                let mut element = partition.clone();
+                element.set("CurrentLeaderEpoch", native(timeline, partition.i32("CurrentLeaderEpoch")));
+                element.set("LeaderEpoch", native(timeline, partition.i32("LeaderEpoch")));
+                if let Some(upstream) = common::owner_upstream(cx, &route, index, Class::Produce) {
+                    self.split.add(upstream, &route, index, element);
+                }
+            }
+        }
+        self.split.asks(&self.request)
+    }
+
+    fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
+        let Some(mut response) = cx.empty_response() else { return Step::Done };
+        response.set("ThrottleTimeMs", split::throttle_ms(&answers));
+        let answers = self.split.answers(&answers);
+        for topic in self.request.structs("Topics") {
+            let route = common::route_of(cx, topic, "Topic", false);
+            let mut out = response.new_element("Topics");
+            out.set("Topic", topic.get("Topic").clone());
+            for partition in topic.structs("Partitions") {
+                let mut element = out.new_element("Partitions");
+                element.set("Partition", partition.i32("Partition"));
+                match result(cx, route.as_ref(), partition, &answers) {
+                    Ok((epoch, end)) => {
+                        element.set("LeaderEpoch", epoch);
+                        element.set("EndOffset", end);
+                    }
+                    Err(error) => element.set("ErrorCode", error),
+                }
+                out.push("Partitions", element);
+            }
+            response.push("Topics", out);
+        }
+        Step::Reply(response)
+    }
+
+    fn patience_ms(&self) -> i64 {
+        view::PATIENCE_MS
+    }
+}
+
+#[cfg(test)]
+mod tests;

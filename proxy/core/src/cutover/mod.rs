@@ -1,7 +1,7 @@
 //! The decisions of a flip: when a log is quiet, where the eras meet, and what refuses it. No input or output here:
 //! the shell reads the clusters in the order RULES R11 demands and shows what it read.
 
-use crate::ids::{ClusterSide, NativeOffset};
+use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::timeline::{Boundary, SealError, Timeline};
 
 /// What the leader of one partition said, in the order it was asked (RULES R11).
@@ -40,6 +40,8 @@ pub enum StartError {
     Grew { prepared: i64, now: i64 },
     #[error("the new owner's high watermark {high_watermark} is not its log end {log_end}")]
     NotReplicated { high_watermark: i64, log_end: i64 },
+    #[error("the new owner did not tell its log end")]
+    Unknown,
 }
 
 /// The end of a quiet log: all ends equal, one leader and epoch throughout.
@@ -64,6 +66,9 @@ pub fn quiet_end(expected: (i32, i32), reading: &Reading) -> Result<NativeOffset
 /// # Errors
 /// [`StartError`]: abort.
 pub fn start(prepared: i64, high_watermark: i64, log_end: i64) -> Result<NativeOffset, StartError> {
+    if log_end < 0 {
+        return Err(StartError::Unknown);
+    }
     if log_end != prepared {
         return Err(StartError::Grew { prepared, now: log_end });
     }
@@ -71,6 +76,27 @@ pub fn start(prepared: i64, high_watermark: i64, log_end: i64) -> Result<NativeO
         return Err(StartError::NotReplicated { high_watermark, log_end });
     }
     Ok(NativeOffset(log_end))
+}
+
+/// Why an offset-preserving copy cannot take over yet. Worth asking again until the hold bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the copy stands at {log_end} (high watermark {high_watermark}), the virtual log ends at {wanted}")]
+pub struct Behind {
+    pub wanted: i64,
+    pub high_watermark: i64,
+    pub log_end: i64,
+}
+
+/// Where the era of an offset-preserving copy starts (mode `identity`): exactly at the virtual end.
+///
+/// # Errors
+/// [`Behind`]: ask again, or abort.
+pub fn caught_up(wanted: VirtualOffset, high_watermark: i64, log_end: i64) -> Result<NativeOffset, Behind> {
+    if high_watermark == wanted.0 && log_end == wanted.0 {
+        Ok(NativeOffset(log_end))
+    } else {
+        Err(Behind { wanted: wanted.0, high_watermark, log_end })
+    }
 }
 
 /// What the next era of a partition is made of.
@@ -133,6 +159,16 @@ mod tests {
         assert_eq!(start(3, 3, 3), Ok(NativeOffset(3)));
         assert_eq!(start(3, 4, 4), Err(StartError::Grew { prepared: 3, now: 4 }));
         assert_eq!(start(3, 2, 3), Err(StartError::NotReplicated { high_watermark: 2, log_end: 3 }));
+        assert_eq!(start(-1, -1, -1), Err(StartError::Unknown));
+    }
+
+    #[test]
+    fn an_identical_copy_starts_exactly_at_the_virtual_end() {
+        assert_eq!(caught_up(VirtualOffset(9), 9, 9), Ok(NativeOffset(9)));
+        for (high_watermark, log_end) in [(8, 9), (8, 8), (9, 10), (10, 10), (-1, -1)] {
+            let behind = Behind { wanted: 9, high_watermark, log_end };
+            assert_eq!(caught_up(VirtualOffset(9), high_watermark, log_end), Err(behind));
+        }
     }
 
     #[test]
