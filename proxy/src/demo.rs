@@ -10,6 +10,8 @@ mod stage;
 mod verdict;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -44,25 +46,31 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     // Dropping the story drops its processes, and that kills them.
     let result = tokio::select! {
-        result = story(&args, &directory.0) => result,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+        result = story(&args, &directory) => result,
+        _ = tokio::signal::ctrl_c() => return Err(interrupted()),
+        _ = terminate.recv() => return Err(interrupted()),
     };
     if !matches!(result, Ok(true)) {
-        eprintln!("Logs, histories and the configuration are in {}", directory.0.display());
-        std::mem::forget(directory);
+        directory.keep.store(true, Ordering::Relaxed);
+        eprintln!("Logs, histories and the configuration are in {}", directory.path.display());
     }
     result
 }
 
-async fn story(args: &DemoArgs, directory: &Path) -> anyhow::Result<bool> {
+fn interrupted() -> anyhow::Error {
+    // A cluster that is just starting is waited for: it cannot be told to stop before it has.
+    eprintln!("Everything that was started is being ended.");
+    anyhow::anyhow!("interrupted; nothing is left running")
+}
+
+async fn story(args: &DemoArgs, directory: &Arc<Directory>) -> anyhow::Result<bool> {
     let repository = Repository::find()?;
     let between = Duration::from_secs(if args.short { 4 } else { 8 });
     println!("Two Kafka clusters and the client libraries are being prepared …");
     let (kinds, stage) = tokio::join!(drivers::choose(&repository, args.short), Stage::start(directory));
     let (kinds, mut stage) = (kinds?, stage?);
     stage.introduce();
-    let mut cast = start_clients(&repository, &stage, &kinds, directory).await?;
+    let mut cast = start_clients(&repository, &stage, &kinds, &directory.path).await?;
     let mut screen = Screen::new(stage.owner().await?);
     screen.until_everyone_works(&mut cast, CLIENTS_START).await?;
     screen.watch(&mut cast, between).await?;
@@ -117,20 +125,25 @@ async fn flip(
     Ok(())
 }
 
-/// The demo's own directory; removed when dropped.
-struct Directory(PathBuf);
+/// The demo's own directory; removed when the last who writes to it has ended, unless it is to be kept.
+struct Directory {
+    path: PathBuf,
+    keep: AtomicBool,
+}
 
 impl Directory {
-    fn create() -> anyhow::Result<Directory> {
+    fn create() -> anyhow::Result<Arc<Directory>> {
         let path = std::env::temp_dir().join(format!("crossover-demo-{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Directory(path))
+        Ok(Arc::new(Directory { path, keep: AtomicBool::new(false) }))
     }
 }
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        // What cannot be removed is litter in the temporary directory, no failure of the demo.
-        let _ = std::fs::remove_dir_all(&self.0);
+        if !self.keep.load(Ordering::Relaxed) {
+            // What cannot be removed is litter in the temporary directory, no failure of the demo.
+            let _ = std::fs::remove_dir_all(&self.path);
+        }
     }
 }

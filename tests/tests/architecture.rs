@@ -139,6 +139,37 @@ fn impurities_are_found() {
     }
 }
 
+/// The name an operator reads is the heading they look for.
+#[test]
+fn every_check_and_alarm_has_a_section_in_the_runbook() -> Result<()> {
+    let mut files = Vec::new();
+    collect(&repository().join("proxy/src"), &mut files)?;
+    let mut names = BTreeSet::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file)?;
+        for call in ["checks.add(", "checks.judge(", ".alarm("] {
+            let arguments =
+                text.split(call).skip(1).map(|rest| rest.trim_start().trim_start_matches("&format!("));
+            let calls = arguments.filter_map(|rest| rest.strip_prefix('"')?.split('"').next());
+            names.extend(calls.map(str::to_owned));
+        }
+    }
+    ensure!(names.len() > 12, "only {names:?} were found");
+    let runbook = std::fs::read_to_string(repository().join("docs/runbook.md"))?;
+    let headings: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("### ")).collect();
+    let named = |name: &str| {
+        let mut headings = headings.iter().map(|heading| heading.trim_end_matches(" †"));
+        headings.any(|heading| heading == name || heading.split(", ").any(|part| part == name))
+    };
+    for name in names.iter().flat_map(|name| match name.strip_prefix("{side}") {
+        Some(rest) => vec![format!("source{rest}"), format!("target{rest}")],
+        None => vec![name.clone()],
+    }) {
+        ensure!(named(&name), "docs/runbook.md has no section {name}");
+    }
+    Ok(())
+}
+
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in std::fs::read_dir(directory).with_context(|| directory.display().to_string())? {
         let path = entry?.path();

@@ -1,8 +1,9 @@
 //! Both clusters and the proxy between them.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -12,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::{PARTITIONS, TOPIC};
+use super::{Directory, PARTITIONS, TOPIC};
 
 const SOURCE_VERSION: &str = "3.9.2";
 const TARGET_VERSION: &str = "4.3.1";
@@ -37,9 +38,15 @@ pub(super) struct FlipRecord {
 pub(super) struct Stage {
     // Dropped in this order: the proxy before the brokers it is connected to.
     proxy: Child,
-    source: Cluster,
-    target: Cluster,
+    source: Started,
+    target: Started,
     ports: Ports,
+}
+
+/// A cluster, and the directory it writes to: dropped in this order.
+struct Started {
+    cluster: Cluster,
+    _directory: Arc<Directory>,
 }
 
 struct Ports {
@@ -50,21 +57,22 @@ struct Ports {
 
 impl Stage {
     /// Two clusters with the topic, and a proxy that is ready.
-    pub(super) async fn start(directory: &Path) -> anyhow::Result<Stage> {
+    pub(super) async fn start(directory: &Arc<Directory>) -> anyhow::Result<Stage> {
         let (source, target) = tokio::try_join!(
             start_cluster("source", SOURCE_VERSION, directory),
             start_cluster("target", TARGET_VERSION, directory)
         )?;
         let ports = choose_ports()?;
-        let config = directory.join("crossover.toml");
-        std::fs::write(&config, configuration(&source, &target, &ports, directory))?;
-        let proxy = start_proxy(&config, &directory.join("crossover.log")).await?;
+        let path = &directory.path;
+        let config = path.join("crossover.toml");
+        std::fs::write(&config, configuration(&source.cluster, &target.cluster, &ports, path))?;
+        let proxy = start_proxy(&config, &path.join("crossover.log")).await?;
         Ok(Stage { proxy, source, target, ports })
     }
 
     pub(super) fn introduce(&self) {
-        println!("Source: Kafka {SOURCE_VERSION}, {BROKERS} brokers, {}", self.source.bootstrap());
-        println!("Target: Kafka {TARGET_VERSION}, {BROKERS} brokers, {}", self.target.bootstrap());
+        println!("Source: Kafka {SOURCE_VERSION}, {BROKERS} brokers, {}", self.source.cluster.bootstrap());
+        println!("Target: Kafka {TARGET_VERSION}, {BROKERS} brokers, {}", self.target.cluster.bootstrap());
         println!("Crossover: clients connect to {}, operators to {}", self.clients_address(), self.admin());
     }
 
@@ -73,11 +81,11 @@ impl Stage {
     }
 
     pub(super) fn source_address(&self) -> String {
-        self.source.bootstrap()
+        self.source.cluster.bootstrap()
     }
 
     pub(super) fn target_address(&self) -> String {
-        self.target.bootstrap()
+        self.target.cluster.bootstrap()
     }
 
     fn admin(&self) -> String {
@@ -128,18 +136,14 @@ impl Stage {
     }
 }
 
-async fn start_cluster(name: &str, version: &str, directory: &Path) -> anyhow::Result<Cluster> {
-    let directory: PathBuf = directory.join(name);
-    let spec = ClusterSpec {
-        name: name.to_owned(),
-        directory: Some(directory),
-        ..ClusterSpec::new(version, BROKERS)
-    };
+async fn start_cluster(name: &str, version: &str, directory: &Arc<Directory>) -> anyhow::Result<Started> {
+    let (place, directory) = (Some(directory.path.join(name)), Arc::clone(directory));
+    let spec = ClusterSpec { name: name.to_owned(), directory: place, ..ClusterSpec::new(version, BROKERS) };
     let started = tokio::task::spawn_blocking(move || {
         let cluster = Cluster::start(&spec)?;
         cluster.create_topic(TOPIC, i32::from(PARTITIONS), i16::from(BROKERS), &[])?;
         cluster.wait_in_sync(TOPIC)?;
-        Ok::<_, crossover_harness::HarnessError>(cluster)
+        Ok::<_, crossover_harness::HarnessError>(Started { cluster, _directory: directory })
     });
     started.await?.with_context(|| format!("start the {name} cluster"))
 }
