@@ -1,7 +1,7 @@
 //! What a flip would do, and what speaks against it. The same checks run before every flip.
 
 use super::Control;
-use super::boundary::Lead;
+use super::boundary::{Lead, Part, Quiet};
 use super::client::request;
 use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
 use crossover_core::api::key;
@@ -471,41 +471,7 @@ impl Control {
             }
         };
         self.check_idle_side(checks, routes, &new, to, force).await;
-        let deadline = Instant::now() + SETTLE;
-        let mut problem;
-        let mut took;
-        // Under live traffic the high watermark trails the log end; it must reach an end it was seen to trail.
-        let mut first_ends: Option<BTreeMap<super::boundary::Part, i64>> = None;
-        loop {
-            let started = Instant::now();
-            problem = match self.read_quiet(from, &old).await {
-                Ok(quiet) if quiet.iter().any(|q| q.transaction) => {
-                    Some("a producer has an open transaction".to_owned())
-                }
-                Ok(quiet) => {
-                    let ends = first_ends.get_or_insert_with(|| {
-                        quiet.iter().map(|q| (q.lead.part.clone(), q.reading.log_end)).collect()
-                    });
-                    let end = |q: &super::boundary::Quiet| ends.get(&q.lead.part).copied().unwrap_or(0);
-                    let open = quiet.iter().find(|q| q.reading.high_watermark < end(q));
-                    open.map(|q| {
-                        format!(
-                            "{}-{}: high watermark {} stays behind log end {}",
-                            q.lead.part.0,
-                            q.lead.part.1,
-                            q.reading.high_watermark,
-                            end(q)
-                        )
-                    })
-                }
-                Err(problem) => Some(format!("{problem:#}")),
-            };
-            took = started.elapsed();
-            if problem.is_none() || Instant::now() > deadline {
-                break;
-            }
-            tokio::time::sleep(REREAD_PAUSE).await;
-        }
+        let (problem, took) = self.settle(from, &old).await;
         let fine = format!("{} partitions answer in {:.1} ms", old.len(), took.as_secs_f64() * 1000.0);
         checks.judge(
             "log-ends",
@@ -514,6 +480,37 @@ impl Control {
             "wait until the followers have caught up, or look at the brokers",
         );
         Some(took.as_secs_f64() * 1000.0 + 2.0)
+    }
+
+    /// Reads the logs until every high watermark has reached the log end it was first seen to trail (RULES R10); under
+    /// live traffic it always trails a little. Gives what is wrong, and how long the last reading took.
+    async fn settle(&self, from: ClusterSide, old: &[Lead]) -> (Option<String>, Duration) {
+        let begun = Instant::now();
+        let mut first: Option<(Instant, BTreeMap<Part, i64>)> = None;
+        loop {
+            let started = Instant::now();
+            let read = self.read_quiet(from, old).await;
+            let took = started.elapsed();
+            let problem = match read {
+                Err(problem) => Some(format!("{problem:#}")),
+                Ok(quiet) if quiet.iter().any(|q| q.transaction) => {
+                    Some("a producer has an open transaction".to_owned())
+                }
+                Ok(quiet) => {
+                    let (_, ends) = first.get_or_insert_with(|| {
+                        let ends = quiet.iter().map(|q| (q.lead.part.clone(), q.reading.log_end));
+                        (Instant::now(), ends.collect())
+                    });
+                    quiet.iter().find_map(|q| trails(q, ends))
+                }
+            };
+            // A slow reading must not use up the time: only one that began after it can say that nothing has moved.
+            let since = first.as_ref().map_or(begun, |(at, _)| *at);
+            if problem.is_none() || started >= since + SETTLE {
+                return (problem, took);
+            }
+            tokio::time::sleep(REREAD_PAUSE).await;
+        }
     }
 
     async fn check_idle_side(
@@ -582,4 +579,15 @@ impl Control {
     fn default_side(&self) -> ClusterSide {
         self.runtime.snapshot().routes.rules.default_side
     }
+}
+
+fn trails(quiet: &Quiet, ends: &BTreeMap<Part, i64>) -> Option<String> {
+    let end = ends.get(&quiet.lead.part).copied().unwrap_or(0);
+    let (name, partition) = &quiet.lead.part;
+    let watermark = quiet.reading.high_watermark;
+    (watermark < end).then(|| {
+        format!(
+            "{name}-{partition}: high watermark {watermark} has not reached log end {end} within {SETTLE:?}"
+        )
+    })
 }
