@@ -136,8 +136,7 @@ pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
 }
 
 fn advertised(source: &Topology, target: &Topology) -> ApiRanges {
-    let group_protocol = policy::shares_group_protocol([&source.features, &target.features]);
-    policy::advertised(&source.api_ranges, &target.api_ranges, group_protocol)
+    policy::advertised(&source.api_ranges, &target.api_ranges)
 }
 
 /// Features both clusters have finalized, at the lower level.

@@ -32,6 +32,8 @@ pub(super) struct Finder {
     pub(super) group: String,
     pub(super) class: Class,
     until_ms: Option<i64>,
+    /// A lookup is under way: a second one would send the request twice.
+    looking: bool,
     /// Ask for the coordinator even on the home's side.
     pub(super) exact: bool,
 }
@@ -47,7 +49,7 @@ pub(super) enum Found {
 
 impl Finder {
     pub(super) fn new(group: String, class: Class) -> Finder {
-        Finder { group, class, until_ms: None, exact: false }
+        Finder { group, class, until_ms: None, looking: false, exact: false }
     }
 
     pub(super) fn find(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Found {
@@ -62,6 +64,10 @@ impl Finder {
         if cx.now_ms >= until {
             return Found::Nowhere;
         }
+        if self.looking {
+            cx.wake_at(until);
+            return Found::Later;
+        }
         let version =
             cx.snapshot.topology(home).api_ranges.range(key::FIND_COORDINATOR).map_or(0, |r| r.1.min(3));
         let asked = cx.any_upstream(home).is_some_and(|upstream| {
@@ -69,6 +75,7 @@ impl Finder {
             body.set("Key", self.group.as_str());
             cx.call(upstream, key::FIND_COORDINATOR, version, &body, LOOKUP)
         });
+        self.looking = asked;
         if !asked {
             cx.refresh(home);
             cx.wake_at(cx.now_ms + RETRY_MS);
@@ -78,6 +85,7 @@ impl Finder {
 
     /// Takes in the answer of a lookup. False: look again at the next wake.
     pub(super) fn found(&mut self, cx: &mut Cx<'_>, home: ClusterSide, answer: Answer) -> bool {
+        self.looking = false;
         if let Answer::Frame { frame, body_at, version } = answer
             && let Ok(response) = cx.decode(key::FIND_COORDINATOR, &frame, body_at, version)
             && response.i16("ErrorCode") == code::NONE
@@ -169,6 +177,7 @@ impl<A: GroupApi> Operation for GroupCall<A> {
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
         match part {
+            LOOKUP if self.sent_to.is_some() => Step::Pending,
             LOOKUP => {
                 if self.finder.found(cx, self.home, answer) {
                     self.go(cx)

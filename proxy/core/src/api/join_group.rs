@@ -177,6 +177,7 @@ impl Operation for JoinGroup {
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
         match part {
+            LOOKUP if self.parked_ms.is_none() && self.sent_to.is_some() => Step::Pending,
             LOOKUP if self.parked_ms.is_none() => {
                 if self.finder.found(cx, self.home, answer) {
                     self.go(cx)

@@ -22,6 +22,7 @@ mod list_groups;
 mod list_offsets;
 mod metadata;
 mod offset_commit;
+mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 pub mod policy;
@@ -113,6 +114,7 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::TXN_OFFSET_COMMIT => Opened::new(GroupCall::new(txn_offset_commit::TxnOffsetCommit::new(body))),
         key::DESCRIBE_GROUPS => Opened::new(GroupCall::new(plain(body, "Groups", Class::Produce))),
         key::DELETE_GROUPS => Opened::new(GroupCall::new(plain(body, "GroupsNames", Class::Produce))),
+        key::OFFSET_DELETE => Opened::new(GroupCall::new(offset_delete::OffsetDelete(body))),
         key::LIST_GROUPS => Opened::new(fan::Fan::new(list_groups::ListGroups::new(body))),
         _ => Opened::new(relay::Relay::new(body)),
     })

@@ -3,10 +3,8 @@
 //! Source: `org.apache.kafka.common.protocol.ApiKeys` of Kafka 4.1; RULES R28, R30. `docs/protocol-coverage.md` is made
 //! from this table.
 
-use crate::ids::ClusterSide;
 use crate::node::ApiRanges;
 use crate::schema;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 /// How an API is dealt with.
@@ -244,10 +242,9 @@ impl ApiKey {
                 (Translate, "At the owner's leader, producer ids as clients know them.")
             }
             ApiKey::DescribeTransactions | ApiKey::ListTransactions => (Pass, OWN_NODE),
-            ApiKey::ConsumerGroupHeartbeat | ApiKey::ConsumerGroupDescribe => (
-                Translate,
-                "At the group's home side, topic ids translated. Advertised only where both clusters finalize group.version 1.",
-            ),
+            ApiKey::ConsumerGroupHeartbeat | ApiKey::ConsumerGroupDescribe => {
+                (Refuse, "The KIP-848 group protocol is not offered yet; classic groups are.")
+            }
             ApiKey::DescribeTopicPartitions => (BothSides, "As Metadata, in pages."),
             ApiKey::SaslHandshake | ApiKey::SaslAuthenticate => (Refuse, SASL),
             ApiKey::CreateDelegationToken
@@ -325,20 +322,14 @@ pub fn supported() -> ApiRanges {
 
 /// What clients are offered: what the proxy and both clusters can. A cluster that was never seen sets no bound, unless
 /// neither was: then only ApiVersions is offered.
-///
-/// `group_protocol`: both clusters finalize `group.version` 1 or above (see [`shares_group_protocol`]).
 #[must_use]
-pub fn advertised(source: &ApiRanges, target: &ApiRanges, group_protocol: bool) -> ApiRanges {
+pub fn advertised(source: &ApiRanges, target: &ApiRanges) -> ApiRanges {
     let mut ranges = match (source.0.is_empty(), target.0.is_empty()) {
         (true, true) => ApiRanges::default(),
         (false, true) => supported().intersect(source),
         (true, false) => supported().intersect(target),
         (false, false) => supported().intersect(source).intersect(target),
     };
-    if !group_protocol {
-        ranges.0.remove(&(ApiKey::ConsumerGroupHeartbeat as i16));
-        ranges.0.remove(&(ApiKey::ConsumerGroupDescribe as i16));
-    }
     // The proxy answers it itself, whatever the clusters speak.
     if let Some(own) = ApiKey::ApiVersions.versions() {
         ranges.0.insert(ApiKey::ApiVersions as i16, own);
@@ -349,14 +340,6 @@ pub fn advertised(source: &ApiRanges, target: &ApiRanges, group_protocol: bool) 
         ranges.0.insert(ApiKey::Produce as i16, (min.max(table.versions.min), max));
     }
     ranges
-}
-
-/// Whether both clusters finalize the new group protocol (KIP-848); by [`ClusterSide::index`].
-#[must_use]
-pub fn shares_group_protocol(features: [&BTreeMap<String, (i16, i16)>; 2]) -> bool {
-    let has =
-        |side: ClusterSide| features[side.index()].get("group.version").is_some_and(|(_, max)| *max >= 1);
-    ClusterSide::BOTH.into_iter().all(has)
 }
 
 /// `docs/protocol-coverage.md`.
@@ -398,7 +381,9 @@ mod tests {
             assert!(request.versions.contains(max) && response.versions.contains(max), "key {key}");
             assert!(request.versions.contains(min) || key == 0, "key {key}");
         }
-        for key in [17, 27, 36, 38, 43, 45, 46, 55, 57, 64, 71, 72, 76, 77, 78, 79, 80, 88, 89, 90, 91, 92] {
+        for key in
+            [17, 27, 36, 38, 43, 45, 46, 55, 57, 64, 68, 69, 71, 72, 76, 77, 78, 79, 80, 88, 89, 90, 91, 92]
+        {
             assert_eq!(supported().range(key), None, "key {key}");
         }
     }
@@ -410,12 +395,11 @@ mod tests {
         let target =
             ranges(&[(0, (0, 13)), (3, (2, 13)), (18, (0, 4)), (68, (0, 1)), (76, (1, 1)), (75, (0, 0))]);
         let none = ApiRanges::default();
-        assert_eq!(advertised(&source, &target, false), ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4))]));
-        assert_eq!(advertised(&source, &target, true).range(68), Some((0, 1)));
-        assert_eq!(advertised(&none, &target, false).range(75), Some((0, 0)));
-        assert_eq!(advertised(&none, &none, true), ranges(&[(18, (0, 4))]));
+        assert_eq!(advertised(&source, &target), ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4))]));
+        assert_eq!(advertised(&none, &target).range(75), Some((0, 0)));
+        assert_eq!(advertised(&none, &none), ranges(&[(18, (0, 4))]));
         let newer = ranges(&[(0, (1, 13))]);
-        assert_eq!(advertised(&newer, &target, false).range(0), Some((3, 13)));
+        assert_eq!(advertised(&newer, &target).range(0), Some((3, 13)));
     }
 
     #[test]
