@@ -18,6 +18,8 @@ const START_MAX: Duration = Duration::from_secs(90);
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// Seen before the first flip, so that cold brokers and JVMs are not taken for the proxy.
 const WARM: usize = 400;
+/// How often a flip is repeated that was refused because followers lag.
+const REPEATS_MAX: u32 = 5;
 /// Belongs to a flip: the command, and this long after it.
 const AFTER_US: i64 = 1_000_000;
 
@@ -117,7 +119,7 @@ impl Traffic {
         sleep(between);
         for verb in ["cutover", "rollback"].into_iter().cycle().take(flips) {
             let began = now_us();
-            let records = flip(rig, verb, &[TOPIC])?;
+            let records = flip_when_quiet(rig, verb)?;
             let window = (began, now_us() + AFTER_US);
             let control = (2 * window.0 - window.1, window.0);
             let hold_ms = hold(&records)?;
@@ -157,6 +159,21 @@ impl Traffic {
             consumers.push(history);
         }
         Ok(Histories { producers, consumers, written })
+    }
+}
+
+/// Does what the remedy of `log-ends` says: on a machine with many times more load than processors, followers may lag for
+/// longer than the dry run waits, and the flip is refused before anybody is held. Any other refusal is a failure.
+fn flip_when_quiet(rig: &Rig, verb: &str) -> Result<Vec<Value>> {
+    let mut repeats = 0..REPEATS_MAX;
+    loop {
+        match flip(rig, verb, &[TOPIC]) {
+            Err(refused) if refused.to_string().contains("log-ends:") && repeats.next().is_some() => {
+                println!("{verb} is repeated, followers lag; {}: {refused}", machine_load());
+                sleep(Duration::from_secs(3));
+            }
+            result => return result,
+        }
     }
 }
 
