@@ -1,6 +1,7 @@
 //! What the plan says of a cluster that does not replicate.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
+use crossover_harness::rig::Rig;
 use crossover_tests::{one_at_a_time, rig, wait_count};
 use std::time::Duration;
 
@@ -12,14 +13,9 @@ fn r10_a_stalled_follower_refuses_the_flip() -> Result<()> {
     let _turn = one_at_a_time();
     let mut rig = rig("3.9.2", "4.3.1", 2)?;
     rig.keep = true;
-    // Broker 1 is the controller; a topic is needed that it leads.
-    let names = ["t0", "t1", "t2", "t3", "t4", "t5", "t6", "t7"];
-    for name in names {
-        rig.source.create_topic(name, 1, 2, &[])?;
-        rig.target.create_topic(name, 1, 2, &[])?;
-    }
-    let led = |name: &&str| matches!(rig.source.topic(name), Ok(Some(t)) if t.partitions.iter().all(|p| p.leader == 1));
-    let topic = names.into_iter().find(led).context("broker 1 leads none of the topics")?;
+    // Broker 1 is the controller and must go on. While it is still joining, every topic is led by the other one.
+    let topic = led_by_broker_1(&rig)?;
+    let topic = topic.as_str();
     let args = [
         "--topic",
         topic,
@@ -36,7 +32,7 @@ fn r10_a_stalled_follower_refuses_the_flip() -> Result<()> {
     ];
     let mut producer = rig.driver("java-3.9.2", "producer", "p1", &args)?;
     wait_count(&mut producer, "P.ok", 100, WAIT)?;
-    let plan = |rig: &crossover_harness::rig::Rig| -> Result<String> {
+    let plan = |rig: &Rig| -> Result<String> {
         let output = rig.crossover(&["plan", topic, "--json"])?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
@@ -52,4 +48,20 @@ fn r10_a_stalled_follower_refuses_the_flip() -> Result<()> {
     ensure!(refused.contains("has not reached log end"), "not refused: {refused}");
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
     Ok(())
+}
+
+/// Creates topics on both sides until broker 1 of the source leads one.
+fn led_by_broker_1(rig: &Rig) -> Result<String> {
+    for number in 0..60 {
+        let name = format!("t{number}");
+        rig.source.create_topic(&name, 1, 2, &[])?;
+        if rig.source.topic(&name)?.is_some_and(|t| t.partitions.iter().all(|p| p.leader == 1)) {
+            rig.source.wait_in_sync(&name)?;
+            rig.target.create_topic(&name, 1, 2, &[])?;
+            rig.target.wait_in_sync(&name)?;
+            return Ok(name);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    bail!("broker 1 leads none of the topics")
 }

@@ -273,8 +273,10 @@ impl Control {
         resource.set("ResourceName", physical);
         resource.set("ConfigurationKeys", Value::Array(None));
         body.push("Resources", resource);
-        let answer =
-            self.client.call(&self.any_address(side)?, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
+        // Its leader must be up for a flip; any other broker may hang.
+        let leader = self.topology(side).leader(physical, 0).and_then(|id| self.address(side, id).ok());
+        let at = leader.map_or_else(|| self.any_address(side), Ok)?;
+        let answer = self.client.call(&at, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
         let mut all = BTreeMap::new();
         for result in answer.structs("Results") {
             let error = result.i16("ErrorCode");
