@@ -107,15 +107,11 @@ async fn start(
 ) -> Result<OperationView, ApiError> {
     let kind = if to == ClusterSide::Target { OperationKind::Cutover } else { OperationKind::Rollback };
     let id = claim(control, expected, kind)?;
-    let mut view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
+    let view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
     let snapshot = control.runtime.snapshot();
     let there = |t: &String| snapshot.routes.topic(t).is_some_and(|r| r.owner == to);
     if request.topics.iter().all(there) {
-        view.state = OperationState::Done;
-        view.finished_ms = Some(control.now());
-        control.show(&view);
-        control.unclaim();
-        return Ok(view);
+        return Ok(already_done(control, view));
     }
     control.show(&view);
     let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
@@ -267,16 +263,21 @@ fn move_group(
         new_operation(control, &id, OperationKind::GroupMove, to, Vec::new(), vec![request.group.clone()]);
     let group: Arc<str> = Arc::from(request.group);
     if control.runtime.snapshot().group_home(&group) == to {
-        view.state = OperationState::Done;
-        view.finished_ms = Some(control.now());
-        control.show(&view);
-        control.unclaim();
-        return Ok(view);
+        return Ok(already_done(control, view));
     }
     control.show(&view);
     let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
     tokio::spawn(async move { claimed.control.move_group(&group, to, &mut view).await });
     Ok(shown)
+}
+
+/// Ends an operation whose result holds already.
+fn already_done(control: &Control, mut view: OperationView) -> OperationView {
+    view.state = OperationState::Done;
+    view.finished_ms = Some(control.now());
+    control.show(&view);
+    control.unclaim();
+    view
 }
 
 fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation, ApiError> {

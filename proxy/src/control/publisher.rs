@@ -4,7 +4,7 @@ use super::{Control, State};
 use crossover_config::{Config, Mode, RoutePattern, Side};
 use crossover_core::api::policy;
 use crossover_core::ids::{ClusterSide, VirtualNode};
-use crossover_core::node::{ApiRanges, NodeMap, Topology};
+use crossover_core::node::{NodeMap, Topology};
 use crossover_core::route::{
     GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, Snapshot, Timelines, TopicRoute,
 };
@@ -115,11 +115,7 @@ pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
     let routes = route_table(rules, state);
     let ports =
         state.ports.iter().map(|((side, broker), port)| (VirtualNode::new(*side, *broker), *port)).collect();
-    let nodes = NodeMap {
-        host: config.listener.advertised_host.clone(),
-        bootstrap_port: config.listener.bootstrap.port,
-        ports,
-    };
+    let nodes = NodeMap { host: config.listener.advertised_host.clone(), ports };
     let id = state.cluster_ids[0].clone().or_else(|| state.cluster_ids[1].clone()).unwrap_or_default();
     let [source, target] = &state.topologies;
     Snapshot {
@@ -129,14 +125,10 @@ pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
         groups: Arc::new(GroupTable { homes: state.homes.clone(), moving: state.moving.clone() }),
         nodes: Arc::new(nodes),
         cluster_id: Arc::from(id),
-        advertised: Arc::new(advertised(source, target)),
+        advertised: Arc::new(policy::advertised(&source.api_ranges, &target.api_ranges)),
         features: Arc::new(shared_features(source, target)),
         preparing: Arc::new(state.preparing.clone()),
     }
-}
-
-fn advertised(source: &Topology, target: &Topology) -> ApiRanges {
-    policy::advertised(&source.api_ranges, &target.api_ranges)
 }
 
 /// Features both clusters have finalized, at the lower level.

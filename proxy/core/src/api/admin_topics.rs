@@ -5,7 +5,7 @@
 //! `CreatePartitionsRequest.json`.
 
 use super::common;
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::key;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, TopicId, VirtualNode};
@@ -195,8 +195,7 @@ impl Plan for TopicsChange {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         let mut changed = Vec::new();
         for entry in &self.entries {
             let out = self.result(cx, entry, &answers, response.new_element(self.results));

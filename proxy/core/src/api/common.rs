@@ -45,6 +45,14 @@ pub fn to_virtual(topic: &mut Struct, name_field: &str, id_field: &str, route: &
     topic.set(id_field, route.virtual_id);
 }
 
+/// Puts the names of a response's `Topics` into what clients see.
+pub fn names_to_virtual(cx: &Cx<'_>, response: &mut Struct, side: ClusterSide) {
+    for topic in response.structs_mut("Topics") {
+        let name = cx.snapshot.routes.virtual_name(side, topic.str("Name")).to_owned();
+        topic.set("Name", name);
+    }
+}
+
 /// Where produce of a partition goes now: to the client's own broker where that is of the owner, which then judges
 /// its leadership itself, else by a companion to the owner's leader. `None` while no leader is known.
 #[must_use]

@@ -4,7 +4,7 @@
 //! Source: KIP-133, KIP-339, `DescribeConfigsRequest.json`, `AlterConfigsRequest.json`.
 
 use super::common;
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::key;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualNode};
@@ -104,8 +104,7 @@ impl Plan for Configs {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         for (resource, place) in self.request.structs("Resources").zip(&self.places) {
             let mut out = response.new_element(self.results);
             match place {

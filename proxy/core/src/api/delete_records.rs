@@ -186,26 +186,13 @@ impl Plan for DeleteRecords {
     }
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
-        let Some(mut response) = cx.empty_response() else { return Step::Done };
-        response.set("ThrottleTimeMs", split::throttle_ms(&answers));
-        let answers = self.split.answers(&answers);
         let mut planned = self.planned.iter().copied();
-        for topic in self.request.structs("Topics") {
-            let route = common::route_of(cx, topic, "Name", false);
-            let mut out = response.new_element("Topics");
-            out.set("Name", topic.get("Name").clone());
-            for partition in topic.structs("Partitions") {
-                let planned = planned.next().unwrap_or(Err(code::LEADER_NOT_AVAILABLE));
-                let result = DeleteRecords::result(cx, route.as_ref(), partition, planned, &answers);
-                let mut element = out.new_element("Partitions");
-                element.set("PartitionIndex", partition.i32("PartitionIndex"));
-                element.set("LowWatermark", result.unwrap_or(-1));
-                element.set("ErrorCode", result.err().unwrap_or(code::NONE));
-                out.push("Partitions", element);
-            }
-            response.push("Topics", out);
-        }
-        Step::Reply(response)
+        self.split.merge(cx, &self.request, &answers, |cx, route, partition, answers, element| {
+            let planned = planned.next().unwrap_or(Err(code::LEADER_NOT_AVAILABLE));
+            let result = DeleteRecords::result(cx, route, partition, planned, answers);
+            element.set("LowWatermark", result.unwrap_or(-1));
+            element.set("ErrorCode", result.err().unwrap_or(code::NONE));
+        })
     }
 
     fn patience_ms(&self) -> i64 {

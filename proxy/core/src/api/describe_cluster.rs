@@ -34,16 +34,7 @@ impl Operation for DescribeCluster {
             response.set("EndpointType", self.request.get("EndpointType").clone());
             return Step::Reply(response);
         }
-        for broker in view::brokers(cx) {
-            let mut out = response.new_element("Brokers");
-            out.set("BrokerId", broker.node.to_virtual());
-            out.set("Host", broker.host);
-            out.set("Port", i32::from(broker.port));
-            out.set("Rack", broker.rack);
-            response.push("Brokers", out);
-        }
-        response.set("ClusterId", &cx.snapshot.cluster_id);
-        response.set("ControllerId", view::controller(cx));
+        view::describe(cx, &mut response, "BrokerId");
         Step::Reply(response)
     }
 

@@ -3,7 +3,7 @@
 //! Source: KIP-664, `DescribeProducersResponse.json`; RULES R6.
 
 use super::common;
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
 use crate::ids::NativeOffset;
@@ -108,8 +108,7 @@ impl Plan for DescribeProducers {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         for topic in self.request.structs("Topics") {
             let mut out = response.new_element("Topics");
             out.set("Name", topic.get("Name").clone());

@@ -3,7 +3,7 @@
 //! Source: KIP-966, `DescribeTopicPartitionsRequest.json`, `DescribeTopicPartitionsResponse.json`.
 
 use super::common;
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
 use crate::ids::ClusterSide;
@@ -110,8 +110,7 @@ impl Plan for DescribeTopicPartitions {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         let limit = self.request.i32("ResponsePartitionLimit").clamp(1, PAGE_MAX);
         let mut room = usize::try_from(limit).unwrap_or(1);
         let cursor = self.request.opt_struct("Cursor");

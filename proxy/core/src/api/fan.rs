@@ -90,3 +90,8 @@ impl<P: Plan> Operation for Fan<P> {
         self.finish(cx)
     }
 }
+
+/// The longest throttle time of all parts (RULES R33).
+pub(super) fn throttle_ms(answers: &[Option<Struct>]) -> i32 {
+    answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0)
+}

@@ -3,7 +3,7 @@
 //! Source: KIP-699 (batches), `FindCoordinatorRequest.json`, `FindCoordinatorResponse.json`.
 
 use super::common;
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualNode};
@@ -113,8 +113,7 @@ impl Plan for FindCoordinator {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         for key in self.keys(cx) {
             let found = self.coordinator(cx, &key, &answers, response.new_element("Coordinators"));
             if FindCoordinator::is_batch(cx) {

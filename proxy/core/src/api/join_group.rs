@@ -21,8 +21,8 @@ pub(super) struct JoinGroup {
     /// Since when it waits for the new home.
     parked_ms: Option<i64>,
     next_keep_alive_ms: i64,
-    /// The member id at the old home, once the request goes to the new one.
-    spliced: Option<String>,
+    /// The request goes to the new home, on the member's behalf.
+    spliced: bool,
 }
 
 impl JoinGroup {
@@ -35,7 +35,7 @@ impl JoinGroup {
             sent_to: None,
             parked_ms: None,
             next_keep_alive_ms: 0,
-            spliced: None,
+            spliced: false,
         }
     }
 
@@ -99,7 +99,7 @@ impl JoinGroup {
             self.home = now;
             self.finder.exact = true;
             self.request.set("MemberId", "");
-            self.spliced = Some(member);
+            self.spliced = true;
         }
         self.go(cx)
     }
@@ -141,12 +141,12 @@ impl JoinGroup {
                 cx.shared.groups.alive(&group, member, generation, Some(timeout), cx.now_ms);
                 Step::Reply(response)
             }
-            code::MEMBER_ID_REQUIRED if self.spliced.is_some() => {
+            code::MEMBER_ID_REQUIRED if self.spliced => {
                 self.request.set("MemberId", response.str("MemberId"));
                 self.go(cx)
             }
             code::NOT_COORDINATOR | code::COORDINATOR_NOT_AVAILABLE | code::COORDINATOR_LOAD_IN_PROGRESS
-                if (!native || self.spliced.is_some()) && !self.finder.is_over(cx) =>
+                if (!native || self.spliced) && !self.finder.is_over(cx) =>
             {
                 self.again(cx)
             }

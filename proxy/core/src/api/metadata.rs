@@ -3,7 +3,7 @@
 //!
 //! Source: `MetadataRequest.json`, `MetadataResponse.json`; KIP-516 (topic ids); RULES R22, R30, R32.
 
-use super::fan::{Ask, Plan};
+use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, TopicId};
@@ -169,18 +169,8 @@ impl Plan for Metadata {
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
-        for broker in view::brokers(cx) {
-            let mut out = response.new_element("Brokers");
-            out.set("NodeId", broker.node.to_virtual());
-            out.set("Host", broker.host);
-            out.set("Port", i32::from(broker.port));
-            out.set("Rack", broker.rack);
-            response.push("Brokers", out);
-        }
-        response.set("ClusterId", &cx.snapshot.cluster_id);
-        response.set("ControllerId", view::controller(cx));
-        let throttle = answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0);
-        response.set("ThrottleTimeMs", throttle);
+        view::describe(cx, &mut response, "NodeId");
+        response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
         if let Some(own) = self.answer_of(&answers, cx.core.node.side) {
             let operations: Value = own.get("ClusterAuthorizedOperations").clone();
             response.set("ClusterAuthorizedOperations", operations);

@@ -44,17 +44,21 @@ impl GroupApi for OffsetCommit {
         self.original.str("GroupId").to_owned()
     }
 
-    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+    fn local(&mut self, cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
         let moving = cx.snapshot.groups.moving.contains_key(self.original.str("GroupId"));
         if moving && self.original.i32("GenerationIdOrMemberEpoch") == -1 {
             let topics = self.original.structs("Topics");
             self.plan.refused = topics.map(|t| refuse(t, code::UNKNOWN_MEMBER_ID)).collect();
             return self.reply(cx);
         }
-        let mut probe = self.original.clone();
-        self.plan = to_home(&cx.snapshot.routes, home, &mut probe, cx.header.api_version >= 10);
-        let nothing = self.plan.routes.is_empty() && !self.plan.refused.is_empty();
-        if nothing { self.reply(cx) } else { None }
+        let (routes, by_id) = (&cx.snapshot.routes, cx.header.api_version >= 10);
+        let usable = |t| usable_route(routes, t, by_id).is_some();
+        if self.original.array("Topics").is_empty() || self.original.structs("Topics").any(usable) {
+            return None;
+        }
+        let topics = self.original.structs("Topics");
+        self.plan.refused = topics.map(|t| refuse(t, unknown_topic(by_id))).collect();
+        self.reply(cx)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
@@ -83,14 +87,8 @@ fn to_home(routes: &RouteTable, home: ClusterSide, request: &mut Struct, by_id: 
     let Some(topics) = request.array_mut("Topics") else { return plan };
     topics.retain_mut(|value| {
         let Value::Struct(Some(topic)) = value else { return false };
-        let found = if by_id {
-            routes.topic_by_id(crate::ids::TopicId(topic.uuid("TopicId")))
-        } else {
-            routes.topic(topic.str("Name"))
-        };
-        let Some(route) = found.filter(|r| r.frozen.is_none() && all_known(r, topic)).cloned() else {
-            let error = if by_id { code::UNKNOWN_TOPIC_ID } else { code::UNKNOWN_TOPIC_OR_PARTITION };
-            plan.refused.push(refuse(topic, error));
+        let Some(route) = usable_route(routes, topic, by_id).cloned() else {
+            plan.refused.push(refuse(topic, unknown_topic(by_id)));
             return false;
         };
         for partition in topic.structs_mut("Partitions") {
@@ -113,8 +111,20 @@ fn to_home(routes: &RouteTable, home: ClusterSide, request: &mut Struct, by_id: 
     plan
 }
 
-fn all_known(route: &TopicRoute, topic: &Struct) -> bool {
-    topic.structs("Partitions").all(|p| route.timeline(p.i32("PartitionIndex")).is_some())
+/// The route of a topic all of whose partitions can be committed.
+fn usable_route<'a>(routes: &'a RouteTable, topic: &Struct, by_id: bool) -> Option<&'a Arc<TopicRoute>> {
+    let found = if by_id {
+        routes.topic_by_id(crate::ids::TopicId(topic.uuid("TopicId")))
+    } else {
+        routes.topic(topic.str("Name"))
+    };
+    let known =
+        |r: &TopicRoute| topic.structs("Partitions").all(|p| r.timeline(p.i32("PartitionIndex")).is_some());
+    found.filter(|r| r.frozen.is_none() && known(r))
+}
+
+fn unknown_topic(by_id: bool) -> i16 {
+    if by_id { code::UNKNOWN_TOPIC_ID } else { code::UNKNOWN_TOPIC_OR_PARTITION }
 }
 
 /// Puts a response back into what clients see, and gives the commits that were accepted.

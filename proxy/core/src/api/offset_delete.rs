@@ -23,10 +23,7 @@ impl GroupApi for OffsetDelete {
     }
 
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
-        for topic in response.structs_mut("Topics") {
-            let name = cx.snapshot.routes.virtual_name(home, topic.str("Name")).to_owned();
-            topic.set("Name", name);
-        }
+        common::names_to_virtual(cx, &mut response, home);
         Step::Reply(response)
     }
 }

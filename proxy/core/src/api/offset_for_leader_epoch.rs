@@ -4,7 +4,7 @@
 
 use super::common;
 use super::fan::{Ask, Plan};
-use super::split::{self, Answers, Names, Said, Split};
+use super::split::{Answers, Names, Said, Split};
 use super::view;
 use crate::error_code as code;
 use crate::ids::NativeOffset;
@@ -85,28 +85,15 @@ impl Plan for OffsetForLeaderEpoch {
     }
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
-        let Some(mut response) = cx.empty_response() else { return Step::Done };
-        response.set("ThrottleTimeMs", split::throttle_ms(&answers));
-        let answers = self.split.answers(&answers);
-        for topic in self.request.structs("Topics") {
-            let route = common::route_of(cx, topic, "Topic", false);
-            let mut out = response.new_element("Topics");
-            out.set("Topic", topic.get("Topic").clone());
-            for partition in topic.structs("Partitions") {
-                let mut element = out.new_element("Partitions");
-                element.set("Partition", partition.i32("Partition"));
-                match result(cx, route.as_ref(), partition, &answers) {
-                    Ok((epoch, end)) => {
-                        element.set("LeaderEpoch", epoch);
-                        element.set("EndOffset", end);
-                    }
-                    Err(error) => element.set("ErrorCode", error),
+        self.split.merge(cx, &self.request, &answers, |cx, route, partition, answers, element| {
+            match result(cx, route, partition, answers) {
+                Ok((epoch, end)) => {
+                    element.set("LeaderEpoch", epoch);
+                    element.set("EndOffset", end);
                 }
-                out.push("Partitions", element);
+                Err(error) => element.set("ErrorCode", error),
             }
-            response.push("Topics", out);
-        }
-        Step::Reply(response)
+        })
     }
 
     fn patience_ms(&self) -> i64 {

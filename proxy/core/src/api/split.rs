@@ -2,13 +2,13 @@
 //!
 //! One partition may be asked of both sides: the parts are known by (virtual topic, partition, side).
 
-use super::fan::Ask;
-use super::fetch_entry;
+use super::fan::{self, Ask};
+use super::{common, fetch_entry};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::route::TopicRoute;
 use crate::schema::Struct;
-use crate::session::{Class, Cx, UpstreamKey};
+use crate::session::{Class, Cx, Step, UpstreamKey};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -112,6 +112,34 @@ impl Split {
     }
 }
 
+impl Split {
+    /// Puts the client's answer together in the order of its request; `fill` completes a partition's element.
+    pub(super) fn merge(
+        &self,
+        cx: &mut Cx<'_>,
+        request: &Struct,
+        answers: &[Option<Struct>],
+        mut fill: impl FnMut(&mut Cx<'_>, Option<&Arc<TopicRoute>>, &Struct, &Answers<'_>, &mut Struct),
+    ) -> Step {
+        let Some(mut response) = cx.empty_response() else { return Step::Done };
+        response.set("ThrottleTimeMs", fan::throttle_ms(answers));
+        let answers = self.answers(answers);
+        for topic in request.structs("Topics") {
+            let route = common::route_of(cx, topic, self.names.topic, false);
+            let mut out = response.new_element("Topics");
+            out.set(self.names.topic, topic.get(self.names.topic).clone());
+            for partition in topic.structs("Partitions") {
+                let mut element = out.new_element("Partitions");
+                element.set(self.names.partition, partition.i32(self.names.partition));
+                fill(cx, route.as_ref(), partition, &answers, &mut element);
+                out.push("Partitions", element);
+            }
+            response.push("Topics", out);
+        }
+        Step::Reply(response)
+    }
+}
+
 impl<'a> Answers<'a> {
     /// What `side` said of a partition. Where the client's own broker is not the leader its error passes, and the
     /// client looks for the leader; where a companion's is not, that is the proxy's to put right.
@@ -134,11 +162,6 @@ impl<'a> Answers<'a> {
             error => Said::Failed(error),
         }
     }
-}
-
-/// The longest throttle time of all parts (RULES R33).
-pub(super) fn throttle_ms(answers: &[Option<Struct>]) -> i32 {
-    answers.iter().flatten().map(|a| a.i32("ThrottleTimeMs")).max().unwrap_or(0)
 }
 
 /// The leader on a side that does not own the partition (any more); `None` while that side is down.

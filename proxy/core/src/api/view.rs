@@ -36,6 +36,20 @@ pub(super) fn brokers<'a>(cx: &'a Cx<'_>) -> impl Iterator<Item = Broker<'a>> {
     })
 }
 
+/// Brokers, cluster id and controller of the virtual cluster; `id_field` is what the API calls a broker's id.
+pub(super) fn describe(cx: &Cx<'_>, response: &mut Struct, id_field: &str) {
+    for broker in brokers(cx) {
+        let mut out = response.new_element("Brokers");
+        out.set(id_field, broker.node.to_virtual());
+        out.set("Host", broker.host);
+        out.set("Port", i32::from(broker.port));
+        out.set("Rack", broker.rack);
+        response.push("Brokers", out);
+    }
+    response.set("ClusterId", &cx.snapshot.cluster_id);
+    response.set("ControllerId", controller(cx));
+}
+
 /// The virtual id of a live broker to send controller requests to, of the default side if that is reachable; −1
 /// where none is known.
 pub(super) fn controller(cx: &Cx<'_>) -> i32 {

@@ -155,7 +155,7 @@ fn snapshot() -> Snapshot {
             homes: BTreeMap::from([(Arc::from("at-target"), Target)]),
             moving: BTreeMap::from([(Arc::from("on-the-way"), Target)]),
         }),
-        nodes: Arc::new(NodeMap { host: PROXY.to_owned(), bootstrap_port: 20_000, ports: ports.collect() }),
+        nodes: Arc::new(NodeMap { host: PROXY.to_owned(), ports: ports.collect() }),
         cluster_id: Arc::from("virtual-cluster"),
         advertised: Arc::new(ApiRanges(ranges.collect())),
         features: Arc::new(BTreeMap::new()),

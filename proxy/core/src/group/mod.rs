@@ -69,20 +69,18 @@ impl GroupRegistry {
             return;
         }
         let mut groups = self.lock();
+        if let Some(known) = groups.get_mut(group).and_then(|g| g.members.get_mut(member)) {
+            known.generation = generation;
+            known.seen_ms = now_ms;
+            known.session_timeout_ms = session_timeout_ms.unwrap_or(known.session_timeout_ms);
+            return;
+        }
         let total: usize = groups.values().map(|g| g.members.len()).sum();
         let group = groups.entry(Arc::from(group)).or_default();
-        match group.members.get_mut(member) {
-            Some(known) => {
-                known.generation = generation;
-                known.seen_ms = now_ms;
-                known.session_timeout_ms = session_timeout_ms.unwrap_or(known.session_timeout_ms);
-            }
-            None if total < MEMBERS_MAX => {
-                let session_timeout_ms = session_timeout_ms.unwrap_or(45_000);
-                let known = Member { generation, seen_ms: now_ms, session_timeout_ms, parked: false };
-                group.members.insert(member.to_owned(), known);
-            }
-            None => {}
+        if total < MEMBERS_MAX {
+            let session_timeout_ms = session_timeout_ms.unwrap_or(45_000);
+            let known = Member { generation, seen_ms: now_ms, session_timeout_ms, parked: false };
+            group.members.insert(member.to_owned(), known);
         }
     }
 

@@ -11,8 +11,6 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeMap {
     pub host: String,
-    /// The port of the bootstrap address, given to clients when a node has no port of its own yet.
-    pub bootstrap_port: u16,
     pub ports: BTreeMap<VirtualNode, u16>,
 }
 

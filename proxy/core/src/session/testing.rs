@@ -243,7 +243,7 @@ fn snapshot() -> Snapshot {
         topologies,
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable::default()),
-        nodes: Arc::new(NodeMap { host: "proxy".to_owned(), bootstrap_port: 9092, ports }),
+        nodes: Arc::new(NodeMap { host: "proxy".to_owned(), ports }),
         cluster_id: Arc::from("virtual"),
         advertised: Arc::new(ranges()),
         features: Arc::new(BTreeMap::new()),
