@@ -82,17 +82,15 @@ pub fn flip(rig: &Rig, verb: &str, topics: &[&str]) -> Result<Vec<Value>> {
 /// Not in time, or the driver has ended.
 pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    while driver.count(event) < count {
+    loop {
+        let seen = driver.count(event);
+        if seen >= count {
+            return Ok(());
+        }
         ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
-        ensure!(
-            Instant::now() < deadline,
-            "{}: {} of {count} {event} in {limit:?}",
-            driver.name,
-            driver.count(event)
-        );
+        ensure!(Instant::now() < deadline, "{}: {seen} of {count} {event} in {limit:?}", driver.name);
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
 }
 
 /// Runs the independent checker over histories and both clusters' logs; gives what it printed.

@@ -7,7 +7,7 @@ mod plan_refusals;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use crossover_tests::live::{KINDS, Traffic, create_topic, group, wait_end};
 use crossover_tests::measure::machine_load;
 use crossover_tests::{one_at_a_time, rig};
@@ -35,9 +35,8 @@ fn live_slice() -> Result<()> {
     println!("all clients work; {}", machine_load());
     let flips = traffic.flip(&rig, flips(2)?, BETWEEN)?;
     let histories = traffic.finish()?;
-    histories.print_pauses(&flips)?;
+    histories.pauses(&flips)?.iter().for_each(|client| println!("{client}"));
     histories.judge(&rig)?;
-    ensure!(flips.iter().all(|flip| flip.hold_ms.is_some()), "an operation does not say how long it held");
     rig.keep = false;
     Ok(())
 }

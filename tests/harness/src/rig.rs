@@ -1,6 +1,7 @@
 //! Two clusters, a running Crossover between them, and client drivers: what the demo and the end-to-end tests share.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
@@ -49,6 +50,16 @@ pub struct Driver {
     pub history: PathBuf,
     child: Child,
     stdin: Option<ChildStdin>,
+    tally: Tally,
+}
+
+/// How often each event occurs in a history that grows. Reads only what is new.
+#[derive(Default)]
+struct Tally {
+    read_to: u64,
+    /// Not yet ended by a line end.
+    rest: Vec<u8>,
+    counts: HashMap<String, usize>,
 }
 
 fn io(what: &str) -> impl FnOnce(std::io::Error) -> HarnessError + '_ {
@@ -136,7 +147,7 @@ impl Rig {
         command.stdin(Stdio::piped()).stdout(log).stderr(copy);
         let mut child = command.spawn().map_err(io("a driver"))?;
         let stdin = child.stdin.take();
-        Ok(Driver { name: name.to_owned(), history, child, stdin })
+        Ok(Driver { name: name.to_owned(), history, child, stdin, tally: Tally::default() })
     }
 
     /// The process id of the proxy.
@@ -197,9 +208,9 @@ impl Driver {
     }
 
     /// Lines of its history that carry an event.
-    #[must_use]
-    pub fn count(&self, event: &str) -> usize {
-        count(&self.history, event)
+    pub fn count(&mut self, event: &str) -> usize {
+        let _ = self.tally.read_on(&self.history);
+        self.tally.counts.get(event).copied().unwrap_or_default()
     }
 
     /// Whether it still runs.
@@ -218,6 +229,22 @@ impl Drop for Driver {
             }
             let _ = self.child.wait();
         }
+    }
+}
+
+impl Tally {
+    fn read_on(&mut self, history: &Path) -> std::io::Result<()> {
+        let mut file = std::fs::File::open(history)?;
+        file.seek(SeekFrom::Start(self.read_to))?;
+        let new = file.read_to_end(&mut self.rest)?;
+        self.read_to += u64::try_from(new).unwrap_or_default();
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines = self.rest.drain(..whole).collect::<Vec<u8>>();
+        for line in lines.split(|byte| *byte == b'\n') {
+            let Some(event) = line.split(|byte| *byte == b'\t').nth(1) else { continue };
+            *self.counts.entry(String::from_utf8_lossy(event).into_owned()).or_default() += 1;
+        }
+        Ok(())
     }
 }
 
