@@ -288,7 +288,7 @@ pub fn wait_end(mut driver: Driver, limit: Duration) -> Result<PathBuf> {
 /// When clients began to wait, unix microseconds.
 fn fenced_at_us(record: &Value) -> Result<i64> {
     let steps = record["steps"].as_array().context("the record has no steps")?;
-    let fence = steps.iter().find(|step| step["name"] == "fence").context("there was no fence")?;
+    let fence = steps.iter().find(|step| step["name"] == "FENCE").context("there was no fence")?;
     Ok(fence["at_ms"].as_i64().context("the fence has no time")? * 1000)
 }
 

@@ -41,7 +41,7 @@ fn live_slice() -> Result<()> {
     Ok(())
 }
 
-/// History that lies in four eras on two clusters is one log to a group that comes later.
+/// History that lies in four eras (or as many as `CROSSOVER_FLIPS` makes) on two clusters is one log to a late group.
 #[test]
 fn history_from_earliest() -> Result<()> {
     let _turn = one_at_a_time();
@@ -51,7 +51,7 @@ fn history_from_earliest() -> Result<()> {
     // The writers' own groups are not needed here.
     let writers = KINDS.map(|kind| crossover_tests::live::Kind { has_group: false, ..kind });
     let mut traffic = Traffic::start(&rig, &writers[..3], RATE)?;
-    traffic.flip(&rig, 3, Duration::from_secs(3))?;
+    traffic.flip(&rig, flips(3)?, Duration::from_secs(3))?;
     let mut histories = traffic.finish()?;
     let all = histories.written.to_string();
     let readers = KINDS.iter().filter(|kind| kind.has_group);
