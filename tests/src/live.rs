@@ -54,6 +54,7 @@ pub const KINDS: [Kind; 7] = [
 pub struct Traffic {
     pub producers: Vec<Driver>,
     pub consumers: Vec<Driver>,
+    flips: usize,
 }
 
 /// One flip as it was measured.
@@ -85,7 +86,7 @@ impl Traffic {
     /// # Errors
     /// One of them does not work through the proxy.
     pub fn start(rig: &Rig, kinds: &[Kind], rate: u32) -> Result<Traffic> {
-        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new() };
+        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new(), flips: 0 };
         for kind in kinds.iter().filter(|kind| kind.has_group) {
             traffic.consumers.push(group(rig, kind, "live", &[])?);
         }
@@ -110,7 +111,7 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// `flips` flips in turn, the first a cutover, with `between` before, between and after them.
+    /// `flips` flips in turn, the very first a cutover, with `between` before, between and after them.
     ///
     /// # Errors
     /// A flip fails, or a client ends.
@@ -118,7 +119,9 @@ impl Traffic {
         let mut done = Vec::new();
         let around = |at_us: i64| (at_us - HALF_US, at_us + HALF_US);
         sleep(between);
-        for verb in ["cutover", "rollback"].into_iter().cycle().take(flips) {
+        for _ in 0..flips {
+            let verb = if self.flips.is_multiple_of(2) { "cutover" } else { "rollback" };
+            self.flips += 1;
             let began = now_us();
             let records = flip_when_quiet(rig, verb)?;
             let record = records.first().context("the command printed no record")?;
