@@ -1,5 +1,6 @@
 //! What the end-to-end tests share.
 
+pub mod faults;
 pub mod live;
 pub mod measure;
 
@@ -58,6 +59,29 @@ pub fn rig_with(source: &str, target: &str, brokers: u8, extra_config: &str) -> 
         crossover: binary("crossover")?,
         repository: repository(),
         extra_config: extra_config.to_owned(),
+        relayed: false,
+    })?;
+    Ok(rig)
+}
+
+/// As [`rig`], with a relay in front of each broker.
+///
+/// # Errors
+/// Something does not start.
+pub fn relayed_rig(source: &str, target: &str, brokers: u8, properties: &[(&str, &str)]) -> Result<Rig> {
+    let properties: Vec<_> = properties.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let spec = |version: &str, name: &str| ClusterSpec {
+        name: name.to_owned(),
+        properties: properties.clone(),
+        ..ClusterSpec::new(version, brokers)
+    };
+    let rig = Rig::start(RigSpec {
+        source: spec(source, "source"),
+        target: spec(target, "target"),
+        crossover: binary("crossover")?,
+        repository: repository(),
+        extra_config: String::new(),
+        relayed: true,
     })?;
     Ok(rig)
 }
