@@ -2,6 +2,7 @@
 
 mod admin_topics;
 mod api_versions;
+mod both_sides;
 pub mod common;
 mod configs;
 mod delete_records;
