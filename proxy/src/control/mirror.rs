@@ -201,3 +201,40 @@ impl Control {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending() -> Pending {
+        let mut pending = Pending::default();
+        for (group, topic, partition) in [("g", "a", 0), ("g", "a", 1), ("g", "b", 0), ("h", "a", 0)] {
+            let (group, topic) = (Arc::from(group), Arc::from(topic));
+            pending.add(CommitMirror { group, topic, partition, position: 1, metadata: String::new() });
+        }
+        pending
+    }
+
+    fn left(pending: &mut Pending, group: &str) -> Vec<(String, i32)> {
+        let commits = pending.take(group).unwrap_or_default();
+        commits.into_keys().map(|(topic, partition)| (topic.to_string(), partition)).collect()
+    }
+
+    #[test]
+    fn r27_commits_that_are_deleted_are_not_copied_afterwards() {
+        let mut all = pending();
+        all.forget("g", None);
+        assert_eq!((left(&mut all, "g").len(), left(&mut all, "h").len(), all.count), (0, 1, 0));
+        let mut some = pending();
+        some.forget("g", Some(&[(Arc::from("a"), 0), (Arc::from("b"), 0)]));
+        assert_eq!(left(&mut some, "g"), [("a".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn r26_commits_of_a_deleted_topic_are_not_copied_afterwards() {
+        let mut pending = pending();
+        pending.forget_topic("a");
+        assert_eq!(left(&mut pending, "g"), [("b".to_owned(), 0)]);
+        assert_eq!((left(&mut pending, "h").len(), pending.count), (0, 0));
+    }
+}

@@ -185,7 +185,10 @@ impl ApiKey {
             ApiKey::Metadata => {
                 (BothSides, "Each topic from its owner; the brokers of both sides at the proxy's addresses.")
             }
-            ApiKey::OffsetCommit | ApiKey::OffsetFetch | ApiKey::OffsetDelete => (
+            ApiKey::OffsetDelete => {
+                (Translate, "At the group's home side, then the copies of the commits at the other side.")
+            }
+            ApiKey::OffsetCommit | ApiKey::OffsetFetch => (
                 Translate,
                 "At the group's home side; positions are stored native with a tag and shown virtual.",
             ),
@@ -196,7 +199,11 @@ impl ApiKey {
             ApiKey::JoinGroup | ApiKey::Heartbeat | ApiKey::LeaveGroup | ApiKey::SyncGroup => {
                 (Translate, COORDINATOR)
             }
-            ApiKey::DescribeGroups | ApiKey::DeleteGroups => (Translate, COORDINATOR),
+            ApiKey::DescribeGroups => (Translate, "Each group at its coordinator on its home side."),
+            ApiKey::DeleteGroups => (
+                Translate,
+                "Each group at its coordinator on its home side, then the copies of its commits at the other side.",
+            ),
             ApiKey::ListGroups => (BothSides, "The groups of both sides, each shown by its home side only."),
             ApiKey::ApiVersions => (Answer, "What the proxy and both clusters share."),
             ApiKey::CreateTopics => (Translate, "On the side that the route rules give the topic to."),
