@@ -12,6 +12,7 @@ mod plan;
 mod publisher;
 mod seed;
 pub(crate) mod topology;
+mod transactions;
 mod watch;
 
 pub(crate) use backend::AdminBackend;
