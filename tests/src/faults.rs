@@ -113,9 +113,9 @@ pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
     let deadline = Instant::now() + FLOWS_MAX;
     let all = traffic.producers.iter_mut().map(|p| (p, "P.ok"));
     let all = all.chain(traffic.consumers.iter_mut().map(|c| (c, "C.poll")));
-    for (client, event) in all {
-        let from = client.count(event);
-        while client.count(event) < from + FLOWS {
+    let all: Vec<_> = all.map(|(client, event)| (client.count(event) + FLOWS, client, event)).collect();
+    for (wanted, client, event) in all {
+        while client.count(event) < wanted {
             ensure!(client.is_alive(), "{} has ended: see {}", client.name, client.history.display());
             ensure!(Instant::now() < deadline, "{} stands still", client.name);
             sleep(Duration::from_millis(20));

@@ -80,7 +80,8 @@ pub fn relayed_rig(source: &str, target: &str, brokers: u8, properties: &[(&str,
         target: spec(target, "target"),
         crossover: binary("crossover")?,
         repository: repository(),
-        extra_config: String::new(),
+        // Flips follow each other quickly here, and a kill of the proxy is not followed by late arrivals.
+        extra_config: "[timeouts]\nloss_grace_ms = 2000\n".to_owned(),
         relayed: true,
     })?;
     Ok(rig)

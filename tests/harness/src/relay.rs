@@ -27,6 +27,9 @@ pub enum Fault {
     None,
     /// Each piece is passed on this much later, in both directions.
     Late(Duration),
+    /// As `Late`, but only requests, and only on connections that began with a produce request: clients begin with
+    /// others, so these are the proxy's companions.
+    LateCompanions(Duration),
     /// Requests arrive, answers are swallowed.
     DropAnswers,
     /// Nothing passes in either direction; connections stay open.
@@ -181,10 +184,10 @@ impl Shared {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             let Some(piece) = buffer.get(..count) else { break };
-            if !self.wait_until_passing(requests.is_some()) {
+            let produced = requests.as_mut().is_some_and(|requests| requests.ends_produce(piece));
+            if !self.wait_until_passing(requests.as_ref()) {
                 continue;
             }
-            let produced = requests.as_mut().is_some_and(|requests| requests.ends_produce(piece));
             if to.write_all(piece).is_err() {
                 break;
             }
@@ -199,7 +202,7 @@ impl Shared {
     }
 
     /// Waits while the fault says so; false when the piece is not to be passed on at all.
-    fn wait_until_passing(&self, is_request: bool) -> bool {
+    fn wait_until_passing(&self, requests: Option<&Requests>) -> bool {
         loop {
             let (fault, ended) = {
                 let state = self.state();
@@ -212,7 +215,13 @@ impl Shared {
                     thread::sleep(by);
                     return true;
                 }
-                Fault::DropAnswers => return is_request,
+                Fault::LateCompanions(by) => {
+                    if requests.is_some_and(|requests| requests.began_with_produce == Some(true)) {
+                        thread::sleep(by);
+                    }
+                    return true;
+                }
+                Fault::DropAnswers => return requests.is_some(),
                 Fault::Stall => thread::sleep(LOOK),
             }
         }
@@ -238,6 +247,7 @@ struct Requests {
     /// Of the current request, still to come.
     left: usize,
     is_produce: bool,
+    began_with_produce: Option<bool>,
 }
 
 impl Requests {
@@ -256,6 +266,7 @@ impl Requests {
                 }
                 let length = usize::try_from(i32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(2);
                 self.is_produce = key == PRODUCE;
+                self.began_with_produce.get_or_insert(self.is_produce);
                 self.left = length.saturating_sub(PRODUCE.len());
                 self.head.clear();
             }
