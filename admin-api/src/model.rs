@@ -135,6 +135,8 @@ model! {
         pub companions: u32,
         /// Producers with a connection to the former owner.
         pub producers_not_moved: u32,
+        /// Why every request for it gets a retriable error; absent when it is served.
+        pub frozen: Option<String>,
         pub partitions: Vec<PartitionView>,
     }
 

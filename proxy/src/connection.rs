@@ -6,7 +6,7 @@ use crate::upstream::{self, Dial, UpstreamEvent};
 use bytes::{Bytes, BytesMut};
 use crossover_core::ids::VirtualNode;
 use crossover_core::producer::gate::SessionId;
-use crossover_core::session::{CloseReason, Effect, Event, Limits, Session, UpstreamId};
+use crossover_core::session::{CloseReason, Effect, Errand, Event, Limits, Session, Ticket, UpstreamId};
 use crossover_core::wire::frame::FrameDecoder;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -257,6 +257,7 @@ impl Connection {
         match event {
             UpstreamEvent::Connected(upstream) => self.apply(Event::Connected { upstream }),
             UpstreamEvent::Frame(upstream, frame) => self.apply(Event::Answer { upstream, frame }),
+            UpstreamEvent::ErrandDone(ticket, done) => self.apply(Event::ErrandDone { ticket, done }),
             UpstreamEvent::Lost(upstream) => {
                 // One that this side ended is not in the map any more, and not lost.
                 if self.upstreams.remove(&upstream).is_some() {
@@ -310,6 +311,7 @@ impl Connection {
                 Effect::GateDrained => self.runtime.drained.notify_one(),
                 Effect::Refresh(side) => self.control(ControlEvent::Refresh(side)),
                 Effect::Mirror(commits) => self.control(ControlEvent::Mirror(commits)),
+                Effect::Errand { ticket, errand } => self.run_errand(ticket, errand),
                 Effect::HoldExpired { topic, partition, reason } => {
                     self.runtime.metrics.holds_expired.add(1);
                     warn!(%topic, partition, ?reason, "a held batch was not sent in time");
@@ -331,6 +333,17 @@ impl Connection {
         let linger = Duration::from_millis(ORPHAN_MS.unsigned_abs());
         let dial = Dial { id, host, port, connect: self.runtime.config.timeouts.connect, linger };
         tokio::spawn(upstream::run(dial, frames, self.events.clone()));
+    }
+
+    fn run_errand(&self, ticket: Ticket, errand: Errand) {
+        let asker = self.events.clone();
+        let event = ControlEvent::Errand { ticket, errand, asker: asker.clone() };
+        if self.runtime.control.try_send(event).is_err() {
+            self.runtime.metrics.control_dropped.add(1);
+            let busy = UpstreamEvent::ErrandDone(ticket, Err("the control tasks are busy".to_owned()));
+            // Not from here: the channel may be full, and this task is the one that empties it.
+            tokio::spawn(async move { asker.send(busy).await });
+        }
     }
 
     fn control(&self, event: ControlEvent) {

@@ -1,12 +1,13 @@
 //! What every task of the process shares: the published snapshot, the core's shared state, the sessions, the clock.
 
 use crate::telemetry::Metrics;
+use crate::upstream::UpstreamEvent;
 use arc_swap::ArcSwap;
 use crossover_config::Config;
 use crossover_core::ids::{ClusterSide, VirtualNode};
 use crossover_core::producer::gate::SessionId;
 use crossover_core::route::Snapshot;
-use crossover_core::session::{ClientIdentity, CommitMirror, Shared};
+use crossover_core::session::{ClientIdentity, CommitMirror, Errand, Shared, Ticket};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,8 @@ pub(crate) enum ControlEvent {
     Refresh(ClusterSide),
     /// Commits at a group's home, for the other side.
     Mirror(Vec<CommitMirror>),
+    /// What an operation of a connection waits for. One that found no room is told so.
+    Errand { ticket: Ticket, errand: Errand, asker: mpsc::Sender<UpstreamEvent> },
 }
 
 /// Shared by all tasks of one process.

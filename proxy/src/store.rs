@@ -3,7 +3,7 @@
 
 use anyhow::{Context, bail};
 use crossover_admin_api::model::LedgerEntry;
-use crossover_core::ids::{ClusterSide, TopicId};
+use crossover_core::ids::{ClusterSide, TopicId, VirtualOffset};
 use crossover_core::producer::carry::Carry;
 use crossover_core::route::LinkMode;
 use crossover_core::timeline::Timeline;
@@ -20,6 +20,8 @@ const TOPICS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("topics");
 const CARRY: TableDefinition<'_, (&str, i32), &[u8]> = TableDefinition::new("carry");
 const GROUPS: TableDefinition<'_, &str, &str> = TableDefinition::new("groups");
 const PORTS: TableDefinition<'_, (u8, i32), u16> = TableDefinition::new("ports");
+/// (topic, partition) → (timeline id, floor): beside the timelines, so that a SEAL never lowers one (RULES R25).
+const FLOORS: TableDefinition<'_, (&str, i32), (u64, i64)> = TableDefinition::new("floors");
 const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
 
 const FORMAT: &str = "1";
@@ -48,6 +50,17 @@ struct TopicRecord {
     timelines: Vec<Vec<u8>>,
 }
 
+/// Below which virtual offset nothing of a partition shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Floor {
+    /// It says nothing of a topic that was created again.
+    pub(crate) timeline_id: u64,
+    pub(crate) offset: VirtualOffset,
+}
+
+/// Floors by topic and partition.
+pub(crate) type Floors = BTreeMap<(Arc<str>, i32), Floor>;
+
 /// What a start finds.
 #[derive(Default)]
 pub(crate) struct Restored {
@@ -55,6 +68,7 @@ pub(crate) struct Restored {
     pub(crate) revision: u64,
     pub(crate) topics: BTreeMap<Arc<str>, StoredTopic>,
     pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
+    pub(crate) floors: Floors,
     pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     /// The operation whose intent was written and that was neither sealed nor aborted.
@@ -123,6 +137,7 @@ impl Store {
             write.open_table(GROUPS)?;
             write.open_table(PORTS)?;
             write.open_table(LEDGER)?;
+            write.open_table(FLOORS)?;
         }
         write.commit()?;
         Ok(store)
@@ -157,6 +172,12 @@ impl Store {
             let (at, bytes) = row?;
             let (topic, partition) = at.value();
             out.carry.push((Arc::from(topic), partition, Carry::decode(bytes.value())?));
+        }
+        for row in read.open_table(FLOORS)?.iter()? {
+            let (at, floor) = row?;
+            let ((topic, partition), (timeline_id, offset)) = (at.value(), floor.value());
+            let floor = Floor { timeline_id, offset: VirtualOffset(offset) };
+            out.floors.insert((Arc::from(topic), partition), floor);
         }
         for row in read.open_table(GROUPS)?.iter()? {
             let (group, side) = row?;
@@ -232,6 +253,54 @@ impl Store {
         Ok(write)
     }
 
+    /// Raises floors; one that is higher already stays.
+    pub(crate) fn raise_floors(&self, floors: &Floors) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut table = write.open_table(FLOORS)?;
+            for ((topic, partition), floor) in floors {
+                let at = (&**topic, *partition);
+                let known = table.get(at)?.map(|known| known.value());
+                let higher = known.is_some_and(|(id, at)| id == floor.timeline_id && at >= floor.offset.0);
+                if !higher {
+                    table.insert(at, (floor.timeline_id, floor.offset.0))?;
+                }
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    /// A topic has more partitions than it had.
+    pub(crate) fn put_topic(
+        &self,
+        name: &str,
+        topic: &StoredTopic,
+        entry: &LedgerEntry,
+    ) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            write
+                .open_table(TOPICS)?
+                .insert(name, serde_json::to_vec(&TopicRecord::of(topic))?.as_slice())?;
+            write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
+    /// A topic was deleted: nothing of it stays.
+    pub(crate) fn forget_topic(&self, name: &str, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            write.open_table(TOPICS)?.remove(name)?;
+            let all = (name, i32::MIN)..=(name, i32::MAX);
+            write.open_table(CARRY)?.retain_in(all.clone(), |_, _| false)?;
+            write.open_table(FLOORS)?.retain_in(all, |_, _| false)?;
+            write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
+            write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
     pub(crate) fn put_home(
         &self,
         group: &str,
@@ -302,5 +371,86 @@ impl TopicRecord {
             native_ids: self.native_ids.map(TopicId),
             timelines: timelines.collect::<anyhow::Result<_>>()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (Store, std::path::PathBuf) {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let directory = std::env::temp_dir().join(format!("crossover-store-{}-{number}", std::process::id()));
+        (Store::open(&directory).expect("opened"), directory)
+    }
+
+    fn entry() -> LedgerEntry {
+        LedgerEntry {
+            sequence: 1,
+            at_ms: 0,
+            kind: "topic-deleted".to_owned(),
+            operation: None,
+            revision: 1,
+            from: None,
+            to: None,
+            boundary: None,
+            text: String::new(),
+        }
+    }
+
+    fn floor(timeline_id: u64, offset: i64) -> Floors {
+        let floor = Floor { timeline_id, offset: VirtualOffset(offset) };
+        Floors::from([((Arc::from("orders"), 0), floor)])
+    }
+
+    #[test]
+    fn r25_a_floor_survives_a_restart_never_sinks_and_is_of_one_topic_only() {
+        let (store, directory) = store();
+        store.raise_floors(&floor(7, 40)).expect("stored");
+        store.raise_floors(&floor(7, 30)).expect("stored");
+        drop(store);
+        let store = Store::open(&directory).expect("opened again");
+        assert_eq!(store.restore().expect("restored").floors, floor(7, 40));
+        // Deleted and created again: the new topic starts at 0.
+        store.raise_floors(&floor(8, 5)).expect("stored");
+        assert_eq!(store.restore().expect("restored").floors, floor(8, 5));
+        let _ = std::fs::remove_dir_all(directory);
+    }
+
+    #[test]
+    fn r26_nothing_of_a_deleted_topic_stays() {
+        let (store, directory) = store();
+        let orders: Arc<str> = Arc::from("orders");
+        let timeline = Arc::new(Timeline::initial(7, ClusterSide::Source));
+        let topic = StoredTopic {
+            owner: ClusterSide::Source,
+            mode: LinkMode::Continue,
+            physical: [Arc::clone(&orders), Arc::clone(&orders)],
+            virtual_id: TopicId::ZERO,
+            native_ids: [TopicId::ZERO; 2],
+            timelines: vec![timeline],
+        };
+        let names = ["orders", "orders-2"].map(Arc::<str>::from);
+        let carry = names.iter().flat_map(|n| [0, 3].map(|p| (Arc::clone(n), p, Carry::default())));
+        let seal = Seal {
+            revision: 1,
+            topics: names.iter().map(|n| (Arc::clone(n), topic.clone())).collect(),
+            carry: carry.collect(),
+            ledger: Vec::new(),
+        };
+        assert!(store.seal(&seal).is_ok());
+        store.raise_floors(&floor(7, 40)).expect("stored");
+        store.forget_topic("orders", 2, &entry()).expect("stored");
+        let left = store.restore().expect("restored");
+        assert_eq!(left.topics.keys().map(|n| &**n).collect::<Vec<_>>(), ["orders-2"]);
+        assert_eq!(
+            left.carry.iter().map(|c| (&*c.0, c.1)).collect::<Vec<_>>(),
+            [("orders-2", 0), ("orders-2", 3)]
+        );
+        assert!(left.floors.is_empty());
+        assert_eq!(left.revision, 2);
+        let _ = std::fs::remove_dir_all(directory);
     }
 }

@@ -1,7 +1,7 @@
 //! One connection to a broker, on behalf of one client connection.
 
 use bytes::{Bytes, BytesMut};
-use crossover_core::session::UpstreamId;
+use crossover_core::session::{ErrandDone, Ticket, UpstreamId};
 use crossover_core::wire::frame::FrameDecoder;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,13 +15,15 @@ const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Writes are gathered up to this size.
 const GATHER_BYTES_MAX: usize = 256 * 1024;
 
-/// What an upstream tells its client's connection.
+/// What an upstream, or a control task, tells a client's connection.
 #[derive(Debug)]
 pub(crate) enum UpstreamEvent {
     Connected(UpstreamId),
     Frame(UpstreamId, Bytes),
     /// Sent once, last.
     Lost(UpstreamId),
+    /// An errand of the connection is done, or cannot be done.
+    ErrandDone(Ticket, ErrandDone),
 }
 
 /// Where a broker is, and how long to try.

@@ -95,6 +95,11 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
         out.push('\n');
         out.push_str(&render(&["PRODUCER NOT MOVED", "CLIENT ID", "SOFTWARE", "PEER"], &rows));
     }
+    for topic in &status.topics {
+        if let Some(why) = &topic.frozen {
+            out.push_str(&format!("\nFROZEN topic {}: {}\n", clean(&topic.name), clean(why)));
+        }
+    }
     for alarm in &status.alarms {
         out.push_str(&format!(
             "\nALARM {} since {}: {}\n  remedy: {}\n",

@@ -149,6 +149,7 @@ fn status(owner: Side) -> Status {
             target_topic: "orders".into(),
             companions: 4,
             producers_not_moved: 0,
+            frozen: None,
             partitions: vec![PartitionView {
                 partition: 0,
                 eras: vec![era(0, Side::Source, Some(10)), era(1, Side::Target, None)],

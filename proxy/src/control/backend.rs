@@ -477,6 +477,7 @@ impl Control {
             target_topic: route.physical(ClusterSide::Target).to_string(),
             companions: u32::try_from(all.len()).unwrap_or(u32::MAX),
             producers_not_moved: u32::try_from(producers).unwrap_or(u32::MAX),
+            frozen: route.frozen.as_ref().map(ToString::to_string),
             partitions: partitions.collect(),
         }
     }
@@ -559,9 +560,15 @@ impl Control {
     fn metrics(&self) -> String {
         use std::fmt::Write as _;
         let mut out = self.runtime.metrics.render();
+        let frozen = self.runtime.snapshot().routes.topics.values().filter(|r| r.frozen.is_some()).count();
         let gauges = [
+            (
+                "frozen_routes",
+                "Topics whose requests get retriable errors until an operator decides.",
+                frozen,
+            ),
             ("connections_open", "Client connections open now.", self.runtime.sessions.len()),
-            ("alarms", "Alarms raised since the start.", self.alarms().len()),
+            ("alarms", "Alarms raised since the start whose cause may still hold.", self.alarms().len()),
         ];
         for (name, help, value) in gauges {
             let _ = write!(

@@ -8,7 +8,7 @@ use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::route::TopicRoute;
 use crossover_core::schema::{Struct, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A partition of a topic by its virtual name.
@@ -37,6 +37,16 @@ pub(crate) struct Quiet {
     pub(crate) producers: Vec<DescribedProducer>,
     /// A producer has a transaction open.
     pub(crate) transaction: bool,
+}
+
+/// What a leader tells of one partition's producers.
+#[derive(Default)]
+pub(crate) struct Producers {
+    pub(crate) rows: Vec<DescribedProducer>,
+    /// A producer has a transaction open.
+    pub(crate) open: bool,
+    /// Producers of which the log has seen a transaction, open or ended.
+    pub(crate) transactional: BTreeSet<i64>,
 }
 
 impl Control {
@@ -105,8 +115,8 @@ impl Control {
                 log_end: end(&log_end),
                 last_stable: end(&last_stable),
             };
-            let (producers, transaction) = producers.remove(&lead.part).unwrap_or_default();
-            all.push(Quiet { lead, reading, producers, transaction });
+            let told = producers.remove(&lead.part).unwrap_or_default();
+            all.push(Quiet { lead, reading, producers: told.rows, transaction: told.open });
         }
         Ok(all)
     }
@@ -209,7 +219,7 @@ impl Control {
         &self,
         at: &Address,
         leads: &[Lead],
-    ) -> anyhow::Result<BTreeMap<Part, (Vec<DescribedProducer>, bool)>> {
+    ) -> anyhow::Result<BTreeMap<Part, Producers>> {
         let mut body = request(key::DESCRIBE_PRODUCERS);
         for (physical, leads) in by_topic(leads) {
             let mut topic = body.new_element("Topics");
@@ -230,19 +240,23 @@ impl Control {
                 lead.physical,
                 lead.part.1
             );
-            let rows = partition.structs("ActiveProducers");
-            let mut transaction = false;
-            let rows = rows.map(|row| {
-                transaction |= row.i64("CurrentTxnStartOffset") >= 0;
-                DescribedProducer {
-                    pid: row.i64("ProducerId"),
+            let mut told = Producers::default();
+            for row in partition.structs("ActiveProducers") {
+                let pid = row.i64("ProducerId");
+                let open = row.i64("CurrentTxnStartOffset") >= 0;
+                // A coordinator's epoch comes with the marker that ends a transaction.
+                if open || row.i32("CoordinatorEpoch") >= 0 {
+                    told.transactional.insert(pid);
+                }
+                told.open |= open;
+                told.rows.push(DescribedProducer {
+                    pid,
                     epoch: row.i32("ProducerEpoch"),
                     last_sequence: row.i32("LastSequence"),
                     last_timestamp_ms: row.i64("LastTimestamp"),
-                }
-            });
-            let rows = rows.collect();
-            all.insert(lead.part.clone(), (rows, transaction));
+                });
+            }
+            all.insert(lead.part.clone(), told);
             Ok(())
         })?;
         Ok(all)

@@ -20,6 +20,8 @@ use tracing::{error, info, warn};
 
 /// How long sessions get to dial their companions and to shorten their polls before the fence.
 const PREPARE_PAUSE: Duration = Duration::from_millis(150);
+/// Between two looks at changes of clients that are still under way.
+const CHANGES_LOOK: Duration = Duration::from_millis(5);
 /// Between two readings of a log that is not quiet yet.
 const REREAD_PAUSE: Duration = Duration::from_millis(3);
 
@@ -61,6 +63,23 @@ impl Drop for Fence {
                 let signal = lock(&fenced.gate).release_unchanged();
                 self.runtime.sessions.wake(&signal.wake);
             }
+        }
+    }
+}
+
+/// Topics that no client may change. Dropped, they may be changed at whichever side owns them then.
+struct ClosedTopics {
+    control: Arc<Control>,
+    topics: Vec<Arc<str>>,
+}
+
+impl Drop for ClosedTopics {
+    fn drop(&mut self) {
+        let revision = self.control.state().revision;
+        let unsealed = self.control.closed().unsealed.clone();
+        // Whose owner is not known stays closed.
+        for topic in self.topics.iter().filter(|topic| !unsealed.contains(*topic)) {
+            self.control.runtime.shared.changes.open(topic, revision);
         }
     }
 }
@@ -129,6 +148,7 @@ impl Flip {
         failpoint::reached("PREPARE").await;
 
         self.step(OperationState::Fence);
+        let _closed = self.close_changes().await?;
         let id = self.view.id.clone();
         self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
         let mut fence = self.fence(&old);
@@ -207,6 +227,26 @@ impl Flip {
         sleep(PREPARE_PAUSE).await;
         self.check_abort()?;
         Ok((old, new, prepared))
+    }
+
+    /// No client changes the topics, or deletes records of them, until RELEASE (RULES R25, R26). Produce is not held
+    /// while changes that had begun are waited for.
+    async fn close_changes(&self) -> anyhow::Result<ClosedTopics> {
+        let control = Arc::clone(&self.control);
+        let bound = control.runtime.config.limits.hold_max;
+        let closed = ClosedTopics { control, topics: self.topics.clone() };
+        let changes = &self.control.runtime.shared.changes;
+        closed.topics.iter().for_each(|topic| changes.close(topic));
+        let deadline = Instant::now() + bound;
+        while let Some(busy) = closed.topics.iter().find(|topic| !changes.is_quiet(topic)) {
+            self.check_abort()?;
+            ensure!(
+                Instant::now() < deadline,
+                "topic {busy}: a client's change of it was not over within {bound:?}"
+            );
+            sleep(CHANGES_LOOK).await;
+        }
+        Ok(closed)
     }
 
     fn fence(&self, old: &[Lead]) -> Fence {

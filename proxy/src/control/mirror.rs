@@ -1,8 +1,10 @@
 //! Copies commits to the cluster that is not the group's home, latest wins, about once a second (protocol §4.4).
 
 use super::Control;
+use super::boundary::Part;
 use super::client::{Address, request};
 use crate::runtime::ControlEvent;
+use crate::upstream::UpstreamEvent;
 use crossover_core::api::key;
 use crossover_core::ids::{ClusterSide, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
@@ -23,10 +25,48 @@ const PENDING_MAX: usize = 200_000;
 
 type Commits = BTreeMap<(Arc<str>, i32), CommitMirror>;
 
+/// Commits that are still to be copied, by group.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    groups: HashMap<Arc<str>, Commits>,
+    count: usize,
+}
+
+impl Pending {
+    fn add(&mut self, commit: CommitMirror) {
+        if self.count < PENDING_MAX {
+            let place = self.groups.entry(Arc::clone(&commit.group)).or_default();
+            self.count +=
+                usize::from(place.insert((Arc::clone(&commit.topic), commit.partition), commit).is_none());
+        }
+    }
+
+    fn take(&mut self, group: &str) -> Option<Commits> {
+        let taken = self.groups.remove(group)?;
+        self.count -= taken.len();
+        Some(taken)
+    }
+
+    /// Drops what is still to be copied of a group.
+    pub(crate) fn forget(&mut self, group: &str, partitions: Option<&[Part]>) {
+        if let Some(mut commits) = self.take(group) {
+            commits.retain(|at, _| partitions.is_some_and(|deleted| !deleted.contains(at)));
+            commits.into_values().for_each(|commit| self.add(commit));
+        }
+    }
+
+    /// Drops what is still to be copied of a topic.
+    pub(crate) fn forget_topic(&mut self, topic: &str) {
+        for group in self.groups.keys().cloned().collect::<Vec<_>>() {
+            let Some(mut commits) = self.take(&group) else { continue };
+            commits.retain(|(t, _), _| **t != *topic);
+            commits.into_values().for_each(|commit| self.add(commit));
+        }
+    }
+}
+
 /// Takes what connections tell the control tasks.
 pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<ControlEvent>) {
-    let mut pending: HashMap<Arc<str>, Commits> = HashMap::new();
-    let mut count = 0;
     // One at a time: a slow cluster must not gather tasks, nor an old commit follow a newer one.
     let mut flushing: Option<JoinHandle<()>> = None;
     let mut tick = interval(EVERY);
@@ -36,24 +76,34 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
             event = events.recv() => match event {
                 None => return,
                 Some(ControlEvent::Refresh(side)) => control.refresh[side.index()].notify_one(),
-                Some(ControlEvent::Mirror(commits)) => for commit in commits {
-                    if count < PENDING_MAX {
-                        let place = pending.entry(Arc::clone(&commit.group)).or_default();
-                        count += usize::from(place.insert((Arc::clone(&commit.topic), commit.partition), commit).is_none());
-                    }
-                },
+                Some(ControlEvent::Mirror(commits)) => {
+                    let mut pending = control.pending_mirrors();
+                    commits.into_iter().for_each(|commit| pending.add(commit));
+                }
+                Some(ControlEvent::Errand { ticket, errand, asker }) => {
+                    let control = Arc::clone(&control);
+                    tokio::spawn(async move {
+                        let done = control.run_errand(errand).await.map_err(|problem| format!("{problem:#}"));
+                        // A connection that has ended does not wait for it any more.
+                        let _ = asker.send(UpstreamEvent::ErrandDone(ticket, done)).await;
+                    });
+                }
             },
-            _ = tick.tick() => if count > 0 && flushing.as_ref().is_none_or(JoinHandle::is_finished) {
-                count = 0;
-                flushing = Some(tokio::spawn(flush(Arc::clone(&control), std::mem::take(&mut pending))));
+            _ = tick.tick() => {
+                let groups: Vec<Arc<str>> = control.pending_mirrors().groups.keys().cloned().collect();
+                if !groups.is_empty() && flushing.as_ref().is_none_or(JoinHandle::is_finished) {
+                    flushing = Some(tokio::spawn(flush(Arc::clone(&control), groups)));
+                }
             },
         }
     }
 }
 
-async fn flush(control: Arc<Control>, pending: HashMap<Arc<str>, Commits>) {
-    for (group, commits) in pending {
+async fn flush(control: Arc<Control>, groups: Vec<Arc<str>>) {
+    for group in groups {
         let _turn = control.commits.lock().await;
+        // Taken under the lock: what was deleted before its turn is not there any more (RULES R27).
+        let Some(commits) = control.pending_mirrors().take(&group) else { continue };
         let snapshot = control.runtime.snapshot();
         let side = snapshot.group_home(&group).other();
         // A group that is being moved has its commits copied by the move itself.
@@ -149,5 +199,42 @@ impl Control {
         for side in ClusterSide::BOTH {
             let _ = self.coordinator(side, "crossover").await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending() -> Pending {
+        let mut pending = Pending::default();
+        for (group, topic, partition) in [("g", "a", 0), ("g", "a", 1), ("g", "b", 0), ("h", "a", 0)] {
+            let (group, topic) = (Arc::from(group), Arc::from(topic));
+            pending.add(CommitMirror { group, topic, partition, position: 1, metadata: String::new() });
+        }
+        pending
+    }
+
+    fn left(pending: &mut Pending, group: &str) -> Vec<(String, i32)> {
+        let commits = pending.take(group).unwrap_or_default();
+        commits.into_keys().map(|(topic, partition)| (topic.to_string(), partition)).collect()
+    }
+
+    #[test]
+    fn r27_commits_that_are_deleted_are_not_copied_afterwards() {
+        let mut all = pending();
+        all.forget("g", None);
+        assert_eq!((left(&mut all, "g").len(), left(&mut all, "h").len(), all.count), (0, 1, 0));
+        let mut some = pending();
+        some.forget("g", Some(&[(Arc::from("a"), 0), (Arc::from("b"), 0)]));
+        assert_eq!(left(&mut some, "g"), [("a".to_owned(), 1)]);
+    }
+
+    #[test]
+    fn r26_commits_of_a_deleted_topic_are_not_copied_afterwards() {
+        let mut pending = pending();
+        pending.forget_topic("a");
+        assert_eq!(left(&mut pending, "g"), [("b".to_owned(), 0)]);
+        assert_eq!((left(&mut pending, "h").len(), pending.count), (0, 0));
     }
 }

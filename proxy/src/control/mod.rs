@@ -3,6 +3,7 @@
 mod backend;
 mod boundary;
 pub(crate) mod client;
+mod errand;
 mod failpoint;
 mod flip;
 mod group_move;
@@ -11,12 +12,13 @@ mod plan;
 mod publisher;
 mod seed;
 pub(crate) mod topology;
+mod transactions;
 mod watch;
 
 pub(crate) use backend::AdminBackend;
 
 use crate::runtime::{ControlEvent, Runtime};
-use crate::store::{Restored, Store, StoredTopic};
+use crate::store::{Floors, Restored, Store, StoredTopic};
 use client::Client;
 use crossover_admin_api::model::{Alarm, BoundaryView, Event, LedgerEntry, OperationView};
 use crossover_config::{Cluster, Config, Side};
@@ -24,6 +26,7 @@ use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::node::Topology;
 use crossover_core::producer::gate::PartitionGate;
 use crossover_core::route::Snapshot;
+use crossover_core::session::TopicChanges;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -47,6 +50,10 @@ pub(crate) struct State {
     pub(crate) preparing: BTreeSet<Arc<str>>,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     pub(crate) cluster_ids: [Option<String>; 2],
+    /// Below which nothing shows (RULES R25).
+    pub(crate) floors: Floors,
+    /// The timelines that what sessions share was learnt of, by topic.
+    pub(crate) timeline_ids: BTreeMap<Arc<str>, u64>,
 }
 
 /// Shared by the control tasks.
@@ -61,6 +68,8 @@ pub(crate) struct Control {
     problems: Mutex<[Option<String>; 2]>,
     /// Held while commits of a group are written: a mirrored commit must not overwrite the copy of a move.
     commits: tokio::sync::Mutex<()>,
+    /// Commits that are still to be copied to the side that is not their group's home.
+    mirrors: Mutex<mirror::Pending>,
     /// Clients can connect.
     serving: AtomicBool,
     /// Since when the process runs, if the one before it did not end by itself (RULES R2).
@@ -106,6 +115,7 @@ impl Control {
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
             commits: tokio::sync::Mutex::new(()),
+            mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
             unclean_since_ms,
             alarms: Mutex::new(BTreeMap::new()),
@@ -131,6 +141,10 @@ impl Control {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn pending_mirrors(&self) -> MutexGuard<'_, mirror::Pending> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn topology(&self, side: ClusterSide) -> Arc<Topology> {
         Arc::clone(&self.state().topologies[side.index()])
     }
@@ -151,7 +165,8 @@ impl Control {
         self.problems.lock().unwrap_or_else(PoisonError::into_inner)[side.index()].clone()
     }
 
-    /// Raises an alarm, one per name and subject; it stays until the process ends, with the latest cause. True the
+    /// Raises an alarm, one per name and subject; it stays until the process ends or it is lifted, with the
+    /// latest cause. True the
     /// first time.
     pub(crate) fn alarm(&self, name: &str, subject: &str, cause: String, remedy: &str) -> bool {
         let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,6 +180,20 @@ impl Control {
         let since_ms = self.now();
         alarms.insert(at, Alarm { name: name.to_owned(), cause, remedy: remedy.to_owned(), since_ms });
         true
+    }
+
+    /// The subjects of an alarm.
+    pub(crate) fn alarms_named(&self, name: &str) -> Vec<String> {
+        let alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        alarms.keys().filter(|(n, _)| n == name).map(|(_, subject)| subject.clone()).collect()
+    }
+
+    /// Ends an alarm whose cause is seen to be gone.
+    pub(crate) fn lift(&self, name: &str, subject: &str) {
+        let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        if alarms.remove(&(name.to_owned(), subject.to_owned())).is_some() {
+            tracing::info!(name, subject, "the cause of the alarm is gone");
+        }
     }
 
     pub(crate) fn alarms(&self) -> Vec<Alarm> {
@@ -284,7 +313,7 @@ impl Control {
 
 /// What is served before anything is known: nothing.
 pub(crate) fn first_snapshot(config: &Config) -> Snapshot {
-    publisher::snapshot(config, &State::from_restored(&Restored::default()))
+    publisher::snapshot(config, &State::from_restored(&Restored::default()), &TopicChanges::default())
 }
 
 impl State {
@@ -298,6 +327,8 @@ impl State {
             preparing: BTreeSet::new(),
             ports: restored.ports.clone(),
             cluster_ids: restored.cluster_ids.clone(),
+            floors: restored.floors.clone(),
+            timeline_ids: BTreeMap::new(),
         }
     }
 }

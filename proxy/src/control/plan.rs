@@ -56,7 +56,8 @@ impl Control {
                 let routes = self.fresh(&routes);
                 self.check_configs(&mut checks, &routes, to, request.force).await;
                 self.check_replicas(&mut checks, &routes);
-                self.check_producers(&mut checks, &routes, to, request.force);
+                self.check_transactions(&mut checks, &routes, to, request.force).await;
+                self.check_outcomes(&mut checks, &routes);
                 expected = self.check_logs(&mut checks, &routes, to, request.force).await;
             } else {
                 let why = "both sides must have the topics first".to_owned();
@@ -399,23 +400,62 @@ impl Control {
         );
     }
 
-    fn check_producers(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide, force: bool) {
-        let mut transactional = None;
+    /// Nobody writes to the topics in transactions: they cannot be moved along.
+    async fn check_transactions(
+        &self,
+        checks: &mut Checks,
+        routes: &[Arc<TopicRoute>],
+        to: ClusterSide,
+        force: bool,
+    ) {
+        let remedy = "stop the transactional producers and wait until the brokers have forgotten them (producer.id.expiration.ms), or pass --force; moving them is not built yet";
+        let told = match self.leads(routes, to.other()) {
+            Ok(leads) => self.transactions(to.other(), &leads).await.map(|told| (leads, told)),
+            Err(problem) => Err(problem),
+        };
+        let in_traffic = routes.iter().find_map(|route| self.seen_in_traffic(route));
+        let (seen, incomplete) = match told {
+            Ok((leads, told)) => {
+                let seen = leads.iter().find_map(|lead| told.evidence(&lead.part, &lead.physical));
+                (in_traffic.or(seen), told.incomplete)
+            }
+            Err(problem) => (in_traffic, Some(format!("{problem:#}"))),
+        };
+        match (seen, incomplete) {
+            (Some(seen), _) if force => {
+                let detail = format!("{seen}; on the {to} it will be refused");
+                checks.add("transactional-producers", CheckResult::Warned, detail, remedy);
+            }
+            (Some(seen), _) => checks.add("transactional-producers", CheckResult::Failed, seen, remedy),
+            (None, Some(why)) => checks.add(
+                "transactional-producers",
+                CheckResult::Warned,
+                format!("not all transactions could be listed: {why}"),
+                "bring the broker up, or make sure that no transactional producer uses the topics",
+            ),
+            (None, None) => checks.add(
+                "transactional-producers",
+                CheckResult::Passed,
+                "there are none".to_owned(),
+                remedy,
+            ),
+        }
+    }
+
+    fn seen_in_traffic(&self, route: &TopicRoute) -> Option<String> {
+        // Away from the default side transactional batches are refused: what was seen did not get there.
+        let at = self.runtime.shared.traffic.of_topic(&route.name).transactional_ms?;
+        let ago = self.runtime.now_ms() - at;
+        let counts = ago < TRANSACTIONAL_MS && route.owner == self.default_side();
+        counts.then(|| format!("{} was written by a transactional producer {} s ago", route.name, ago / 1000))
+    }
+
+    /// No produce is still on its way to a log from a connection that was lost (RULES R2).
+    fn check_outcomes(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
         let mut unknown = None;
         let now = self.runtime.now_ms();
         let grace = i64::try_from(self.runtime.config.timeouts.loss_grace.as_millis()).unwrap_or(i64::MAX);
         for route in routes {
-            // Away from the default side transactional batches are refused: what was seen did not get there.
-            let seen = self.runtime.shared.traffic.of_topic(&route.name).transactional_ms;
-            if let Some(at) =
-                seen.filter(|at| now - at < TRANSACTIONAL_MS && route.owner == self.default_side())
-            {
-                transactional = Some(format!(
-                    "{} was written by a transactional producer {} s ago",
-                    route.name,
-                    (now - at) / 1000
-                ));
-            }
             for (partition, gate) in self.runtime.shared.gates.of_topic(&route.name) {
                 let mut gate = lock(&gate);
                 match gate.unknown_since_ms() {
@@ -430,16 +470,6 @@ impl Control {
                     None => {}
                 }
             }
-        }
-        let remedy = "stop the transactional producers, and wait 15 minutes or pass --force; moving them is not built yet";
-        match transactional {
-            Some(seen) if force => checks.add(
-                "transactional-producers",
-                CheckResult::Warned,
-                format!("{seen}; on the {to} it will be refused"),
-                remedy,
-            ),
-            seen => checks.judge("transactional-producers", seen, "none was seen lately".to_owned(), remedy),
         }
         if let Some(at) = self.unclean_since_ms.filter(|at| now - at < grace) {
             unknown = Some(format!(

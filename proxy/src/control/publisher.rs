@@ -1,6 +1,6 @@
 //! Makes snapshots of what is known and publishes them.
 
-use super::{Control, State};
+use super::{Control, State, StoredTopic};
 use crossover_config::{Config, Mode, RoutePattern, Side};
 use crossover_core::api::policy;
 use crossover_core::ids::{ClusterSide, VirtualNode};
@@ -8,6 +8,8 @@ use crossover_core::node::{NodeMap, Topology};
 use crossover_core::route::{
     GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, Snapshot, Timelines, TopicRoute,
 };
+use crossover_core::session::TopicChanges;
+use crossover_core::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tracing::error;
@@ -44,7 +46,37 @@ impl Control {
                 self.alarm("ports-exhausted", "", exhausted, "widen listener.node_ports and restart");
             }
         }
+        if let Err(problem) = self.enlarge().await {
+            error!("partitions that were added cannot be stored, their topics stay frozen: {problem:#}");
+        }
         self.publish();
+        Ok(())
+    }
+
+    /// Gives partitions that both sides have got meanwhile a timeline of their own (RULES R26).
+    async fn enlarge(&self) -> anyhow::Result<()> {
+        let enlarged = {
+            let state = self.state();
+            let enlarged = |(name, stored): (&Arc<str>, &StoredTopic)| {
+                Some((Arc::clone(name), enlarged(stored, &state.topologies)?))
+            };
+            let topics = state.topics.iter().filter(|(name, _)| !state.preparing.contains(*name));
+            topics.filter_map(enlarged).collect::<Vec<_>>()
+        };
+        for (name, topic) in enlarged {
+            let text = format!("topic {name} has {} partitions now", topic.timelines.len());
+            let entry = self.entry("topic-enlarged", None, text);
+            let (at, stored) = (Arc::clone(&name), topic.clone());
+            self.stored(move |store| store.put_topic(&at, &stored, &entry)).await?;
+            let mut state = self.state();
+            // Deleted, or flipped, while it was written: then that counts.
+            if let Some(known) = state.topics.get_mut(&name)
+                && known.owner == topic.owner
+                && known.timelines.len() < topic.timelines.len()
+            {
+                *known = topic;
+            }
+        }
         Ok(())
     }
 
@@ -77,8 +109,39 @@ impl Control {
 
     /// Publishes a snapshot of the state as it is. Under the state's lock: an older snapshot must never follow a newer.
     pub(crate) fn publish(&self) {
-        let state = self.state();
-        self.runtime.publish(snapshot(&self.runtime.config, &state));
+        let mut frozen = BTreeMap::new();
+        {
+            let mut state = self.state();
+            let changes = &self.runtime.shared.changes;
+            let next = snapshot(&self.runtime.config, &state, changes);
+            for route in next.routes.topics.values() {
+                let id = route.timeline_id();
+                let known = state.timeline_ids.insert(Arc::clone(&route.name), id);
+                if known.is_some_and(|known| known != id) {
+                    // Deleted and created again: nothing of what was learnt holds for the new topic.
+                    self.runtime.shared.forget_topic(&route.name);
+                }
+                if let (true, Some(why)) = (route.is_moved(), &route.frozen) {
+                    frozen.insert(Arc::clone(&route.name), Arc::clone(why));
+                }
+            }
+            self.runtime.publish(next);
+        }
+        self.alarm_frozen(&frozen);
+    }
+
+    /// A frozen route waits for a person (RULES R26).
+    fn alarm_frozen(&self, frozen: &BTreeMap<Arc<str>, Arc<str>>) {
+        let remedy = "give both sides the same number of partitions, or delete the topic through the proxy and create it again";
+        for (topic, why) in frozen {
+            if self.alarm("frozen-route", topic, format!("topic {topic}: {why}"), remedy) {
+                self.refresh.iter().for_each(tokio::sync::Notify::notify_one);
+            }
+        }
+        let raised = self.alarms_named("frozen-route");
+        for topic in raised.iter().filter(|topic| !frozen.contains_key(topic.as_str())) {
+            self.lift("frozen-route", topic);
+        }
     }
 }
 
@@ -110,9 +173,9 @@ fn assign_ports(config: &Config, state: &mut State) -> Result<Vec<NodePort>, Str
 }
 
 /// The snapshot of a state.
-pub(crate) fn snapshot(config: &Config, state: &State) -> Snapshot {
+pub(crate) fn snapshot(config: &Config, state: &State, changes: &TopicChanges) -> Snapshot {
     let rules = Arc::new(rules(config));
-    let routes = route_table(rules, state);
+    let routes = route_table(rules, state, changes);
     let ports =
         state.ports.iter().map(|((side, broker), port)| (VirtualNode::new(*side, *broker), *port)).collect();
     let nodes = NodeMap { host: config.listener.advertised_host.clone(), ports };
@@ -175,7 +238,7 @@ fn link_mode(mode: Mode) -> LinkMode {
     }
 }
 
-fn route_table(rules: Arc<RouteRules>, state: &State) -> RouteTable {
+fn route_table(rules: Arc<RouteRules>, state: &State, changes: &TopicChanges) -> RouteTable {
     let mut virtual_names: [HashMap<Arc<str>, Arc<str>>; 2] = [HashMap::new(), HashMap::new()];
     for rule in &rules.rules {
         let RuleMatch::Exact(name) = &rule.matches else { continue };
@@ -193,10 +256,17 @@ fn route_table(rules: Arc<RouteRules>, state: &State) -> RouteTable {
     }
     let mut topics = HashMap::new();
     for name in names {
-        let route = match state.topics.get(&name) {
-            Some(stored) => stored_route(&name, stored, state),
+        let mut route = match state.topics.get(&name) {
+            Some(stored) => stored_route(&name, stored, state, changes),
             None => rules.initial_route(&name, &state.topologies),
         };
+        for ((_, partition), floor) in
+            state.floors.range((Arc::clone(&name), 0)..=(Arc::clone(&name), i32::MAX))
+        {
+            if floor.timeline_id == route.timeline_id() {
+                route.raise_floor(*partition, floor.offset);
+            }
+        }
         let owner = &state.topologies[route.owner.index()];
         // A copy on the side that does not own the name is nobody's topic.
         if route.is_moved() || owner.topic(route.physical(route.owner)).is_some() {
@@ -208,7 +278,7 @@ fn route_table(rules: Arc<RouteRules>, state: &State) -> RouteTable {
     RouteTable { rules, topics, names, virtual_names }
 }
 
-fn stored_route(name: &Arc<str>, stored: &super::StoredTopic, state: &State) -> TopicRoute {
+fn stored_route(name: &Arc<str>, stored: &StoredTopic, state: &State, changes: &TopicChanges) -> TopicRoute {
     TopicRoute {
         name: Arc::clone(name),
         owner: stored.owner,
@@ -217,14 +287,42 @@ fn stored_route(name: &Arc<str>, stored: &super::StoredTopic, state: &State) -> 
         virtual_id: stored.virtual_id,
         native_ids: stored.native_ids,
         timelines: Timelines::PerPartition(stored.timelines.clone()),
-        frozen: frozen(stored, state).map(Arc::from),
+        frozen: frozen(stored, &state.topologies, changes.is_changing(name)).map(Arc::from),
     }
 }
 
-/// Why a topic must not be used (RULES R26): it is not the one whose timeline is stored.
-fn frozen(stored: &super::StoredTopic, state: &State) -> Option<String> {
+/// A topic as it is when both sides have more partitions than it had, as many as each other. A new one's timeline starts
+/// now, on the owner's side: whatever the other side's holds was not written through the proxy.
+fn enlarged(stored: &StoredTopic, topologies: &[Arc<Topology>; 2]) -> Option<StoredTopic> {
+    let mut wanted = None;
     for side in ClusterSide::BOTH {
-        let topology = &state.topologies[side.index()];
+        let topology = &topologies[side.index()];
+        let Some(topic) = topology.topic(&stored.physical[side.index()]) else {
+            if side == stored.owner {
+                return None;
+            }
+            continue;
+        };
+        let known = stored.native_ids[side.index()];
+        let is_it = known.is_zero() || topic.id.is_zero() || topic.id == known;
+        let count = topic.partitions.len();
+        if !topology.reachable || !is_it || wanted.is_some_and(|wanted| wanted != count) {
+            return None;
+        }
+        wanted = Some(count);
+    }
+    let wanted = wanted.filter(|wanted| *wanted > stored.timelines.len())?;
+    let id = stored.timelines.first()?.id();
+    let mut all = stored.clone();
+    all.timelines.resize_with(wanted, || Arc::new(Timeline::initial(id, stored.owner)));
+    Some(all)
+}
+
+/// Why a topic must not be used (RULES R26): it is not the one whose timeline is stored. While a client changes it
+/// through the proxy, the sides may differ in their partitions.
+fn frozen(stored: &StoredTopic, topologies: &[Arc<Topology>; 2], changing: bool) -> Option<String> {
+    for side in ClusterSide::BOTH {
+        let topology = &topologies[side.index()];
         let Some(topic) = topology.topic(&stored.physical[side.index()]).filter(|_| topology.reachable)
         else {
             continue;
@@ -233,10 +331,123 @@ fn frozen(stored: &super::StoredTopic, state: &State) -> Option<String> {
         if !known.is_zero() && !topic.id.is_zero() && topic.id != known {
             return Some(format!("the topic was deleted and created again on the {side}"));
         }
-        if topic.partitions.len() != stored.timelines.len() {
+        if topic.partitions.len() != stored.timelines.len() && !changing {
             let (has, had) = (topic.partitions.len(), stored.timelines.len());
             return Some(format!("the topic has {has} partitions on the {side}, its timeline has {had}"));
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossover_core::ids::{NativeOffset, TopicId, VirtualOffset};
+    use crossover_core::node::{PartitionInfo, TopicInfo};
+    use crossover_core::timeline::Boundary;
+
+    const IDS: [TopicId; 2] = [TopicId([1; 16]), TopicId([2; 16])];
+
+    /// A side whose topic has `partitions`; none where it has no such topic.
+    fn side(side: ClusterSide, partitions: Option<usize>, id: TopicId) -> Arc<Topology> {
+        let mut topology = Topology::unknown(side);
+        topology.reachable = true;
+        let partition = PartitionInfo { leader: 1, epoch: 0, replicas: vec![1], isr: vec![1] };
+        if let Some(count) = partitions {
+            let name: Arc<str> = Arc::from("orders");
+            let info = TopicInfo {
+                name: Arc::clone(&name),
+                id,
+                internal: false,
+                partitions: vec![partition; count],
+            };
+            topology.topics.insert(name, Arc::new(info));
+        }
+        Arc::new(topology)
+    }
+
+    fn sides(source: Option<usize>, target: Option<usize>) -> [Arc<Topology>; 2] {
+        [side(ClusterSide::Source, source, IDS[0]), side(ClusterSide::Target, target, IDS[1])]
+    }
+
+    /// Two partitions that were moved to the target once.
+    fn stored() -> StoredTopic {
+        let boundary = Boundary {
+            to: ClusterSide::Target,
+            old_native_end: NativeOffset(100),
+            new_native_start: NativeOffset(10),
+            old_native_epoch: 0,
+            highest_virtual_epoch_seen: 0,
+            new_native_epoch: 0,
+            identity: false,
+            at_ms: 1,
+        };
+        let timeline = Arc::new(Timeline::initial(7, ClusterSide::Source).seal(&boundary).expect("sealed"));
+        StoredTopic {
+            owner: ClusterSide::Target,
+            mode: LinkMode::Continue,
+            physical: [Arc::from("orders"), Arc::from("orders")],
+            virtual_id: IDS[0],
+            native_ids: IDS,
+            timelines: vec![timeline; 2],
+        }
+    }
+
+    #[test]
+    fn r26_a_partition_born_in_an_era_has_a_timeline_that_starts_there() {
+        let stored = stored();
+        let all = enlarged(&stored, &sides(Some(3), Some(3))).expect("enlarged");
+        assert_eq!(all.timelines[..2], stored.timelines[..]);
+        let born = &all.timelines[2];
+        assert_eq!((born.past_eras(), born.current().side, born.id()), (0, ClusterSide::Target, 7));
+        assert_eq!(born.locate(VirtualOffset(5)).native, NativeOffset(5));
+        // The other side may not have the topic any more.
+        assert!(enlarged(&stored, &sides(None, Some(3))).is_some());
+    }
+
+    #[test]
+    fn r26_partitions_that_one_side_lacks_have_no_timeline() {
+        for (source, target) in [(Some(2), Some(3)), (Some(3), Some(2)), (Some(3), None), (Some(2), Some(2))]
+        {
+            assert!(enlarged(&stored(), &sides(source, target)).is_none(), "{source:?} {target:?}");
+        }
+        let mut down = sides(Some(3), Some(3));
+        Arc::make_mut(&mut down[0]).reachable = false;
+        assert!(enlarged(&stored(), &down).is_none());
+        let recreated =
+            [side(ClusterSide::Source, Some(3), TopicId([9; 16])), sides(None, Some(3))[1].clone()];
+        assert!(enlarged(&stored(), &recreated).is_none());
+    }
+
+    #[test]
+    fn r26_unequal_partitions_and_another_topic_id_freeze_the_route() {
+        let stored = stored();
+        assert_eq!(frozen(&stored, &sides(Some(2), Some(2)), false), None);
+        let unequal = sides(Some(2), Some(3));
+        assert!(
+            frozen(&stored, &unequal, false).is_some_and(|why| why.contains("3 partitions on the target"))
+        );
+        assert_eq!(frozen(&stored, &unequal, true), None, "a client is changing it through the proxy");
+        let recreated = [side(ClusterSide::Source, Some(2), TopicId([9; 16])), unequal[1].clone()];
+        for changing in [false, true] {
+            let why = frozen(&stored, &recreated, changing);
+            assert!(why.is_some_and(|why| why.contains("created again on the source")));
+        }
+    }
+
+    #[test]
+    fn r25_floors_show_in_the_table_unless_they_are_of_a_topic_that_is_gone() {
+        let mut state = State::from_restored(&crate::store::Restored::default());
+        state.topologies = sides(Some(2), Some(2));
+        let rules = Arc::new(RouteRules { default_side: ClusterSide::Source, rules: Vec::new() });
+        let id = crossover_core::route::timeline_id(IDS[0], "orders");
+        for (partition, timeline_id) in [(0, id), (1, id + 1)] {
+            let floor = crate::store::Floor { timeline_id, offset: VirtualOffset(40) };
+            state.floors.insert((Arc::from("orders"), partition), floor);
+        }
+        let table = route_table(rules, &state, &TopicChanges::default());
+        let route = table.topic("orders").expect("there");
+        let floors = [0, 1].map(|p| route.timeline(p).expect("there").floor().0);
+        assert_eq!((floors, route.is_moved()), ([40, 0], false));
+    }
 }

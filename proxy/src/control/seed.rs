@@ -59,7 +59,7 @@ async fn seed(control: &Control) {
             Err(problem) => Err(problem),
         };
         match told {
-            Ok(told) => told.into_iter().for_each(|(part, (rows, _))| open(control, &part, &rows)),
+            Ok(told) => told.into_iter().for_each(|(part, told)| open(control, &part, &told.rows)),
             Err(problem) => {
                 debug!(%side, leader, "producers cannot be read yet: {problem:#}");
                 control.refresh[side.index()].notify_one();

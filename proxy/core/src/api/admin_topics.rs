@@ -1,29 +1,30 @@
-//! CreateTopics (key 19), DeleteTopics (20) and CreatePartitions (37): at the side that owns the topic. A topic that was
-//! ever flipped lives on both sides; changing its shape is refused.
+//! CreateTopics (key 19), DeleteTopics (20) and CreatePartitions (37): at the side that owns the topic, and at the other
+//! side too where the topic exists there. What is stored of a topic follows before the client is answered.
 //!
-//! Source: KIP-4, KIP-195, KIP-516, `CreateTopicsRequest.json`, `DeleteTopicsRequest.json`,
-//! `CreatePartitionsRequest.json`.
+//! A topic that is created is the owner's alone: the other side gets it at its first cutover. Held while a flip fences
+//! the topic. Source: KIP-4, KIP-195, KIP-516, `CreateTopicsRequest.json`, `DeleteTopicsRequest.json`,
+//! `CreatePartitionsRequest.json`; RULES R26.
 
+use super::both_sides::{self, Changes, Fared, Item, Refusal, Rounds};
 use super::common;
 use super::fan::{self, Ask, Plan};
 use super::key;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, TopicId, VirtualNode};
 use crate::schema::{Struct, Value};
-use crate::session::{Cx, Step};
+use crate::session::{Change, ChangeKind, Cx, Errand, ErrandDone, Step, TopicChanged, UpstreamKey};
+use std::sync::Arc;
 
 /// How long after the client's own time limit an answer may come, milliseconds.
 const GRACE_MS: i64 = 5_000;
-
-type Refusal = (i16, &'static str);
 
 /// One topic of the request.
 struct Entry {
     /// `None` for an id that nothing is known of.
     name: Option<String>,
+    /// As clients know it.
     id: TopicId,
     by_id: bool,
-    place: Result<ClusterSide, Refusal>,
     body: Option<Struct>,
 }
 
@@ -35,7 +36,19 @@ pub(super) struct TopicsChange {
     topics: &'static str,
     results: &'static str,
     entries: Vec<Entry>,
-    asked: Vec<ClusterSide>,
+    /// By entry.
+    rounds: Rounds,
+    /// Held until the answer is made: a flip waits for it.
+    change: Option<Change>,
+    follow: Follow,
+}
+
+/// What is stored of the topics follows what the clusters have done.
+enum Follow {
+    NotYet,
+    /// Under way, or not in time, for these entries.
+    Asked(Vec<usize>),
+    Done(Vec<usize>),
 }
 
 impl TopicsChange {
@@ -47,18 +60,21 @@ impl TopicsChange {
             _ if version >= 6 => ("Topics", "Responses"),
             _ => ("TopicNames", "Responses"),
         };
-        TopicsChange { api_key, request, topics, results, entries: Vec::new(), asked: Vec::new() }
+        TopicsChange {
+            api_key,
+            request,
+            topics,
+            results,
+            entries: Vec::new(),
+            rounds: Rounds::default(),
+            change: None,
+            follow: Follow::NotYet,
+        }
     }
 
     fn read(&self, cx: &Cx<'_>) -> Vec<Entry> {
         let read = |value: &Value| {
-            let mut entry = Entry {
-                name: None,
-                id: TopicId::ZERO,
-                by_id: false,
-                place: Ok(ClusterSide::Source),
-                body: None,
-            };
+            let mut entry = Entry { name: None, id: TopicId::ZERO, by_id: false, body: None };
             if let Some(topic) = value.as_struct() {
                 entry.name = topic.opt_str("Name").map(str::to_owned);
                 entry.body = Some(topic.clone());
@@ -70,55 +86,95 @@ impl TopicsChange {
             } else {
                 entry.name = value.as_str().map(str::to_owned);
             }
-            entry.place = self.place(cx, &entry);
+            if let Some(route) = entry.name.as_deref().and_then(|name| cx.snapshot.routes.topic(name)) {
+                entry.id = route.virtual_id;
+            }
             entry
         };
         self.request.array(self.topics).iter().map(read).collect()
     }
 
-    fn place(&self, cx: &Cx<'_>, entry: &Entry) -> Result<ClusterSide, Refusal> {
-        let name = entry.name.as_deref().ok_or((code::UNKNOWN_TOPIC_ID, "no topic has this id"))?;
-        let route = cx.snapshot.routes.topic(name);
-        if route.is_some_and(|r| r.is_moved()) && self.api_key != key::CREATE_TOPICS {
-            return Err((
-                code::POLICY_VIOLATION,
-                "the topic was moved between clusters and lives in both: it cannot be deleted or enlarged through the proxy",
-            ));
-        }
-        if cx.snapshot.preparing.contains(name) {
-            return Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again"));
-        }
-        let side = cx.snapshot.routes.owner(name);
-        if cx.any_upstream(side).is_none() {
-            return Err((code::REQUEST_TIMED_OUT, "the topic's cluster is not known yet"));
-        }
-        let is_foreign = |id: i64| {
-            let node = i32::try_from(id).ok().and_then(VirtualNode::from_virtual);
-            node.is_none_or(|n| n.side != side)
-        };
-        let assignments = entry.body.as_ref().filter(|_| self.api_key != key::DELETE_TOPICS);
-        if assignments.is_some_and(|b| b.structs("Assignments").any(|a| a.ints("BrokerIds").any(is_foreign)))
-        {
-            return Err((
-                code::INVALID_REQUEST,
-                "a replica is assigned to a broker that is not of the topic's cluster",
-            ));
-        }
-        Ok(side)
+    fn is_rehearsal(&self) -> bool {
+        let field = if self.api_key == key::CREATE_TOPICS { "validateOnly" } else { "ValidateOnly" };
+        self.request.has(field) && self.request.bool(field)
     }
 
-    /// A topic as the cluster is asked about it.
+    fn item(&self, cx: &Cx<'_>, entry: &Entry) -> Item {
+        let mut item = Item::at(self.places(cx, entry));
+        let route = entry.name.as_deref().and_then(|name| cx.snapshot.routes.topic(name));
+        let (Ok(places), Some(route)) = (&item.places, route) else { return item };
+        match self.api_key {
+            key::DELETE_TOPICS => item.gone_is_fine = route.is_moved() || places.len() > 1,
+            // Where it has got as far before, the other side is what is left to do.
+            key::CREATE_PARTITIONS => {
+                let wanted = entry.body.as_ref().map_or(0, |b| b.i32("Count"));
+                let has = |side: ClusterSide| {
+                    let topic = cx.snapshot.topology(side).topic(route.physical(side));
+                    topic.is_some_and(|t| i32::try_from(t.partitions.len()).is_ok_and(|n| n == wanted))
+                };
+                let done: Vec<_> = places.iter().map(|u| u.node.side).filter(|side| has(*side)).collect();
+                if done.len() < places.len() {
+                    item.done = done;
+                }
+            }
+            _ => {}
+        }
+        item
+    }
+
+    fn places(&self, cx: &Cx<'_>, entry: &Entry) -> Result<Vec<UpstreamKey>, Refusal> {
+        let refuse = |error, text: &str| Err((error, text.to_owned()));
+        let Some(name) = entry.name.as_deref() else {
+            return refuse(code::UNKNOWN_TOPIC_ID, "no topic has this id");
+        };
+        let route = cx.snapshot.routes.topic(name);
+        let recreated = route.is_some_and(|r| both_sides::is_recreated(cx, r));
+        // Deleting it is how an operator ends a freeze, and so is enlarging it on the side that lags.
+        let frozen_is_fine = self.api_key != key::CREATE_PARTITIONS || !recreated;
+        let mut places = both_sides::places(cx, name, frozen_is_fine)?;
+        if self.api_key == key::CREATE_TOPICS {
+            places.truncate(1);
+            if route.is_some_and(|r| r.is_moved() && !both_sides::is_there(cx, r, r.owner)) {
+                return refuse(
+                    code::POLICY_VIOLATION,
+                    "a topic of this name was moved between the clusters and is gone from its owner: delete it here first, then create it",
+                );
+            }
+        }
+        self.check_assignments(entry, &places)?;
+        Ok(places)
+    }
+
+    /// Replicas are assigned by virtual broker ids, which are all of one side.
+    fn check_assignments(&self, entry: &Entry, places: &[UpstreamKey]) -> Result<(), Refusal> {
+        let body = entry.body.as_ref().filter(|_| self.api_key != key::DELETE_TOPICS);
+        let sides = body.map(assigned_sides).unwrap_or_default();
+        let there = |side: &Option<ClusterSide>| places.iter().any(|u| Some(u.node.side) == *side);
+        if sides.is_empty() || (sides.len() == 1 && sides.iter().all(there)) {
+            return Ok(());
+        }
+        Err((
+            code::INVALID_REQUEST,
+            "a replica is assigned to a broker that is not of the topic's cluster".to_owned(),
+        ))
+    }
+
+    /// A topic as one cluster is asked about it.
     fn element(&self, cx: &Cx<'_>, entry: &Entry, side: ClusterSide) -> Value {
         let name = entry.name.as_deref().unwrap_or_default();
         let physical = common::physical_name(cx, name, side);
         let Some(mut body) = entry.body.clone() else { return Value::from(physical) };
         if entry.by_id {
-            let id = cx.snapshot.routes.topic(name).map_or(TopicId::ZERO, |r| r.native_id(side));
+            let id = self.native_id(cx, name, side);
             body.set("TopicId", id);
-        } else {
-            body.set("Name", physical);
+            return Value::from(body);
         }
+        body.set("Name", physical);
         if self.api_key != key::DELETE_TOPICS {
+            if assigned_sides(&body).contains(&Some(side.other())) {
+                // Which brokers of this side are meant, nobody has said: it chooses itself.
+                body.set("Assignments", None::<Vec<Value>>);
+            }
             for assignment in body.structs_mut("Assignments") {
                 for id in assignment.array_mut("BrokerIds").into_iter().flatten() {
                     let virtual_id = id.as_int().and_then(|id| i32::try_from(id).ok());
@@ -131,45 +187,102 @@ impl TopicsChange {
         Value::from(body)
     }
 
-    fn result(&self, cx: &Cx<'_>, entry: &Entry, answers: &[Option<Struct>], empty: Struct) -> Struct {
-        let mut out = empty;
-        match entry.place {
-            Err((error, message)) => {
-                out.set("ErrorCode", error);
-                out.set("ErrorMessage", message);
+    /// The id a side has the topic under now, also where it was created again.
+    fn native_id(&self, cx: &Cx<'_>, name: &str, side: ClusterSide) -> TopicId {
+        let Some(route) = cx.snapshot.routes.topic(name) else { return TopicId::ZERO };
+        let now = cx.snapshot.topology(side).topic(route.physical(side)).map(|t| t.id);
+        now.unwrap_or_else(|| route.native_id(side))
+    }
+
+    /// Which entries all their sides have done, and what that means for what is stored of them.
+    fn done(&self, cx: &Cx<'_>, answers: &[Option<Struct>]) -> Vec<(usize, TopicChanged)> {
+        let change = |(index, entry): (usize, &Entry)| {
+            let name: Arc<str> = Arc::from(entry.name.as_deref()?);
+            let route = cx.snapshot.routes.topic(&name)?;
+            let said_so = matches!(
+                self.rounds.fared(cx, self, index, answers),
+                Fared::Told(word) if word.i16("ErrorCode") == code::NONE || route.is_moved()
+            );
+            if !said_so || !self.rounds.is_done(cx, self, index, answers) {
+                return None;
             }
-            Ok(side) => match self.found(cx, entry, answers, side) {
-                Some(found) => out = found.clone(),
-                None => {
-                    out.set("ErrorCode", code::REQUEST_TIMED_OUT);
-                    out.set("ErrorMessage", "the cluster has not answered");
-                }
-            },
+            let changed = match self.api_key {
+                key::DELETE_TOPICS => TopicChanged::Deleted(name),
+                key::CREATE_PARTITIONS => TopicChanged::Enlarged(name, entry.body.as_ref()?.i32("Count")),
+                _ => return None,
+            };
+            Some((index, changed))
+        };
+        self.entries.iter().enumerate().filter_map(change).collect()
+    }
+
+    fn result(&self, cx: &Cx<'_>, index: usize, answers: &[Option<Struct>], empty: Struct) -> Struct {
+        let entry = &self.entries[index];
+        let mut out = empty;
+        let mut refuse = |(error, text): Refusal| {
+            out.set("ErrorCode", error);
+            out.set("ErrorMessage", text.as_str());
+        };
+        match self.rounds.fared(cx, self, index, answers) {
+            Fared::Refused(refusal) => refuse(refusal),
+            Fared::Told(_) if matches!(&self.follow, Follow::Asked(open) if open.contains(&index)) => {
+                refuse((
+                    code::REQUEST_TIMED_OUT,
+                    "done, but the clusters do not all show it yet: try again".to_owned(),
+                ));
+            }
+            Fared::Told(word) => out = word.clone(),
+        }
+        // The topic that clients knew is deleted, also where only the proxy still knew it.
+        let is_followed = matches!(&self.follow, Follow::Done(done) if done.contains(&index));
+        if is_followed && self.rounds.items[index].is_gone(out.i16("ErrorCode")) {
+            out.set("ErrorCode", code::NONE);
+            out.set("ErrorMessage", None::<&str>);
         }
         // A broker tells no name of an id that it does not know.
         let unnamed = entry.by_id && entry.name.is_none();
         out.set("Name", entry.name.as_deref().filter(|_| !unnamed));
         if out.has("TopicId") && self.api_key == key::DELETE_TOPICS {
-            let known = entry.name.as_deref().and_then(|n| cx.snapshot.routes.topic(n));
-            out.set(
-                "TopicId",
-                if entry.by_id { entry.id } else { known.map_or(TopicId::ZERO, |r| r.virtual_id) },
-            );
+            out.set("TopicId", entry.id);
         }
         out
+    }
+}
+
+/// The sides of the brokers that replicas are assigned to; `None` for an id that is no broker's.
+fn assigned_sides(body: &Struct) -> Vec<Option<ClusterSide>> {
+    let node = |id: i64| i32::try_from(id).ok().and_then(VirtualNode::from_virtual).map(|n| n.side);
+    let mut sides: Vec<_> =
+        body.structs("Assignments").flat_map(|a| a.ints("BrokerIds").map(node).collect::<Vec<_>>()).collect();
+    sides.sort_unstable();
+    sides.dedup();
+    sides
+}
+
+impl Changes for TopicsChange {
+    fn body(&self, cx: &Cx<'_>, side: ClusterSide, items: &[usize], rehearsal: bool) -> Struct {
+        let mut body = self.request.clone();
+        body.set(
+            self.topics,
+            both_sides::elements(items, |item| self.element(cx, &self.entries[item], side)),
+        );
+        if rehearsal {
+            body.set("ValidateOnly", true);
+        }
+        body
     }
 
     fn found<'a>(
         &self,
         cx: &Cx<'_>,
-        entry: &Entry,
-        answers: &'a [Option<Struct>],
+        item: usize,
         side: ClusterSide,
+        answer: &'a Struct,
     ) -> Option<&'a Struct> {
+        let entry = &self.entries[item];
         let name = entry.name.as_deref()?;
-        let answer = answers.get(self.asked.iter().position(|s| *s == side)?)?.as_ref()?;
         let physical = common::physical_name(cx, name, side);
-        let native = cx.snapshot.routes.topic(name).map_or(TopicId::ZERO, |r| r.native_id(side));
+        let native = self.native_id(cx, name, side);
         answer.structs(self.results).find(|r| {
             r.str("Name") == physical
                 || (entry.by_id && r.has("TopicId") && TopicId(r.uuid("TopicId")) == native)
@@ -178,35 +291,59 @@ impl TopicsChange {
 }
 
 impl Plan for TopicsChange {
-    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
+    fn begin(&mut self, cx: &mut Cx<'_>) -> bool {
         self.entries = self.read(cx);
-        let mut asks = Vec::new();
-        for side in ClusterSide::BOTH {
-            let mine = self.entries.iter().filter(|e| e.place == Ok(side));
-            let elements: Vec<Value> = mine.map(|e| self.element(cx, e, side)).collect();
-            let Some(upstream) = cx.any_upstream(side).filter(|_| !elements.is_empty()) else { continue };
-            let mut body = self.request.clone();
-            body.set(self.topics, elements);
-            self.asked.push(side);
-            asks.push(Ask { upstream, body });
-        }
+        let names = self.entries.iter().filter_map(|e| e.name.as_deref()).map(Arc::from).collect();
+        self.change = cx.shared.changes.begin(names, ChangeKind::Topic, cx.snapshot.revision);
+        self.change.is_some()
+    }
+
+    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
+        let items = self.entries.iter().map(|entry| self.item(cx, entry)).collect();
+        let can_rehearse = self.api_key == key::CREATE_PARTITIONS && !self.is_rehearsal();
+        self.rounds = Rounds::new(items, can_rehearse);
+        self.more(cx, &[])
+    }
+
+    fn more(&mut self, cx: &mut Cx<'_>, answers: &[Option<Struct>]) -> Vec<Ask> {
+        let mut rounds = std::mem::take(&mut self.rounds);
+        let asks = rounds.next(cx, self, answers);
+        self.rounds = rounds;
         asks
+    }
+
+    fn errand(&mut self, cx: &mut Cx<'_>, answers: &[Option<Struct>]) -> Option<Errand> {
+        if !matches!(self.follow, Follow::NotYet) || self.is_rehearsal() {
+            return None;
+        }
+        let (indexes, changed): (Vec<usize>, Vec<_>) = self.done(cx, answers).into_iter().unzip();
+        if changed.is_empty() {
+            return None;
+        }
+        self.follow = Follow::Asked(indexes);
+        Some(Errand::TopicsChanged(changed))
+    }
+
+    fn errand_done(&mut self, done: ErrandDone) {
+        if let (Ok(_), Follow::Asked(indexes)) = (done, &mut self.follow) {
+            self.follow = Follow::Done(std::mem::take(indexes));
+        }
     }
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
         response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
-        let mut changed = Vec::new();
-        for entry in &self.entries {
-            let out = self.result(cx, entry, &answers, response.new_element(self.results));
-            if let (Ok(side), code::NONE | code::REQUEST_TIMED_OUT) = (entry.place, out.i16("ErrorCode"))
-                && !changed.contains(&side)
-            {
-                changed.push(side);
-            }
+        if self.rounds.items.is_empty() {
+            let held = || Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again".to_owned()));
+            self.rounds.items = self.entries.iter().map(|_| Item::at(held())).collect();
+        }
+        for index in 0..self.entries.len() {
+            let out = self.result(cx, index, &answers, response.new_element(self.results));
             response.push(self.results, out);
         }
-        for side in changed {
+        let changed: Vec<_> =
+            self.rounds.items.iter().flat_map(|i| i.places.iter().flatten()).map(|u| u.node.side).collect();
+        for side in ClusterSide::BOTH.into_iter().filter(|side| changed.contains(side)) {
             cx.refresh(side);
         }
         Step::Reply(response)
@@ -215,5 +352,9 @@ impl Plan for TopicsChange {
     fn patience_ms(&self) -> i64 {
         let field = if self.api_key == key::CREATE_TOPICS { "timeoutMs" } else { "TimeoutMs" };
         i64::from(self.request.i32(field)).clamp(0, 300_000) + GRACE_MS
+    }
+
+    fn is_change(&self) -> bool {
+        true
     }
 }

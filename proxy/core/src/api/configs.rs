@@ -1,16 +1,18 @@
-//! DescribeConfigs (key 32), AlterConfigs (33) and IncrementalAlterConfigs (44): topics at their owner, a broker at the
-//! broker that its virtual id names, everything else at the client's own broker.
+//! DescribeConfigs (key 32), AlterConfigs (33) and IncrementalAlterConfigs (44): topics at their owner, changes also at
+//! the other side where the topic exists there; a broker at the broker that its virtual id names; everything else at the
+//! client's own broker. Changes of a topic are held while a flip fences it.
 //!
-//! Source: KIP-133, KIP-339, `DescribeConfigsRequest.json`, `AlterConfigsRequest.json`.
+//! Source: KIP-133, KIP-339, `DescribeConfigsRequest.json`, `AlterConfigsRequest.json`; RULES R26.
 
+use super::both_sides::{self, Changes, Fared, Item, Refusal, Rounds};
 use super::common;
 use super::fan::{self, Ask, Plan};
 use super::key;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualNode};
 use crate::schema::Struct;
-use crate::session::{Class, Cx, Step, UpstreamKey};
-use std::collections::BTreeMap;
+use crate::session::{Change, ChangeKind, Class, Cx, Step, UpstreamKey};
+use std::sync::Arc;
 
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
@@ -19,19 +21,16 @@ const BROKER_LOGGER: i8 = 8;
 /// How long brokers are waited for, milliseconds.
 const PATIENCE_MS: i64 = 15_000;
 
-/// Where a resource is dealt with.
-enum Place {
-    Refused(i16, &'static str),
-    /// The index of the ask, and the resource's name in it.
-    Asked(usize, String),
-}
-
 /// A request about configurations.
 pub(super) struct Configs {
     request: Struct,
+    resources: Vec<Struct>,
     is_change: bool,
     results: &'static str,
-    places: Vec<Place>,
+    /// By resource.
+    rounds: Rounds,
+    /// Held until the answer is made: a flip waits for it.
+    change: Option<Change>,
 }
 
 impl Configs {
@@ -39,89 +38,126 @@ impl Configs {
     pub(super) fn new(api_key: i16, request: Struct) -> Configs {
         let is_change = api_key != key::DESCRIBE_CONFIGS;
         let results = if is_change { "Responses" } else { "Results" };
-        Configs { request, is_change, results, places: Vec::new() }
+        let resources = request.structs("Resources").cloned().collect();
+        Configs { request, resources, is_change, results, rounds: Rounds::default(), change: None }
     }
 
-    fn topic(&self, cx: &Cx<'_>, name: &str) -> Result<(UpstreamKey, String), (i16, &'static str)> {
-        let route = cx.snapshot.routes.topic(name);
-        if self.is_change && route.is_some_and(|r| r.is_moved()) {
-            return Err((
-                code::POLICY_VIOLATION,
-                "the topic is being migrated: change its configuration in both clusters",
-            ));
+    fn topic(&self, cx: &Cx<'_>, name: &str) -> Result<Vec<UpstreamKey>, Refusal> {
+        if self.is_change {
+            return both_sides::places(cx, name, false);
         }
-        if self.is_change && cx.snapshot.preparing.contains(name) {
-            return Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again"));
-        }
-        let side = cx.snapshot.routes.owner(name);
-        let upstream =
-            cx.any_upstream(side).ok_or((code::REQUEST_TIMED_OUT, "the topic's cluster is not known yet"))?;
-        Ok((upstream, common::physical_name(cx, name, side)))
+        let upstream = cx.any_upstream(cx.snapshot.routes.owner(name));
+        let upstream = upstream
+            .ok_or_else(|| (code::REQUEST_TIMED_OUT, "the topic's cluster is not known yet".to_owned()))?;
+        Ok(vec![upstream])
     }
 
-    fn place(&self, cx: &Cx<'_>, resource: &Struct) -> Result<(UpstreamKey, String), (i16, &'static str)> {
+    fn places(&self, cx: &Cx<'_>, resource: &Struct) -> Result<Vec<UpstreamKey>, Refusal> {
         let name = resource.str("ResourceName");
-        let own = || cx.upstream(cx.core.node.side, cx.core.node.broker, Class::Native);
         match resource.i8("ResourceType") {
             TOPIC => self.topic(cx, name),
             // The empty name stands for the defaults of a cluster's brokers.
             BROKER | BROKER_LOGGER if !name.is_empty() => {
-                let node = name.parse().ok().and_then(VirtualNode::from_virtual);
+                let node = broker(name);
                 let node = node.filter(|n| cx.snapshot.topology(n.side).brokers.contains_key(&n.broker));
-                let node = node.ok_or((code::INVALID_REQUEST, "no broker has this id"))?;
-                Ok((cx.upstream(node.side, node.broker, Class::Produce), node.broker.to_string()))
+                let node = node.ok_or_else(|| (code::INVALID_REQUEST, "no broker has this id".to_owned()))?;
+                Ok(vec![cx.upstream(node.side, node.broker, Class::Produce)])
             }
-            _ => Ok((own(), name.to_owned())),
+            _ => Ok(vec![cx.upstream(cx.core.node.side, cx.core.node.broker, Class::Native)]),
         }
+    }
+
+    fn is_rehearsal(&self) -> bool {
+        self.is_change && self.request.bool("ValidateOnly")
+    }
+}
+
+/// What a side calls a resource.
+fn physical(cx: &Cx<'_>, resource: &Struct, side: ClusterSide) -> String {
+    let name = resource.str("ResourceName");
+    match resource.i8("ResourceType") {
+        TOPIC => common::physical_name(cx, name, side),
+        BROKER | BROKER_LOGGER => broker(name).map_or_else(|| name.to_owned(), |n| n.broker.to_string()),
+        _ => name.to_owned(),
+    }
+}
+
+/// The broker that a resource's name means.
+fn broker(name: &str) -> Option<VirtualNode> {
+    name.parse().ok().and_then(VirtualNode::from_virtual)
+}
+
+impl Changes for Configs {
+    fn body(&self, cx: &Cx<'_>, side: ClusterSide, items: &[usize], rehearsal: bool) -> Struct {
+        let mut body = self.request.clone();
+        let resources = items.iter().map(|item| {
+            let mut resource = self.resources[*item].clone();
+            let name = physical(cx, &resource, side);
+            resource.set("ResourceName", name);
+            resource
+        });
+        body.set("Resources", resources.collect::<Vec<Struct>>());
+        if rehearsal {
+            body.set("ValidateOnly", true);
+        }
+        body
+    }
+
+    fn found<'a>(
+        &self,
+        cx: &Cx<'_>,
+        item: usize,
+        side: ClusterSide,
+        answer: &'a Struct,
+    ) -> Option<&'a Struct> {
+        let resource = &self.resources[item];
+        let name = physical(cx, resource, side);
+        answer
+            .structs(self.results)
+            .find(|r| r.i8("ResourceType") == resource.i8("ResourceType") && r.str("ResourceName") == name)
     }
 }
 
 impl Plan for Configs {
-    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
-        let mut asks: Vec<Ask> = Vec::new();
-        let mut known: BTreeMap<UpstreamKey, usize> = BTreeMap::new();
-        for resource in self.request.structs("Resources") {
-            let (upstream, name) = match self.place(cx, resource) {
-                Ok(found) => found,
-                Err((error, message)) => {
-                    self.places.push(Place::Refused(error, message));
-                    continue;
-                }
-            };
-            let index = *known.entry(upstream).or_insert(asks.len());
-            if index == asks.len() {
-                let mut body = self.request.clone();
-                body.reset("Resources");
-                asks.push(Ask { upstream, body });
-            }
-            let mut resource = resource.clone();
-            resource.set("ResourceName", name.as_str());
-            asks[index].body.push("Resources", resource);
-            self.places.push(Place::Asked(index, name));
+    fn begin(&mut self, cx: &mut Cx<'_>) -> bool {
+        if !self.is_change {
+            return true;
         }
+        let topics = self.resources.iter().filter(|r| r.i8("ResourceType") == TOPIC);
+        let names = topics.map(|r| Arc::from(r.str("ResourceName"))).collect();
+        self.change = cx.shared.changes.begin(names, ChangeKind::Topic, cx.snapshot.revision);
+        self.change.is_some()
+    }
+
+    fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
+        let items = self.resources.iter().map(|r| Item::at(self.places(cx, r))).collect();
+        let can_rehearse = self.is_change && !self.is_rehearsal();
+        self.rounds = Rounds::new(items, can_rehearse);
+        self.more(cx, &[])
+    }
+
+    fn more(&mut self, cx: &mut Cx<'_>, answers: &[Option<Struct>]) -> Vec<Ask> {
+        let mut rounds = std::mem::take(&mut self.rounds);
+        let asks = rounds.next(cx, self, answers);
+        self.rounds = rounds;
         asks
     }
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
         response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
-        for (resource, place) in self.request.structs("Resources").zip(&self.places) {
+        if self.rounds.items.is_empty() {
+            let held = || Err((code::REQUEST_TIMED_OUT, "the topic is being moved: try again".to_owned()));
+            self.rounds.items = self.resources.iter().map(|_| Item::at(held())).collect();
+        }
+        for (index, resource) in self.resources.iter().enumerate() {
             let mut out = response.new_element(self.results);
-            match place {
-                Place::Refused(error, message) => {
-                    out.set("ErrorCode", *error);
-                    out.set("ErrorMessage", *message);
+            match self.rounds.fared(cx, self, index, &answers) {
+                Fared::Refused((error, message)) => {
+                    out.set("ErrorCode", error);
+                    out.set("ErrorMessage", message);
                 }
-                Place::Asked(index, name) => {
-                    let is_it = |r: &&Struct| {
-                        r.i8("ResourceType") == resource.i8("ResourceType") && r.str("ResourceName") == name
-                    };
-                    let answer = answers.get(*index).and_then(Option::as_ref);
-                    match answer.and_then(|a| a.structs(self.results).find(is_it)) {
-                        Some(found) => out = found.clone(),
-                        None => out.set("ErrorCode", code::REQUEST_TIMED_OUT),
-                    }
-                }
+                Fared::Told(found) => out = found.clone(),
             }
             out.set("ResourceType", resource.get("ResourceType").clone());
             out.set("ResourceName", resource.get("ResourceName").clone());
@@ -135,6 +171,10 @@ impl Plan for Configs {
 
     fn patience_ms(&self) -> i64 {
         PATIENCE_MS
+    }
+
+    fn is_change(&self) -> bool {
+        self.is_change
     }
 }
 

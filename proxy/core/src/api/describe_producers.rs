@@ -101,7 +101,7 @@ impl Plan for DescribeProducers {
                 body.push("Topics", topic);
             }
             self.asked.push(upstream);
-            asks.push(Ask { upstream, body });
+            asks.push(Ask::new(upstream, body));
         }
         asks
     }

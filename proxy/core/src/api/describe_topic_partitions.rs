@@ -103,7 +103,7 @@ impl Plan for DescribeTopicPartitions {
                 body.push("Topics", topic);
             }
             self.asked.push(side);
-            asks.push(Ask { upstream, body });
+            asks.push(Ask::new(upstream, body));
         }
         asks
     }

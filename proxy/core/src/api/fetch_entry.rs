@@ -121,6 +121,12 @@ impl Entry {
             return self.answer_error(error);
         };
         let Some(timeline) = route.timeline(self.key.partition) else { return };
+        if self.position >= 0 && VirtualOffset(self.position) < timeline.floor() {
+            // Deleted by a client, whether or not the sides that held it have got to it (RULES R25).
+            let mut out = self.empty();
+            out.set("ErrorCode", code::OFFSET_OUT_OF_RANGE);
+            return self.pass_out_of_range(&out, timeline.floor());
+        }
         let place = timeline.locate(VirtualOffset(self.read_from));
         let is_owner = place.era == timeline.current().index;
         // A position that makes no sense is the owner's to judge.

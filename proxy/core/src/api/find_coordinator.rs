@@ -106,7 +106,7 @@ impl Plan for FindCoordinator {
                 body.set("CoordinatorKeys", mine);
             }
             self.asked.push(side);
-            asks.push(Ask { upstream, body });
+            asks.push(Ask::new(upstream, body));
         }
         asks
     }

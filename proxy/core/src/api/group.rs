@@ -8,7 +8,7 @@ use super::key;
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::schema::{self, Struct};
-use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
+use crate::session::{Answer, Class, CloseReason, Cx, ErrandDone, Operation, Step, UpstreamKey};
 use std::collections::HashMap;
 
 /// How long a coordinator is looked for, milliseconds.
@@ -34,6 +34,8 @@ pub(super) struct Finder {
     until_ms: Option<i64>,
     /// A lookup is under way: a second one would send the request twice.
     looking: bool,
+    /// The lookup's part among the operation's calls.
+    lookup: u32,
     /// Ask for the coordinator even on the home's side.
     pub(super) exact: bool,
 }
@@ -49,7 +51,12 @@ pub(super) enum Found {
 
 impl Finder {
     pub(super) fn new(group: String, class: Class) -> Finder {
-        Finder { group, class, until_ms: None, looking: false, exact: false }
+        Finder { group, class, until_ms: None, looking: false, lookup: LOOKUP, exact: false }
+    }
+
+    /// For an operation that looks up several.
+    pub(super) fn with_lookup(self, lookup: u32) -> Finder {
+        Finder { lookup, ..self }
     }
 
     pub(super) fn find(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Found {
@@ -73,7 +80,7 @@ impl Finder {
         let asked = cx.any_upstream(home).is_some_and(|upstream| {
             let mut body = request(key::FIND_COORDINATOR);
             body.set("Key", self.group.as_str());
-            cx.call(upstream, key::FIND_COORDINATOR, version, &body, LOOKUP)
+            cx.call(upstream, key::FIND_COORDINATOR, version, &body, self.lookup)
         });
         self.looking = asked;
         if !asked {
@@ -133,6 +140,16 @@ pub(super) trait GroupApi: Send {
         Step::Reply(response)
     }
 
+    /// The errand that it asked for when it took the response is done, or cannot be done.
+    fn errand_done(&mut self, _done: ErrandDone) -> Step {
+        Step::Pending
+    }
+
+    /// Whether it is to be seen through although the client has gone.
+    fn is_change(&self) -> bool {
+        false
+    }
+
     /// What a client is told when no coordinator can be found.
     fn unavailable(&mut self, _cx: &mut Cx<'_>) -> Step {
         Step::Close(CloseReason::UpstreamLost)
@@ -190,12 +207,20 @@ impl<A: GroupApi> Operation for GroupCall<A> {
         }
     }
 
+    fn on_errand_done(&mut self, _cx: &mut Cx<'_>, _part: u32, done: ErrandDone) -> Step {
+        self.api.errand_done(done)
+    }
+
     fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
         if self.sent_to.is_some() {
             return Step::Pending;
         }
         cx.deadline_ms = None;
         self.go(cx)
+    }
+
+    fn on_client_gone(&mut self, _cx: &mut Cx<'_>) -> Step {
+        if self.api.is_change() && self.sent_to.is_some() { Step::Pending } else { Step::Done }
     }
 }
 
@@ -220,7 +245,7 @@ impl<A: GroupApi> GroupCall<A> {
 }
 
 /// Whether an answer says that the coordinator is another broker, or not ready.
-fn is_elsewhere(response: &Struct) -> bool {
+pub(super) fn is_elsewhere(response: &Struct) -> bool {
     let bad = |s: &Struct| {
         s.has("ErrorCode")
             && [code::NOT_COORDINATOR, code::COORDINATOR_NOT_AVAILABLE, code::COORDINATOR_LOAD_IN_PROGRESS]

@@ -21,7 +21,7 @@ impl ListGroups {
 impl Plan for ListGroups {
     fn asks(&mut self, cx: &mut Cx<'_>) -> Vec<Ask> {
         let node = cx.core.node;
-        vec![Ask { upstream: cx.upstream(node.side, node.broker, Class::Native), body: self.request.clone() }]
+        vec![Ask::new(cx.upstream(node.side, node.broker, Class::Native), self.request.clone())]
     }
 
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {

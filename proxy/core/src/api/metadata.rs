@@ -72,7 +72,7 @@ impl Metadata {
                 body.push("Topics", topic);
             }
         }
-        Some(Ask { upstream, body })
+        Some(Ask::new(upstream, body))
     }
 
     fn add_named(

@@ -2,10 +2,13 @@
 
 mod admin_topics;
 mod api_versions;
+mod both_sides;
 pub mod common;
 mod configs;
+mod delete_groups;
 mod delete_records;
 mod describe_cluster;
+mod describe_groups;
 mod describe_producers;
 mod describe_topic_partitions;
 mod fan;
@@ -15,6 +18,7 @@ mod fetch_session;
 mod fetch_signal;
 mod find_coordinator;
 pub mod group;
+mod group_batch;
 mod heartbeat;
 mod init_producer_id;
 mod join_group;
@@ -107,26 +111,21 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         }
         key::ADD_PARTITIONS_TO_TXN => Opened::new(transactions::AddPartitionsToTxn::new(body)),
         key::JOIN_GROUP => Opened::new(join_group::JoinGroup::new(body)),
-        key::SYNC_GROUP => Opened::new(GroupCall::new(plain(body, "GroupId", Class::Group))),
+        key::SYNC_GROUP => Opened::new(GroupCall::new(plain(body, Class::Group))),
         key::HEARTBEAT => Opened::new(GroupCall::new(heartbeat::Heartbeat(body))),
         key::LEAVE_GROUP => Opened::new(GroupCall::new(heartbeat::LeaveGroup(body))),
         key::OFFSET_COMMIT => Opened::new(GroupCall::new(offset_commit::OffsetCommit::new(body))),
         key::OFFSET_FETCH => Opened::new(GroupCall::new(offset_fetch::OffsetFetch::new(body))),
         key::TXN_OFFSET_COMMIT => Opened::new(GroupCall::new(txn_offset_commit::TxnOffsetCommit::new(body))),
-        key::DESCRIBE_GROUPS => Opened::new(GroupCall::new(plain(body, "Groups", Class::Produce))),
-        key::DELETE_GROUPS => Opened::new(GroupCall::new(plain(body, "GroupsNames", Class::Produce))),
-        key::OFFSET_DELETE => Opened::new(GroupCall::new(offset_delete::OffsetDelete(body))),
+        key::DESCRIBE_GROUPS => Opened::new(describe_groups::describe_groups(body)),
+        key::DELETE_GROUPS => Opened::new(delete_groups::delete_groups(body)),
+        key::OFFSET_DELETE => Opened::new(GroupCall::new(offset_delete::OffsetDelete::new(body))),
         key::LIST_GROUPS => Opened::new(fan::Fan::new(list_groups::ListGroups::new(body))),
         _ => Opened::new(relay::Relay::new(body)),
     })
 }
 
-/// A request of the group that `field` names, or names first.
-fn plain(request: Struct, field: &str, class: Class) -> Plain {
-    let group = match request.get(field).as_str() {
-        Some(group) => group.to_owned(),
-        None if field == "GroupId" => String::new(),
-        None => request.strs(field).next().unwrap_or_default().to_owned(),
-    };
-    Plain { request, class, group }
+/// A request of one group with nothing in it to translate.
+fn plain(request: Struct, class: Class) -> Plain {
+    Plain { group: request.str("GroupId").to_owned(), request, class }
 }

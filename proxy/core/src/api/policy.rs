@@ -165,6 +165,7 @@ const TOKENS: &str = "Delegation tokens need SASL, which this version does not o
 const CLUSTER_CHANGE: &str = "Changes one physical cluster as such; ask that cluster directly.";
 const OWN_NODE: &str =
     "Sent to the client's own broker: what is shown or changed is that broker's cluster only.";
+const BOTH_SIDES: &str = "At the owner, and at the other side too where it has the topic: rehearsed there first where the API can be. Held while a flip fences the topic.";
 const COORDINATOR: &str = "Sent to the coordinator on the group's home side.";
 
 impl ApiKey {
@@ -184,7 +185,10 @@ impl ApiKey {
             ApiKey::Metadata => {
                 (BothSides, "Each topic from its owner; the brokers of both sides at the proxy's addresses.")
             }
-            ApiKey::OffsetCommit | ApiKey::OffsetFetch | ApiKey::OffsetDelete => (
+            ApiKey::OffsetDelete => {
+                (Translate, "At the group's home side, then the copies of the commits at the other side.")
+            }
+            ApiKey::OffsetCommit | ApiKey::OffsetFetch => (
                 Translate,
                 "At the group's home side; positions are stored native with a tag and shown virtual.",
             ),
@@ -195,16 +199,19 @@ impl ApiKey {
             ApiKey::JoinGroup | ApiKey::Heartbeat | ApiKey::LeaveGroup | ApiKey::SyncGroup => {
                 (Translate, COORDINATOR)
             }
-            ApiKey::DescribeGroups | ApiKey::DeleteGroups => (Translate, COORDINATOR),
+            ApiKey::DescribeGroups => (Translate, "Each group at its coordinator on its home side."),
+            ApiKey::DeleteGroups => (
+                Translate,
+                "Each group at its coordinator on its home side, then the copies of its commits at the other side.",
+            ),
             ApiKey::ListGroups => (BothSides, "The groups of both sides, each shown by its home side only."),
             ApiKey::ApiVersions => (Answer, "What the proxy and both clusters share."),
             ApiKey::CreateTopics => (Translate, "On the side that the route rules give the topic to."),
-            ApiKey::DeleteTopics | ApiKey::CreatePartitions => {
-                (Translate, "At the owner. Refused with POLICY_VIOLATION for a topic that was ever flipped.")
-            }
-            ApiKey::DeleteRecords => {
-                (Translate, "Up to a virtual offset, on the sides that hold records below it.")
-            }
+            ApiKey::DeleteTopics | ApiKey::CreatePartitions => (Translate, BOTH_SIDES),
+            ApiKey::DeleteRecords => (
+                Translate,
+                "Up to a virtual offset: hidden for good first, then deleted on the sides that hold records below it. Held while a flip fences the topic.",
+            ),
             ApiKey::InitProducerId => (
                 Translate,
                 "Producers without transactions get an id of the proxy, valid on both sides; transactional ones their coordinator's.",
@@ -227,7 +234,7 @@ impl ApiKey {
             }
             ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs => (
                 Translate,
-                "Topics at their owner, brokers at the broker that the virtual id names. Refused with POLICY_VIOLATION for a topic that was ever flipped.",
+                "Topics as with CreatePartitions, brokers at the broker that the virtual id names.",
             ),
             ApiKey::DescribeAcls | ApiKey::CreateAcls | ApiKey::DeleteAcls => (Pass, OWN_NODE),
             ApiKey::DescribeLogDirs => (Pass, OWN_NODE),

@@ -58,6 +58,11 @@ impl Split {
         }
     }
 
+    /// Whether nothing was asked yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// Adds a partition's element to what `upstream` is asked in the next round. A broker refuses a partition it is
     /// asked for twice, so the second time is left out.
     pub(super) fn add(
@@ -96,7 +101,7 @@ impl Split {
                 self.places.insert(key, self.asked.len());
             }
             self.asked.push(upstream);
-            asks.push(Ask { upstream, body });
+            asks.push(Ask::new(upstream, body));
         }
         asks
     }

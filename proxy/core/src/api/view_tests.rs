@@ -8,7 +8,10 @@ use crate::producer::gate::SessionId;
 use crate::producer::pid;
 use crate::route::{GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, Snapshot, Timelines};
 use crate::schema::{self, Struct, Value};
-use crate::session::{CloseReason, Effect, Event, Limits, Session, Shared, UpstreamId};
+use crate::session::{
+    ChangeKind, CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, TopicChanged,
+    UpstreamId,
+};
 use crate::timeline::Boundary;
 use crate::wire::header;
 use ClusterSide::{Source, Target};
@@ -46,6 +49,9 @@ struct World {
     asked: Vec<Asked>,
     dialled: HashMap<UpstreamId, VirtualNode>,
     refreshed: BTreeSet<ClusterSide>,
+    errands: Vec<Errand>,
+    /// What becomes of errands.
+    errand_done: ErrandDone,
     closed: Option<CloseReason>,
 }
 
@@ -180,6 +186,8 @@ impl World {
             asked: Vec::new(),
             dialled: HashMap::new(),
             refreshed: BTreeSet::new(),
+            errands: Vec::new(),
+            errand_done: Ok(true),
             closed: None,
         }
     }
@@ -193,9 +201,15 @@ impl World {
     }
 
     fn frame(&mut self, frame: Bytes, broker: &mut Broker<'_>) -> Option<Bytes> {
-        let mut events = VecDeque::from([Event::Frame(frame)]);
+        self.event(Event::Frame(frame), broker)
+    }
+
+    /// Lets something happen and plays the brokers until nothing more does.
+    fn event(&mut self, event: Event, broker: &mut Broker<'_>) -> Option<Bytes> {
+        let mut events = VecDeque::from([event]);
         let mut reply = None;
         self.asked.clear();
+        self.errands.clear();
         while let Some(event) = events.pop_front() {
             self.session.handle(event, &self.snapshot, &self.shared, self.now_ms);
             for effect in self.session.drain_effects() {
@@ -228,6 +242,10 @@ impl World {
                     Effect::Close(reason) => self.closed = Some(reason),
                     Effect::Refresh(side) => {
                         self.refreshed.insert(side);
+                    }
+                    Effect::Errand { ticket, errand } => {
+                        self.errands.push(errand);
+                        events.push_back(Event::ErrandDone { ticket, done: self.errand_done.clone() });
                     }
                     _ => {}
                 }
@@ -943,26 +961,43 @@ fn transactions_take_topics_of_the_default_side_only_in_every_version_clients_us
 
 // ---- Topics ----
 
-/// Does what it is told: the results carry the names (or ids) that were asked for.
-fn obedient(api: i16, topics: &'static str, results: &'static str) -> impl FnMut(&Asked) -> Option<Struct> {
+/// Does what it is told, unless a side is to refuse: the results carry the names (or ids) that were asked for.
+fn judging(
+    api: i16,
+    topics: &'static str,
+    results: &'static str,
+    judge: impl Fn(&Asked, &str) -> i16,
+) -> impl FnMut(&Asked) -> Option<Struct> {
     move |asked| {
         let mut out = response(api);
         for wanted in asked.body.array(topics) {
             let mut row = out.new_element(results);
-            match wanted.as_struct() {
-                Some(topic) => row.set("Name", topic.get("Name").clone()),
-                None => row.set("Name", wanted.as_str()),
+            let name = match wanted.as_struct() {
+                Some(topic) if topic.has("ResourceName") => topic.opt_str("ResourceName"),
+                Some(topic) => topic.opt_str("Name"),
+                None => wanted.as_str(),
+            };
+            match wanted.as_struct().filter(|t| t.has("ResourceName")) {
+                Some(resource) => {
+                    row.set("ResourceType", resource.get("ResourceType").clone());
+                    row.set("ResourceName", name);
+                }
+                None => row.set("Name", name),
             }
             if api == key::DELETE_TOPICS && asked.version >= 6 {
-                let id = wanted.as_struct().expect("a struct").uuid("TopicId");
-                let by_id = TopicId(id) == PLAIN;
-                row.set("TopicId", if by_id { TopicId(id) } else { PLAIN });
-                row.set("Name", "plain");
+                let id = TopicId(wanted.as_struct().expect("a struct").uuid("TopicId"));
+                row.set("TopicId", if id.is_zero() { PLAIN } else { id });
+                row.set("Name", name.or(Some("plain")));
             }
+            row.set("ErrorCode", judge(asked, name.unwrap_or_default()));
             out.push(results, row);
         }
         Some(out)
     }
+}
+
+fn obedient(api: i16, topics: &'static str, results: &'static str) -> impl FnMut(&Asked) -> Option<Struct> {
+    judging(api, topics, results, |_, _| code::NONE)
 }
 
 fn create_topics(names: &[&str], replicas: &[i32]) -> Struct {
@@ -976,17 +1011,59 @@ fn create_topics(names: &[&str], replicas: &[i32]) -> Struct {
         } else {
             topic.set("NumPartitions", -1);
             topic.set("ReplicationFactor", -1);
-            let mut assignment = topic.new_element("Assignments");
-            assignment.set("BrokerIds", replicas.to_vec());
-            topic.push("Assignments", assignment);
+            assign(&mut topic, replicas);
         }
         body.push("Topics", topic);
     }
     body
 }
 
+fn assign(topic: &mut Struct, replicas: &[i32]) {
+    topic.set("Assignments", Vec::<Struct>::new());
+    let mut assignment = topic.new_element("Assignments");
+    assignment.set("BrokerIds", replicas.to_vec());
+    topic.push("Assignments", assignment);
+}
+
+fn create_partitions(names: &[&str], count: i32) -> Struct {
+    let mut body = request(key::CREATE_PARTITIONS);
+    for name in names {
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", *name);
+        topic.set("Count", count);
+        topic.set("Assignments", None::<Vec<Value>>);
+        body.push("Topics", topic);
+    }
+    body
+}
+
+fn delete_topics(version: i16, names: &[&str]) -> (Struct, &'static str) {
+    let mut body = request(key::DELETE_TOPICS);
+    let field = if version >= 6 { "Topics" } else { "TopicNames" };
+    for name in names {
+        if version >= 6 {
+            let mut topic = body.new_element(field);
+            topic.set("Name", *name);
+            body.push(field, topic);
+        } else {
+            body.push(field, *name);
+        }
+    }
+    (body, field)
+}
+
 fn errors(answer: &Struct, array: &str) -> Vec<(String, i16)> {
     answer.structs(array).map(|t| (t.str("Name").to_owned(), t.i16("ErrorCode"))).collect()
+}
+
+fn row(name: &str, error: i16) -> (String, i16) {
+    (name.to_owned(), error)
+}
+
+/// The sides that were asked, with whether it was a rehearsal.
+fn rounds(world: &World) -> Vec<(ClusterSide, bool)> {
+    let is_rehearsal = |body: &Struct| body.has("ValidateOnly") && body.bool("ValidateOnly");
+    world.asked.iter().map(|a| (a.node.side, is_rehearsal(&a.body))).collect()
 }
 
 #[test]
@@ -994,12 +1071,9 @@ fn topics_are_created_on_the_side_of_their_rule_in_every_version() {
     for version in versions(key::CREATE_TOPICS) {
         let mut world = World::at(Source, 1);
         let mut broker = obedient(key::CREATE_TOPICS, "Topics", "Topics");
-        let body = create_topics(&["fresh", "new.fresh", "renamed"], &[]);
+        let body = create_topics(&["fresh", "new.fresh"], &[]);
         let answer = world.ask(key::CREATE_TOPICS, version, &body, &mut broker);
-        let row = |name: &str, error| (name.to_owned(), error);
-        // "renamed" is being moved.
-        let expected = [row("fresh", 0), row("new.fresh", 0), row("renamed", code::REQUEST_TIMED_OUT)];
-        assert_eq!(errors(&answer, "Topics"), expected);
+        assert_eq!(errors(&answer, "Topics"), [row("fresh", 0), row("new.fresh", 0)]);
         assert_eq!(world.asked_nodes(), [VirtualNode::new(Source, 1), VirtualNode::new(Target, 3)]);
         assert_eq!(world.refreshed, BTreeSet::from([Source, Target]));
         // Virtual 7 and 3 are brokers 3 and 1 of the target; 2 is of the source.
@@ -1018,41 +1092,197 @@ fn topics_are_created_on_the_side_of_their_rule_in_every_version() {
 }
 
 #[test]
-fn flipped_topics_are_not_enlarged_or_deleted_in_any_version() {
-    let row = |name: &str, error| (name.to_owned(), error);
+fn r26_a_topic_on_both_sides_is_enlarged_on_both_in_every_version() {
     for version in versions(key::CREATE_PARTITIONS) {
-        let mut body = request(key::CREATE_PARTITIONS);
-        for name in ["plain", "moved"] {
-            let mut topic = body.new_element("Topics");
-            topic.set("Name", name);
-            topic.set("Count", 5);
-            topic.set("Assignments", None::<Vec<Value>>);
-            body.push("Topics", topic);
-        }
         let mut world = World::at(Target, 1);
         let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+        let body = create_partitions(&["plain", "moved", "renamed"], 5);
         let answer = world.ask(key::CREATE_PARTITIONS, version, &body, &mut broker);
-        assert_eq!(errors(&answer, "Results"), [row("plain", 0), row("moved", code::POLICY_VIOLATION)]);
-        assert_eq!(world.asked_nodes(), [VirtualNode::new(Source, 2)]);
+        assert_eq!(errors(&answer, "Results"), [row("plain", 0), row("moved", 0), row("renamed", 0)]);
+        // Each is rehearsed where it is not owned, then enlarged at its owner, then at the other side.
+        let both = [
+            (Source, true),
+            (Target, true),
+            (Source, false),
+            (Target, false),
+            (Source, false),
+            (Target, false),
+        ];
+        assert_eq!(rounds(&world), both);
+        let enlarged = ["plain", "moved", "renamed"].map(|n| TopicChanged::Enlarged(Arc::from(n), 5));
+        assert_eq!(world.errands, [Errand::TopicsChanged(enlarged.to_vec())]);
     }
+}
+
+#[test]
+fn r26_a_topic_on_one_side_is_the_owners_alone() {
+    let mut world = World::at(Source, 1);
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["renamed", "new.orders"], 5), &mut broker);
+    assert_eq!(rounds(&world), [(Source, false), (Target, false)]);
+}
+
+#[test]
+fn r26_what_the_other_side_would_refuse_is_done_on_neither() {
+    let mut world = World::at(Target, 1);
+    let mut broker = judging(key::CREATE_PARTITIONS, "Topics", "Results", |asked, _| {
+        if asked.node.side == Source { code::POLICY_VIOLATION } else { code::NONE }
+    });
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["moved"], 5), &mut broker);
+    assert_eq!(errors(&answer, "Results"), [row("moved", code::POLICY_VIOLATION)]);
+    assert_eq!(rounds(&world), [(Source, true)]);
+    assert!(world.errands.is_empty());
+}
+
+#[test]
+fn r26_what_only_the_owner_has_done_is_a_retriable_error_and_a_repetition_completes_it() {
+    let mut world = World::at(Target, 1);
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    let mut fails_at_the_end = |asked: &Asked| {
+        let rehearsal = asked.body.bool("ValidateOnly");
+        if asked.node.side == Source && !rehearsal { None } else { broker(asked) }
+    };
+    let body = create_partitions(&["moved"], 2);
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &body, &mut fails_at_the_end);
+    assert_eq!(errors(&answer, "Results"), [row("moved", code::REQUEST_TIMED_OUT)]);
+    assert!(world.errands.is_empty());
+    assert_eq!(world.refreshed, BTreeSet::from([Source, Target]));
+    // The owner shows two partitions by now, and would refuse to be enlarged to two.
+    let mut grown = (*world.snapshot.topologies[1]).clone();
+    let moved = topic("moved", MOVED_COPY, &[(3, 6), (3, 0)], &[3, 1]);
+    grown.topics.insert(Arc::clone(&moved.name), moved);
+    world.snapshot.topologies[1] = Arc::new(grown);
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &body, &mut broker);
+    assert_eq!(errors(&answer, "Results"), [row("moved", 0)]);
+    assert_eq!(rounds(&world), [(Source, true), (Source, false)]);
+    assert_eq!(world.errands.len(), 1);
+}
+
+#[test]
+fn r26_replicas_are_assigned_on_the_side_whose_brokers_are_named() {
+    let mut world = World::at(Target, 1);
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    let mut body = create_partitions(&["moved"], 2);
+    body.structs_mut("Topics").for_each(|topic| assign(topic, &[3, 7]));
+    world.ask(key::CREATE_PARTITIONS, 3, &body, &mut broker);
+    for asked in &world.asked {
+        let topic = asked.body.structs("Topics").next().expect("one");
+        let assigned: Vec<i64> = topic.structs("Assignments").flat_map(|a| ints(a, "BrokerIds")).collect();
+        assert_eq!(assigned, if asked.node.side == Target { vec![1, 3] } else { vec![] });
+    }
+    // Brokers of both sides in one topic mean nothing.
+    body.structs_mut("Topics").for_each(|topic| assign(topic, &[2, 7]));
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &body, &mut no_broker);
+    assert_eq!(errors(&answer, "Results"), [row("moved", code::INVALID_REQUEST)]);
+}
+
+#[test]
+fn r26_a_topic_on_both_sides_is_deleted_on_both_in_every_version() {
     for version in versions(key::DELETE_TOPICS) {
-        let mut body = request(key::DELETE_TOPICS);
-        let field = if version >= 6 { "Topics" } else { "TopicNames" };
-        for name in ["plain", "moved"] {
-            if version >= 6 {
-                let mut topic = body.new_element(field);
-                topic.set("Name", name);
-                body.push(field, topic);
-            } else {
-                body.push(field, name);
-            }
-        }
         let mut world = World::at(Source, 1);
+        let (body, field) = delete_topics(version, &["plain", "moved", "renamed"]);
         let mut broker = obedient(key::DELETE_TOPICS, field, "Responses");
         let answer = world.ask(key::DELETE_TOPICS, version, &body, &mut broker);
-        assert_eq!(errors(&answer, "Responses"), [row("plain", 0), row("moved", code::POLICY_VIOLATION)]);
-        assert_eq!(world.refreshed, BTreeSet::from([Source]));
+        assert_eq!(errors(&answer, "Responses"), [row("plain", 0), row("moved", 0), row("renamed", 0)]);
+        assert_eq!(rounds(&world), [(Source, false), (Target, false), (Source, false), (Target, false)]);
+        let deleted = ["plain", "moved", "renamed"].map(|n| TopicChanged::Deleted(Arc::from(n)));
+        assert_eq!(world.errands, [Errand::TopicsChanged(deleted.to_vec())]);
     }
+}
+
+#[test]
+fn r26_a_deletion_that_one_side_has_done_before_is_completed() {
+    for gone in [Source, Target] {
+        let mut world = World::at(Source, 1);
+        let (body, field) = delete_topics(5, &["moved"]);
+        let mut broker = judging(key::DELETE_TOPICS, field, "Responses", |asked, _| {
+            if asked.node.side == gone { code::UNKNOWN_TOPIC_OR_PARTITION } else { code::NONE }
+        });
+        let answer = world.ask(key::DELETE_TOPICS, 5, &body, &mut broker);
+        assert_eq!(errors(&answer, "Responses"), [row("moved", 0)]);
+        assert_eq!(rounds(&world), [(Target, false), (Source, false)]);
+        assert_eq!(world.errands.len(), 1);
+    }
+    // A topic that was moved is the proxy's to forget even where no cluster has it any more.
+    let (body, field) = delete_topics(5, &["moved", "renamed"]);
+    let mut world = World::at(Source, 1);
+    let mut broker = judging(key::DELETE_TOPICS, field, "Responses", |_, _| code::UNKNOWN_TOPIC_OR_PARTITION);
+    let answer = world.ask(key::DELETE_TOPICS, 5, &body, &mut broker);
+    let expected = [row("moved", 0), row("renamed", code::UNKNOWN_TOPIC_OR_PARTITION)];
+    assert_eq!(errors(&answer, "Responses"), expected);
+    assert_eq!(world.errands, [Errand::TopicsChanged(vec![TopicChanged::Deleted(Arc::from("moved"))])]);
+}
+
+#[test]
+fn r26_a_deletion_is_not_confirmed_before_what_is_stored_follows() {
+    let mut world = World::at(Source, 1);
+    world.errand_done = Err("the target still shows it".to_owned());
+    let (body, field) = delete_topics(5, &["moved"]);
+    let mut broker = obedient(key::DELETE_TOPICS, field, "Responses");
+    let answer = world.ask(key::DELETE_TOPICS, 5, &body, &mut broker);
+    assert_eq!(errors(&answer, "Responses"), [row("moved", code::REQUEST_TIMED_OUT)]);
+}
+
+#[test]
+fn r26_nothing_is_changed_while_a_side_that_has_the_topic_is_down() {
+    let mut world = World::at(Source, 1);
+    world.snapshot.topologies[1] =
+        Arc::new(Topology { reachable: false, ..(*world.snapshot.topologies[1]).clone() });
+    let (body, _) = delete_topics(5, &["plain"]);
+    let answer = world.ask(key::DELETE_TOPICS, 5, &body, &mut no_broker);
+    assert_eq!(errors(&answer, "Responses"), [row("plain", code::REQUEST_TIMED_OUT)]);
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["plain"], 5), &mut no_broker);
+    assert_eq!(errors(&answer, "Results"), [row("plain", code::REQUEST_TIMED_OUT)]);
+    assert!(world.asked.is_empty());
+    // What lives on one side only costs nothing (R30).
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    let answer = world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["renamed"], 5), &mut broker);
+    assert_eq!(errors(&answer, "Results"), [row("renamed", 0)]);
+}
+
+#[test]
+fn r26_changes_of_a_fenced_topic_are_held() {
+    let mut world = World::at(Source, 1);
+    let plain: Arc<str> = Arc::from("plain");
+    world.shared.changes.close(&plain);
+    let body = create_partitions(&["plain"], 5);
+    assert!(world.run(key::CREATE_PARTITIONS, 3, &body, &mut no_broker).is_none(), "held");
+    world.shared.changes.open("plain", Revision(8));
+    world.snapshot.revision = Revision(8);
+    let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
+    let frame = world.event(Event::Wake, &mut broker);
+    assert!(frame.is_some(), "goes on when the flip is over");
+    assert!(world.shared.changes.is_quiet("plain"), "and is over with its answer");
+    // Longer than the hold bound: a retriable error.
+    world.shared.changes.close(&plain);
+    assert!(world.run(key::CREATE_PARTITIONS, 3, &body, &mut no_broker).is_none());
+    world.now_ms += 1_000;
+    assert!(world.event(Event::Timer, &mut no_broker).is_some());
+    assert!(world.asked.is_empty());
+}
+
+#[test]
+fn r26_a_flip_waits_for_a_change_whose_client_has_gone() {
+    let mut world = World::at(Source, 1);
+    let message = schema::request(key::CREATE_PARTITIONS).expect("table");
+    let frame = header::encode_request(message, 3, 77, None, &create_partitions(&["renamed"], 5));
+    let frame = frame.expect("a request").slice(4..);
+    world.session.handle(Event::Frame(frame), &world.snapshot, &world.shared, world.now_ms);
+    world.session.handle(Event::ClientGone, &world.snapshot, &world.shared, world.now_ms);
+    assert!(!world.shared.changes.is_quiet("renamed"));
+    world.session.abandon(&world.snapshot, &world.shared, world.now_ms);
+    assert!(world.shared.changes.is_quiet("renamed"));
+}
+
+#[test]
+fn r26_a_moved_topic_that_is_gone_from_its_owner_is_not_created_beside_its_timeline() {
+    let mut world = World::at(Source, 1);
+    let mut without = (*world.snapshot.topologies[1]).clone();
+    without.topics.remove("moved");
+    world.snapshot.topologies[1] = Arc::new(without);
+    let answer = world.ask(key::CREATE_TOPICS, 7, &create_topics(&["moved"], &[]), &mut no_broker);
+    assert_eq!(errors(&answer, "Topics"), [row("moved", code::POLICY_VIOLATION)]);
 }
 
 #[test]
@@ -1073,6 +1303,10 @@ fn topics_are_deleted_by_their_virtual_id() {
         .collect();
     let expected = [(Some("plain"), PLAIN.0, 0), (None, OPENED_LATER.0, code::UNKNOWN_TOPIC_ID)];
     assert_eq!(shown, expected);
+    // Each side is asked by its own id.
+    let ids: Vec<_> =
+        world.asked.iter().flat_map(|a| a.body.structs("Topics").map(|t| t.uuid("TopicId"))).collect();
+    assert_eq!(ids, [PLAIN.0, PLAIN_COPY.0]);
 }
 
 #[test]
@@ -1147,33 +1381,64 @@ fn configs_are_described_at_the_owner_and_at_the_broker_that_is_named() {
 }
 
 #[test]
-fn configs_of_flipped_topics_are_not_altered_in_any_version() {
+fn r26_settings_of_a_topic_on_both_sides_are_changed_on_both_in_every_version() {
     for api in [key::ALTER_CONFIGS, key::INCREMENTAL_ALTER_CONFIGS] {
         for version in versions(api) {
             let mut world = World::at(Target, 1);
-            let mut broker = |asked: &Asked| {
-                let mut out = response(api);
-                for wanted in asked.body.structs("Resources") {
-                    let mut row = out.new_element("Responses");
-                    row.set("ResourceType", wanted.get("ResourceType").clone());
-                    row.set("ResourceName", wanted.get("ResourceName").clone());
-                    out.push("Responses", row);
-                }
-                Some(out)
-            };
+            let mut broker = obedient(api, "Resources", "Responses");
             let wanted = [(2, "plain"), (2, "moved"), (2, "renamed"), (4, "4")];
             let answer = world.ask(api, version, &resources(api, &wanted), &mut broker);
             let shown: Vec<_> =
                 answer.structs("Responses").map(|r| (r.str("ResourceName"), r.i16("ErrorCode"))).collect();
+            assert_eq!(shown, [("plain", 0), ("moved", 0), ("renamed", 0), ("4", 0)]);
+            let mut changed: Vec<_> = world
+                .asked
+                .iter()
+                .filter(|a| !a.body.bool("ValidateOnly"))
+                .flat_map(|a| {
+                    a.body.structs("Resources").map(|r| (r.str("ResourceName").to_owned(), a.node.side))
+                })
+                .collect();
+            changed.sort();
             let expected = [
-                ("plain", 0),
-                ("moved", code::POLICY_VIOLATION),
-                ("renamed", code::REQUEST_TIMED_OUT),
-                ("4", 0),
+                ("2", Source),
+                ("moved", Source),
+                ("moved", Target),
+                ("native.renamed", Source),
+                ("plain", Source),
+                ("plain", Target),
             ];
-            assert_eq!(shown, expected);
+            assert_eq!(changed, expected.map(|(name, side)| (name.to_owned(), side)));
         }
     }
+}
+
+#[test]
+fn r26_settings_that_one_side_refuses_are_changed_on_neither() {
+    let api = key::INCREMENTAL_ALTER_CONFIGS;
+    let mut world = World::at(Target, 1);
+    let mut broker = judging(api, "Resources", "Responses", |asked, _| {
+        if asked.node.side == Source { code::INVALID_REQUEST } else { code::NONE }
+    });
+    let answer = world.ask(api, 1, &resources(api, &[(2, "moved")]), &mut broker);
+    assert_eq!(answer.structs("Responses").next().expect("one").i16("ErrorCode"), code::INVALID_REQUEST);
+    assert_eq!(rounds(&world), [(Source, true)]);
+}
+
+#[test]
+fn r26_settings_are_held_while_a_flip_fences_the_topic() {
+    let api = key::INCREMENTAL_ALTER_CONFIGS;
+    let mut world = World::at(Target, 1);
+    world.shared.changes.close(&Arc::from("moved"));
+    assert!(world.run(api, 1, &resources(api, &[(2, "moved")]), &mut no_broker).is_none());
+    assert!(world.asked.is_empty());
+    // What is read is not held.
+    let mut broker = obedient(key::DESCRIBE_CONFIGS, "Resources", "Results");
+    let mut world = World::at(Target, 1);
+    world.shared.changes.close(&Arc::from("moved"));
+    world.ask(key::DESCRIBE_CONFIGS, 4, &resources(key::DESCRIBE_CONFIGS, &[(2, "moved")]), &mut broker);
+    let begun = world.shared.changes.begin([Arc::from("moved")].into(), ChangeKind::Records, Revision(9));
+    assert!(begun.is_none());
 }
 
 #[test]

@@ -56,6 +56,18 @@ impl GroupRegistry {
         }
     }
 
+    /// Commits of a group were deleted; all of them with `None`.
+    pub fn forget_commits(&self, group: &str, partitions: Option<&[(Arc<str>, i32)]>) {
+        if let Some(group) = self.lock().get_mut(group) {
+            group.tagged.retain(|at| partitions.is_some_and(|deleted| !deleted.contains(at)));
+        }
+    }
+
+    /// A topic was deleted, and its commits with it.
+    pub fn forget_topic(&self, topic: &str) {
+        self.lock().values_mut().for_each(|group| group.tagged.retain(|(t, _)| **t != *topic));
+    }
+
     /// A member has joined or has sent a heartbeat.
     pub fn alive(
         &self,

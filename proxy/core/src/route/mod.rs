@@ -1,6 +1,6 @@
 //! Which side owns a topic, as one immutable table per [`Revision`], and everything else a request is planned with.
 
-use crate::ids::{ClusterSide, Revision, TopicId};
+use crate::ids::{ClusterSide, Revision, TopicId, VirtualOffset};
 use crate::node::{ApiRanges, NodeMap, Topology};
 use crate::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -28,8 +28,8 @@ impl LinkMode {
 /// The virtual logs of a topic's partitions.
 #[derive(Clone, Debug)]
 pub enum Timelines {
-    /// Never flipped: one era, the same for every partition.
-    Initial(Arc<Timeline>),
+    /// Never flipped: one era, the same for every partition but for those of which records were deleted (RULES R25).
+    Initial { all: Arc<Timeline>, floored: BTreeMap<i32, Arc<Timeline>> },
     /// One per partition, by index.
     PerPartition(Vec<Arc<Timeline>>),
 }
@@ -67,9 +67,30 @@ impl TopicRoute {
     #[must_use]
     pub fn timeline(&self, partition: i32) -> Option<&Arc<Timeline>> {
         match &self.timelines {
-            Timelines::Initial(timeline) => (partition >= 0).then_some(timeline),
+            Timelines::Initial { all, floored } => {
+                (partition >= 0).then(|| floored.get(&partition).unwrap_or(all))
+            }
             Timelines::PerPartition(all) => all.get(usize::try_from(partition).ok()?),
         }
+    }
+
+    /// Nothing of a partition below `floor` shows any more.
+    pub fn raise_floor(&mut self, partition: i32, floor: VirtualOffset) {
+        let Some(timeline) = self.timeline(partition) else { return };
+        let raised = Arc::new(timeline.with_floor(floor));
+        match &mut self.timelines {
+            Timelines::Initial { floored, .. } => drop(floored.insert(partition, raised)),
+            Timelines::PerPartition(all) => {
+                let place = usize::try_from(partition).ok().and_then(|index| all.get_mut(index));
+                place.into_iter().for_each(|place| *place = Arc::clone(&raised));
+            }
+        }
+    }
+
+    /// What names the topic's timelines: another one once the topic was deleted and created again.
+    #[must_use]
+    pub fn timeline_id(&self) -> u64 {
+        self.timeline(0).map_or_else(|| timeline_id(self.virtual_id, &self.name), |t| t.id())
     }
 
     /// Whether the topic was ever flipped; until then every position is identical on the owner and in the virtual log.
@@ -136,7 +157,7 @@ impl RouteRules {
             physical,
             virtual_id,
             native_ids,
-            timelines: Timelines::Initial(Arc::new(timeline)),
+            timelines: Timelines::Initial { all: Arc::new(timeline), floored: BTreeMap::new() },
             frozen: None,
         }
     }

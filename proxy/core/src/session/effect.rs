@@ -1,7 +1,7 @@
 //! What a session is told and what it asks for.
 
 use super::upstream::UpstreamId;
-use crate::ids::{ClusterSide, VirtualNode};
+use crate::ids::{ClusterSide, VirtualNode, VirtualOffset};
 use crate::producer::gate::{HoldReason, SessionId};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ pub enum Event {
     Answer { upstream: UpstreamId, frame: Bytes },
     /// An upstream connection could not be made or has ended.
     Lost { upstream: UpstreamId },
+    /// What became of an [`Effect::Errand`].
+    ErrandDone { ticket: Ticket, done: ErrandDone },
     /// A gate, the route table, the topology or a group changed: whatever waits should look again.
     Wake,
     /// [`super::Session::next_deadline_ms`] has come.
@@ -46,11 +48,45 @@ pub enum Effect {
     Refresh(ClusterSide),
     /// A group committed at its home: the other side gets a copy (DESIGN decision 5).
     Mirror(Vec<CommitMirror>),
+    /// Do this and tell the outcome with [`Event::ErrandDone`]: the operation waits for it.
+    Errand { ticket: Ticket, errand: Errand },
     /// A batch was held as long as is allowed and is answered with a retriable error (RULES R9).
     HoldExpired { topic: Arc<str>, partition: i32, reason: Option<HoldReason> },
     /// A broker sent something that is not a Kafka response to what was asked.
     BadAnswer { upstream: UpstreamId, error: String },
 }
+
+/// Names the operation that waits for an errand, and which one of its errands it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    pub(super) slot: u64,
+    pub part: u32,
+}
+
+/// What only the control tasks can do for an operation: it must be durable before the operation goes on, or it is about
+/// something that the proxy itself has stored in a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Nothing of these partitions below the position may show again (RULES R25). Done: durable and published.
+    RaiseFloors(Vec<(Arc<str>, i32, VirtualOffset)>),
+    /// These topics were changed in all clusters that have them (RULES R26). Done: both clusters show it, what is stored
+    /// of the topics follows it, and that is published.
+    TopicsChanged(Vec<TopicChanged>),
+    /// A group, or some of its commits, was deleted at its home: the copies at the other side go too (RULES R27). Done:
+    /// false where there was no copy.
+    ForgetCommits { group: Arc<str>, partitions: Option<Vec<(Arc<str>, i32)>> },
+}
+
+/// How a topic was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TopicChanged {
+    Deleted(Arc<str>),
+    /// It has so many partitions now.
+    Enlarged(Arc<str>, i32),
+}
+
+/// What became of an errand: whether there was anything to do, or why it could not be done. It may be asked for again.
+pub type ErrandDone = Result<bool, String>;
 
 /// A commit to be copied to the cluster that is not the group's home.
 #[derive(Clone, Debug, PartialEq, Eq)]

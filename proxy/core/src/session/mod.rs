@@ -4,6 +4,7 @@
 //! answered in the order they came (Kafka clients pipeline and match answers by position), while the work behind
 //! them overlaps. Each request is an [`Operation`]; its file under `api/` holds all that is special about its key.
 
+mod changes;
 mod effect;
 mod operation;
 mod shared;
@@ -11,7 +12,8 @@ mod shared;
 pub(crate) mod testing;
 mod upstream;
 
-pub use effect::{CloseReason, CommitMirror, Effect, Event};
+pub use changes::{Change, ChangeKind, TopicChanges};
+pub use effect::{CloseReason, CommitMirror, Effect, Errand, ErrandDone, Event, Ticket, TopicChanged};
 pub use operation::{Answer, Cx, Operation, Step};
 pub use shared::{
     GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic, lock,
@@ -209,6 +211,11 @@ impl Session {
             Event::Answer { upstream, frame } => self.on_answer(upstream, frame, snapshot, shared, now_ms),
             Event::Connected { upstream } => self.core.upstreams.connected(upstream),
             Event::Lost { upstream } => self.on_lost(upstream, snapshot, shared, now_ms),
+            Event::ErrandDone { ticket, done } => {
+                self.step(ticket.slot, snapshot, shared, now_ms, |operation, cx| {
+                    operation.on_errand_done(cx, ticket.part, done)
+                });
+            }
             Event::Wake | Event::Timer => self.wake_all(snapshot, shared, now_ms),
             Event::ClientGone => self.on_client_gone(snapshot, shared, now_ms),
         }

@@ -1,7 +1,7 @@
 //! One request of a client, from its arrival to its answer.
 
 use super::SessionCore;
-use super::effect::{CloseReason, Effect};
+use super::effect::{CloseReason, Effect, Errand, ErrandDone, Ticket};
 use super::shared::Shared;
 use super::upstream::{Class, UpstreamId, UpstreamKey};
 use crate::ids::{ClusterSide, VirtualNode};
@@ -42,6 +42,11 @@ pub trait Operation: Send {
 
     /// A call it made is answered, or lost.
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step;
+
+    /// An errand it asked for is done, or cannot be done.
+    fn on_errand_done(&mut self, _cx: &mut Cx<'_>, _part: u32, _done: ErrandDone) -> Step {
+        Step::Pending
+    }
 
     /// Something it may wait for has changed, or its deadline has come.
     fn on_wake(&mut self, _cx: &mut Cx<'_>) -> Step {
@@ -191,6 +196,11 @@ impl<'a> Cx<'a> {
 
     pub fn emit(&mut self, effect: Effect) {
         self.core.effects.push(effect);
+    }
+
+    /// Asks for what only the control tasks can do; [`Operation::on_errand_done`] follows, with `part`.
+    pub fn run_errand(&mut self, part: u32, errand: Errand) {
+        self.core.effects.push(Effect::Errand { ticket: Ticket { slot: self.slot, part }, errand });
     }
 
     pub fn refresh(&mut self, side: ClusterSide) {

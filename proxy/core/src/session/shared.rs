@@ -1,5 +1,6 @@
 //! What all sessions share: the gates, the watermarks seen, and who still uses companions.
 
+use super::changes::TopicChanges;
 use crate::ids::{ClusterSide, NativeOffset};
 use crate::producer::gate::{PartitionGate, SessionId};
 use crate::timeline::LogStarts;
@@ -35,6 +36,11 @@ impl GateRegistry {
     pub fn restore(&self, topic: &Arc<str>, partition: i32, gate: PartitionGate) {
         let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
         gates.insert((Arc::clone(topic), partition), Arc::new(Mutex::new(gate)));
+    }
+
+    /// Forgets a topic's gates. Batches in flight of it are of a log that is gone.
+    fn forget(&self, topic: &str) {
+        self.gates.write().unwrap_or_else(PoisonError::into_inner).retain(|(t, _), _| **t != *topic);
     }
 
     /// All gates of a topic, by partition.
@@ -155,4 +161,20 @@ pub struct Shared {
     pub log_starts: LogStartRegistry,
     pub traffic: Traffic,
     pub groups: crate::group::GroupRegistry,
+    pub changes: TopicChanges,
+}
+
+impl Shared {
+    /// Forgets what was learnt of a topic that is deleted: one that is created again under the name has another log.
+    pub fn forget_topic(&self, topic: &str) {
+        self.gates.forget(topic);
+        self.seen.seen.write().unwrap_or_else(PoisonError::into_inner).retain(|(t, _), _| **t != *topic);
+        self.log_starts
+            .known
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(t, _), _| **t != *topic);
+        lock(&self.traffic.topics).remove(topic);
+        self.groups.forget_topic(topic);
+    }
 }

@@ -1,6 +1,6 @@
 //! A session between a client and brokers that the test plays: what the session sends is looked at, answered, or left.
 
-use super::{CloseReason, Effect, Event, Limits, Session, Shared, UpstreamId};
+use super::{CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, Ticket, UpstreamId};
 use crate::ids::{ClusterSide, NativeOffset, Revision, TopicId, VirtualNode};
 use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crate::producer::gate::SessionId;
@@ -40,6 +40,7 @@ pub(crate) struct Rig {
     pub(crate) now_ms: i64,
     pub(crate) closed: Option<CloseReason>,
     pub(crate) refreshed: BTreeSet<ClusterSide>,
+    errands: VecDeque<(Ticket, Errand)>,
     nodes: BTreeMap<UpstreamId, VirtualNode>,
     sent: VecDeque<Sent>,
     replies: VecDeque<Bytes>,
@@ -58,6 +59,7 @@ impl Rig {
             now_ms: 1_000,
             closed: None,
             refreshed: BTreeSet::new(),
+            errands: VecDeque::new(),
             nodes: BTreeMap::new(),
             sent: VecDeque::new(),
             replies: VecDeque::new(),
@@ -116,9 +118,29 @@ impl Rig {
                 Effect::Refresh(side) => {
                     self.refreshed.insert(side);
                 }
+                Effect::Errand { ticket, errand } => self.errands.push_back((ticket, errand)),
                 _ => {}
             }
         }
+    }
+
+    /// The next errand that the session has asked for.
+    pub(crate) fn errand(&mut self) -> Option<(Ticket, Errand)> {
+        self.errands.pop_front()
+    }
+
+    /// Tells the session what became of an errand; floors show from then on.
+    pub(crate) fn run_errand(&mut self, (ticket, errand): (Ticket, Errand), done: ErrandDone) {
+        if let (Errand::RaiseFloors(floors), Ok(_)) = (&errand, &done) {
+            let mut routes = (*self.snapshot.routes).clone();
+            for (topic, partition, floor) in floors {
+                let mut route = (**routes.topic(topic).unwrap()).clone();
+                route.raise_floor(*partition, *floor);
+                routes.topics.insert(Arc::clone(topic), Arc::new(route));
+            }
+            self.snapshot.routes = Arc::new(routes);
+        }
+        self.handle(Event::ErrandDone { ticket, done });
     }
 
     fn decode(&self, upstream: UpstreamId, frame: &Bytes) -> Sent {
