@@ -810,7 +810,7 @@ fn coordinators_are_found_at_home_in_every_version() {
         let cases = [
             (0, "any", code::NONE, 4, Some(Source)),
             (0, "at-target", code::NONE, 7, Some(Target)),
-            (0, "on-the-way", code::COORDINATOR_NOT_AVAILABLE, -1, Some(Source)),
+            (0, "on-the-way", code::NONE, 4, Some(Source)),
             (1, "at-target", code::NONE, 4, Some(Source)),
             (2, "any", code::INVALID_REQUEST, -1, None),
         ];
