@@ -118,18 +118,43 @@ impl Traffic {
         let mut done = Vec::new();
         sleep(between);
         for verb in ["cutover", "rollback"].into_iter().cycle().take(flips) {
-            let began = now_us();
-            let records = flip_when_quiet(rig, verb)?;
-            let window = (began, now_us() + AFTER_US);
-            let control = (2 * window.0 - window.1, window.0);
-            let hold_ms = hold(&records)?;
-            let load = machine_load();
-            println!("{verb}: hold_ms {hold_ms:?}, command {} ms, {load}", (now_us() - began) / 1000);
-            done.push(Flipped { verb, window, control, hold_ms, load });
-            sleep(between);
-            self.check_alive()?;
+            done.push(self.flip_once(rig, verb, between)?);
         }
         Ok(done)
+    }
+
+    /// One flip, and `after` it until the next thing may happen.
+    ///
+    /// # Errors
+    /// The flip fails, or a client ends.
+    pub fn flip_once(&mut self, rig: &Rig, verb: &'static str, after: Duration) -> Result<Flipped> {
+        let began = now_us();
+        let records = flip_when_quiet(rig, verb)?;
+        let window = (began, now_us() + AFTER_US);
+        let control = (2 * window.0 - window.1, window.0);
+        let hold_ms = hold(&records)?;
+        let load = machine_load();
+        println!("{verb}: hold_ms {hold_ms:?}, command {} ms, {load}", (now_us() - began) / 1000);
+        sleep(after);
+        self.check_alive()?;
+        Ok(Flipped { verb, window, control, hold_ms, load })
+    }
+
+    /// Moves the home of every group to a side, and waits until each reads on there.
+    ///
+    /// # Errors
+    /// A group does not move, or does not read.
+    pub fn move_groups(&mut self, rig: &Rig, side: &str, kinds: &[Kind]) -> Result<()> {
+        for kind in kinds.iter().filter(|kind| kind.has_group) {
+            let output = rig.crossover(&["groups", "move", &group_name("live", kind), "--to", side])?;
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "the group of {} did not move to {side}:\n{text}", kind.name);
+        }
+        for consumer in &mut self.consumers {
+            let read = consumer.count("C.poll");
+            wait_count(consumer, "C.poll", read + WARM, DRAIN_MAX)?;
+        }
+        Ok(())
     }
 
     fn check_alive(&mut self) -> Result<()> {
@@ -220,10 +245,15 @@ impl Histories {
 /// # Errors
 /// It cannot be started.
 pub fn group(rig: &Rig, kind: &Kind, which: &str, more: &[&str]) -> Result<Driver> {
-    let group = format!("{which}-{}", kind.name);
+    let group = group_name(which, kind);
     let mut args = vec!["--topic", TOPIC, "--group", &group, "--reset", "earliest"];
     args.extend(more);
     Ok(rig.driver(kind.driver, "consumer", &format!("{}-{which}-group", kind.name), &args)?)
+}
+
+/// As [`group`] names it.
+fn group_name(which: &str, kind: &Kind) -> String {
+    format!("{which}-{}", kind.name)
 }
 
 /// Waits until a client has ended by itself.
