@@ -1,5 +1,5 @@
 //! DescribeConfigs (key 32), AlterConfigs (33) and IncrementalAlterConfigs (44): topics at their owner, a broker at the
-//! broker that its virtual id names, everything else at the client's own broker.
+//! broker that its virtual id names, a group at its home, everything else at the default side.
 //!
 //! Source: KIP-133, KIP-339, `DescribeConfigsRequest.json`, `AlterConfigsRequest.json`.
 
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
 const BROKER_LOGGER: i8 = 8;
+const GROUP: i8 = 32;
 
 /// How long brokers are waited for, milliseconds.
 const PATIENCE_MS: i64 = 15_000;
@@ -61,7 +62,11 @@ impl Configs {
 
     fn place(&self, cx: &Cx<'_>, resource: &Struct) -> Result<(UpstreamKey, String), (i16, &'static str)> {
         let name = resource.str("ResourceName");
-        let own = || cx.upstream(cx.core.node.side, cx.core.node.broker, Class::Native);
+        let at = |side| {
+            let upstream = cx.any_upstream(side);
+            let upstream = upstream.ok_or((code::REQUEST_TIMED_OUT, "the cluster is not known yet"))?;
+            Ok((upstream, name.to_owned()))
+        };
         match resource.i8("ResourceType") {
             TOPIC => self.topic(cx, name),
             // The empty name stands for the defaults of a cluster's brokers.
@@ -71,7 +76,9 @@ impl Configs {
                 let node = node.ok_or((code::INVALID_REQUEST, "no broker has this id"))?;
                 Ok((cx.upstream(node.side, node.broker, Class::Produce), node.broker.to_string()))
             }
-            _ => Ok((own(), name.to_owned())),
+            GROUP => at(cx.snapshot.group_home(name)),
+            // Tools ask any broker for what is a cluster's, and must not get now one cluster's answer, now the other's.
+            _ => at(cx.snapshot.routes.rules.default_side),
         }
     }
 }

@@ -1147,6 +1147,28 @@ fn configs_are_described_at_the_owner_and_at_the_broker_that_is_named() {
 }
 
 #[test]
+fn what_is_a_clusters_is_asked_of_the_default_side_whichever_node_the_client_asks() {
+    let mut world = World::at(Target, 3);
+    let described = resources(key::DESCRIBE_CONFIGS, &[(4, ""), (32, "at-target"), (32, "any")]);
+    world.ask(key::DESCRIBE_CONFIGS, 4, &described, &mut |_| Some(response(key::DESCRIBE_CONFIGS)));
+    let asked: Vec<_> = world
+        .asked
+        .iter()
+        .flat_map(|a| a.body.structs("Resources").map(|r| (a.node.side, r.str("ResourceName").to_owned())))
+        .collect();
+    let name = str::to_owned;
+    assert_eq!(asked, [(Source, name("")), (Source, name("any")), (Target, name("at-target"))]);
+    for api in [key::DESCRIBE_ACLS, key::DESCRIBE_CLIENT_QUOTAS, key::DESCRIBE_USER_SCRAM_CREDENTIALS] {
+        for version in versions(api) {
+            let mut world = World::at(Target, 3);
+            world.ask(api, version, &request(api), &mut |_| Some(response(api)));
+            assert!(world.asked_nodes().iter().all(|node| node.side == Source), "{api}");
+            assert_eq!(world.asked.len(), 1);
+        }
+    }
+}
+
+#[test]
 fn configs_of_flipped_topics_are_not_altered_in_any_version() {
     for api in [key::ALTER_CONFIGS, key::INCREMENTAL_ALTER_CONFIGS] {
         for version in versions(api) {
