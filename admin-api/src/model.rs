@@ -131,7 +131,7 @@ model! {
         pub source_topic: String,
         /// Its name in the target cluster.
         pub target_topic: String,
-        /// Client connections served for this topic through a companion.
+        /// Client connections served for this topic through a companion in the last 30 s.
         pub companions: u32,
         /// Producers with a connection to the former owner.
         pub producers_not_moved: u32,

@@ -1,5 +1,6 @@
 //! What the end-to-end tests share.
 
+pub mod faults;
 pub mod live;
 pub mod measure;
 
@@ -58,6 +59,29 @@ pub fn rig_with(source: &str, target: &str, brokers: u8, extra_config: &str) -> 
         crossover: binary("crossover")?,
         repository: repository(),
         extra_config: extra_config.to_owned(),
+        relayed: false,
+    })?;
+    Ok(rig)
+}
+
+/// As [`rig`], with a relay in front of each broker.
+///
+/// # Errors
+/// Something does not start.
+pub fn relayed_rig(source: &str, target: &str, brokers: u8, properties: &[(&str, &str)]) -> Result<Rig> {
+    let properties: Vec<_> = properties.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    let spec = |version: &str, name: &str| ClusterSpec {
+        name: name.to_owned(),
+        properties: properties.clone(),
+        ..ClusterSpec::new(version, brokers)
+    };
+    let rig = Rig::start(RigSpec {
+        source: spec(source, "source"),
+        target: spec(target, "target"),
+        crossover: binary("crossover")?,
+        repository: repository(),
+        extra_config: String::new(),
+        relayed: true,
     })?;
     Ok(rig)
 }
@@ -82,17 +106,15 @@ pub fn flip(rig: &Rig, verb: &str, topics: &[&str]) -> Result<Vec<Value>> {
 /// Not in time, or the driver has ended.
 pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    while driver.count(event) < count {
+    loop {
+        let seen = driver.count(event);
+        if seen >= count {
+            return Ok(());
+        }
         ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
-        ensure!(
-            Instant::now() < deadline,
-            "{}: {} of {count} {event} in {limit:?}",
-            driver.name,
-            driver.count(event)
-        );
+        ensure!(Instant::now() < deadline, "{}: {seen} of {count} {event} in {limit:?}", driver.name);
         std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
 }
 
 /// Runs the independent checker over histories and both clusters' logs; gives what it printed.

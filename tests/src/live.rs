@@ -1,6 +1,6 @@
 //! Live traffic by many client libraries over flips, and the verdict on it.
 
-use crate::measure::{self, Window, machine_load, now_us};
+use crate::measure::{self, Pause, Window, machine_load, now_us};
 use crate::{check, flip, wait_count};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
@@ -20,8 +20,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(60);
 const WARM: usize = 400;
 /// How often a flip is repeated that was refused because followers lag.
 const REPEATS_MAX: u32 = 5;
-/// Belongs to a flip: the command, and this long after it.
-const AFTER_US: i64 = 1_000_000;
+/// Half of a window.
+const HALF_US: i64 = 1_000_000;
 
 /// A kind of client.
 #[derive(Clone, Copy, Debug)]
@@ -54,16 +54,17 @@ pub const KINDS: [Kind; 7] = [
 pub struct Traffic {
     pub producers: Vec<Driver>,
     pub consumers: Vec<Driver>,
+    flips: usize,
 }
 
 /// One flip as it was measured.
 pub struct Flipped {
     pub verb: &'static str,
+    /// Two seconds around the fence.
     pub window: Window,
-    /// As long as the window, before it.
+    /// As long, halfway between the flip before (or the start) and this one.
     pub control: Window,
-    pub hold_ms: Option<f64>,
-    pub load: String,
+    pub hold_ms: f64,
 }
 
 /// The topic on both sides, all replicas in sync.
@@ -85,7 +86,7 @@ impl Traffic {
     /// # Errors
     /// One of them does not work through the proxy.
     pub fn start(rig: &Rig, kinds: &[Kind], rate: u32) -> Result<Traffic> {
-        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new() };
+        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new(), flips: 0 };
         for kind in kinds.iter().filter(|kind| kind.has_group) {
             traffic.consumers.push(group(rig, kind, "live", &[])?);
         }
@@ -110,34 +111,36 @@ impl Traffic {
         Ok(traffic)
     }
 
-    /// `flips` flips in turn, the first a cutover, with `between` before, between and after them.
+    /// `flips` flips in turn, the very first a cutover, with `between` before, between and after them.
     ///
     /// # Errors
     /// A flip fails, or a client ends.
     pub fn flip(&mut self, rig: &Rig, flips: usize, between: Duration) -> Result<Vec<Flipped>> {
         let mut done = Vec::new();
+        let around = |at_us: i64| (at_us - HALF_US, at_us + HALF_US);
         sleep(between);
-        for verb in ["cutover", "rollback"].into_iter().cycle().take(flips) {
-            done.push(self.flip_once(rig, verb, between)?);
+        for _ in 0..flips {
+            let verb = if self.flips.is_multiple_of(2) { "cutover" } else { "rollback" };
+            self.flips += 1;
+            let began = now_us();
+            let records = flip_when_quiet(rig, verb)?;
+            let record = records.first().context("the command printed no record")?;
+            ensure!(record["ok"] == true, "the topic was not moved: {record}");
+            let hold_ms =
+                record["hold_ms"].as_f64().context("the operation does not say how long it held")?;
+            println!(
+                "{verb}: hold {hold_ms:.1} ms ({}), command {} ms, {}",
+                steps(record),
+                (now_us() - began) / 1000,
+                machine_load()
+            );
+            let half = i64::try_from(between.as_micros())? / 2;
+            let (window, control) = (around(fenced_at_us(record)?), around(began - half));
+            done.push(Flipped { verb, window, control, hold_ms });
+            sleep(between);
+            self.check_alive()?;
         }
         Ok(done)
-    }
-
-    /// One flip, and `after` it until the next thing may happen.
-    ///
-    /// # Errors
-    /// The flip fails, or a client ends.
-    pub fn flip_once(&mut self, rig: &Rig, verb: &'static str, after: Duration) -> Result<Flipped> {
-        let began = now_us();
-        let records = flip_when_quiet(rig, verb)?;
-        let window = (began, now_us() + AFTER_US);
-        let control = (2 * window.0 - window.1, window.0);
-        let hold_ms = hold(&records)?;
-        let load = machine_load();
-        println!("{verb}: hold_ms {hold_ms:?}, command {} ms, {load}", (now_us() - began) / 1000);
-        sleep(after);
-        self.check_alive()?;
-        Ok(Flipped { verb, window, control, hold_ms, load })
     }
 
     /// Moves the home of every group to a side, and waits until each reads on there.
@@ -220,24 +223,60 @@ impl Histories {
         Ok(())
     }
 
-    /// Prints what every client saw around the flips, beside as much time before each.
+    /// What every client saw around the flips, beside as many windows without one.
     ///
     /// # Errors
     /// The checker cannot measure.
-    pub fn print_pauses(&self, flips: &[Flipped]) -> Result<()> {
-        let windows: Vec<Window> = flips.iter().flat_map(|flip| [flip.window, flip.control]).collect();
-        let all: Vec<PathBuf> = self.producers.iter().chain(&self.consumers).cloned().collect();
-        println!("longest gap (longest wait of a record) in ms around each flip | as long before it");
-        for (name, pauses) in measure::pauses(&all, &windows)? {
-            let show = |ms: Option<f64>| ms.map_or("-".to_owned(), |ms| format!("{ms:.0}"));
-            let each = pauses.iter().map(|p| format!("{:>5} ({:>5})", show(p.gap_ms), show(p.latency_ms)));
-            let each: Vec<String> = each.collect();
-            let pairs = flips.iter().zip(each.chunks(2));
-            let pairs = pairs.map(|(flip, pair)| format!("{:>8}{}", flip.verb, pair.join(" |")));
-            println!("{name:<24}{}", pairs.collect::<Vec<_>>().join("   "));
+    pub fn pauses(&self, flips: &[Flipped]) -> Result<Vec<Pauses>> {
+        let mut all = Vec::new();
+        for (producer, histories) in [(true, &self.producers), (false, &self.consumers)] {
+            let windows = flips.iter().flat_map(|flip| [flip.window, flip.control]).collect::<Vec<Window>>();
+            for (client, seen) in measure::pauses(histories, &windows)? {
+                let ms = |pause: &Pause| if producer { pause.latency_ms } else { pause.gap_ms };
+                let of = |first: usize| seen.iter().skip(first).step_by(2).filter_map(ms).collect();
+                all.push(Pauses { client, flips: of(0), controls: of(1) });
+            }
         }
-        Ok(())
+        Ok(all)
     }
+}
+
+/// The longest pause of one client in each window, in milliseconds: of a producer the longest wait for an
+/// acknowledgement, of a consumer the longest time without a record.
+pub struct Pauses {
+    pub client: String,
+    pub flips: Vec<f64>,
+    pub controls: Vec<f64>,
+}
+
+impl Pauses {
+    /// How far the flips' pauses are above those of the control windows: their medians, and their maxima.
+    #[must_use]
+    pub fn excess_ms(&self) -> (f64, f64) {
+        let max = |all: &[f64]| all.iter().copied().fold(0.0, f64::max);
+        (median(&self.flips) - median(&self.controls), max(&self.flips) - max(&self.controls))
+    }
+}
+
+impl std::fmt::Display for Pauses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let show = |all: &[f64]| all.iter().map(|ms| format!("{ms:>5.0}")).collect::<String>();
+        let (median, max) = self.excess_ms();
+        write!(
+            f,
+            "{:<24} flips{} | control{} | median {median:+.0}, max {max:+.0}",
+            self.client,
+            show(&self.flips),
+            show(&self.controls)
+        )
+    }
+}
+
+#[must_use]
+pub fn median(all: &[f64]) -> f64 {
+    let mut sorted = all.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
 /// A group of a kind that reads the topic from its start.
@@ -271,9 +310,18 @@ pub fn wait_end(mut driver: Driver, limit: Duration) -> Result<PathBuf> {
     Ok(history)
 }
 
-/// The hold time of the operation, which its record must tell.
-fn hold(records: &[Value]) -> Result<Option<f64>> {
-    let record = records.first().context("the command printed no record")?;
-    ensure!(record["ok"] == true, "the topic was not moved: {record}");
-    Ok(record["hold_ms"].as_f64())
+/// When clients began to wait, unix microseconds.
+fn fenced_at_us(record: &Value) -> Result<i64> {
+    let steps = record["steps"].as_array().context("the record has no steps")?;
+    let fence = steps.iter().find(|step| step["name"] == "FENCE").context("there was no fence")?;
+    Ok(fence["at_ms"].as_i64().context("the fence has no time")? * 1000)
+}
+
+fn steps(record: &Value) -> String {
+    let steps = record["steps"].as_array().into_iter().flatten();
+    let shown = steps.filter_map(|step| {
+        let name = step["name"].as_str()?;
+        Some(format!("{name} {:.1}", step["took_ms"].as_f64()?))
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Unix microseconds, the clock of the histories.
 #[must_use]
@@ -79,4 +79,17 @@ pub fn pauses(histories: &[PathBuf], windows: &[Window]) -> Result<Vec<(String, 
 fn pause(window: &Value) -> Pause {
     let ms = |name: &str| window[name].as_f64().map(|us| us / 1000.0);
     Pause { gap_ms: ms("longest_gap_us"), latency_ms: ms("longest_latency_us") }
+}
+
+/// Processor time a process has used, in seconds.
+///
+/// # Errors
+/// The process is gone.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let mut nanos = 0_u64;
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).context("the process is gone")? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanos += text.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(nanos).as_secs_f64())
 }

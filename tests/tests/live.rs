@@ -7,7 +7,7 @@ mod plan_refusals;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use crossover_tests::live::{KINDS, Traffic, create_topic, group, wait_end};
 use crossover_tests::measure::machine_load;
 use crossover_tests::{one_at_a_time, rig};
@@ -35,14 +35,13 @@ fn live_slice() -> Result<()> {
     println!("all clients work; {}", machine_load());
     let flips = traffic.flip(&rig, flips(2)?, BETWEEN)?;
     let histories = traffic.finish()?;
-    histories.print_pauses(&flips)?;
+    histories.pauses(&flips)?.iter().for_each(|client| println!("{client}"));
     histories.judge(&rig)?;
-    ensure!(flips.iter().all(|flip| flip.hold_ms.is_some()), "an operation does not say how long it held");
     rig.keep = false;
     Ok(())
 }
 
-/// History that lies in four eras on two clusters is one log to a group that comes later.
+/// History that lies in four eras (or as many as `CROSSOVER_FLIPS` makes) on two clusters is one log to a late group.
 #[test]
 fn history_from_earliest() -> Result<()> {
     let _turn = one_at_a_time();
@@ -52,7 +51,7 @@ fn history_from_earliest() -> Result<()> {
     // The writers' own groups are not needed here.
     let writers = KINDS.map(|kind| crossover_tests::live::Kind { has_group: false, ..kind });
     let mut traffic = Traffic::start(&rig, &writers[..3], RATE)?;
-    traffic.flip(&rig, 3, Duration::from_secs(3))?;
+    traffic.flip(&rig, flips(3)?, Duration::from_secs(3))?;
     let mut histories = traffic.finish()?;
     let all = histories.written.to_string();
     let readers = KINDS.iter().filter(|kind| kind.has_group);

@@ -22,12 +22,11 @@ fn over_and_back(source: &str, target: &str) -> Result<()> {
     let kinds: Vec<Kind> = KINDS.into_iter().filter(|kind| CLIENTS.contains(&kind.name)).collect();
     let mut traffic = Traffic::start(&rig, &kinds, RATE)?;
     println!("{source} to {target}: all clients work; {}", machine_load());
-    let cutover = traffic.flip_once(&rig, "cutover", BETWEEN)?;
+    traffic.flip(&rig, 1, BETWEEN)?;
     traffic.move_groups(&rig, "target", &kinds)?;
-    let rollback = traffic.flip_once(&rig, "rollback", BETWEEN)?;
+    traffic.flip(&rig, 1, BETWEEN)?;
     traffic.move_groups(&rig, "source", &kinds)?;
     let histories = traffic.finish()?;
-    histories.print_pauses(&[cutover, rollback])?;
     histories.judge(&rig)?;
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
     Ok(())

@@ -213,6 +213,7 @@ pub(super) fn topic_record(topic: &str, to: Side, operation: &OperationView, sta
         "operation": operation.id,
         "state": operation.state,
         "hold_ms": operation.hold_ms,
+        "steps": operation.steps,
         "revision": status.revision,
         "reason": operation.reason,
         "remedy": operation.remedy,

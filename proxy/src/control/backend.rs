@@ -21,6 +21,9 @@ use tokio::sync::broadcast;
 /// [`Backend`] over the control tasks.
 pub(crate) struct AdminBackend(pub(crate) Arc<Control>);
 
+/// A companion that served nothing of a topic for this long is not in use for it, milliseconds.
+const COMPANION_IN_USE_MS: i64 = 30_000;
+
 impl Backend for AdminBackend {
     fn health(&self) -> Reply<'_, Health> {
         Box::pin(async { Ok(self.0.health()) })
@@ -447,11 +450,13 @@ impl Control {
         let away =
             |id: &SessionId| self.runtime.sessions.get(*id).is_some_and(|h| h.node.side != route.owner);
         let producers = traffic.companion_produce.keys().filter(|id| away(id)).count();
+        let recent = self.runtime.now_ms() - COMPANION_IN_USE_MS;
         let all: BTreeSet<_> = traffic
             .companion_produce
-            .keys()
-            .chain(traffic.companion_fetch.keys())
-            .filter(|id| away(id))
+            .iter()
+            .chain(&traffic.companion_fetch)
+            .filter(|(id, at)| **at >= recent && away(id))
+            .map(|(id, _)| id)
             .collect();
         let count = snapshot
             .topology(route.owner)

@@ -1,7 +1,7 @@
 //! A cutover or rollback, step by step. Anything that fails before SEAL releases to the old owner.
 
-use super::Control;
 use super::boundary::{Lead, Part, Quiet};
+use super::{Control, failpoint};
 use crate::runtime::Runtime;
 use crate::store::{Seal, SealWriteError, StoredTopic};
 use anyhow::{Context, anyhow, bail, ensure};
@@ -126,17 +126,22 @@ impl Flip {
         let routes = self.routes()?;
         let from = self.to.other();
         let (old, new, prepared) = self.prepare(&routes, from).await?;
+        failpoint::reached("PREPARE").await;
 
         self.step(OperationState::Fence);
         let id = self.view.id.clone();
         self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
         let mut fence = self.fence(&old);
         let held_since = Instant::now();
+        failpoint::reached("FENCE").await;
         let sealed = self.under_fence(&routes, &mut fence, &old, &new, &prepared, held_since).await?;
+        failpoint::reached("SEAL").await;
         self.step(OperationState::Publish);
         self.control.publish();
+        failpoint::reached("PUBLISH").await;
         self.step(OperationState::Release);
         self.release(&fence.parts, sealed);
+        failpoint::reached("RELEASE").await;
         self.view.hold_ms = Some(held_since.elapsed().as_secs_f64() * 1000.0);
         Ok(())
     }
@@ -228,11 +233,13 @@ impl Flip {
         let deadline = held_since + bound;
         self.step(OperationState::Drain);
         self.drain(&fence.parts, deadline).await?;
+        failpoint::reached("DRAIN").await;
         self.step(OperationState::Boundary);
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
         let late = |_| anyhow!("no boundary within {bound:?}");
         let readings =
             timeout(left(deadline), self.boundary(routes, old, new, prepared)).await.map_err(late)??;
+        failpoint::reached("BOUNDARY").await;
         self.step(OperationState::Carry);
         let sealed = self.carry(routes, &fence.parts, readings)?;
         // A leader that has changed meanwhile refuses the epoch (RULES R11).
@@ -247,6 +254,7 @@ impl Flip {
                 sealed.part.1
             );
         }
+        failpoint::reached("CARRY").await;
         self.check_no_loss(&fence.parts)?;
         ensure!(Instant::now() < deadline, "the hold bound of {bound:?} has passed before SEAL");
         ensure!(self.control.pass_the_point_of_no_return(), "an operator asked for it");

@@ -3,6 +3,7 @@
 mod backend;
 mod boundary;
 pub(crate) mod client;
+mod failpoint;
 mod flip;
 mod group_move;
 mod mirror;

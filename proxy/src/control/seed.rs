@@ -99,7 +99,7 @@ fn open(control: &Control, part: &Part, rows: &[DescribedProducer]) {
     let gate = control.runtime.shared.gates.get(&part.0, part.1);
     let (signal, newer) = {
         let mut gate = lock(&gate);
-        let newer = gate.carry_mut().overlay_described(rows, visit, control.runtime.now_ms());
+        let newer = gate.seed(rows, visit, control.runtime.now_ms());
         (gate.release_unchanged(), newer)
     };
     info!(topic = %part.0, partition = part.1, producers = newer, "the gate is seeded");

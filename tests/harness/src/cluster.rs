@@ -110,6 +110,15 @@ impl Cluster {
         all.map(|addresses| addresses.join(","))
     }
 
+    /// Where the relays of a relayed listener must be: broker id, the address clients are told, the broker's own.
+    pub fn relay_addresses(&self, listener: &str) -> Vec<(i32, SocketAddr, SocketAddr)> {
+        let relay = crate::layout::relay_of(listener);
+        let of = |(id, node): (&i32, &Node)| {
+            Some((*id, loopback(*node.ports.get(&relay)?), loopback(*node.ports.get(listener)?)))
+        };
+        self.nodes.iter().filter_map(of).collect()
+    }
+
     /// Ascending.
     pub fn broker_ids(&self) -> Vec<i32> {
         self.nodes.keys().copied().collect()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{HarnessError, IoContext, Result};
 use crate::ports::{PortLease, lease_ports};
-use crate::properties::{self, NodeConfig};
+use crate::properties::{self, Bound, NodeConfig};
 use crate::spec::{ClusterSpec, Listener};
 use crate::version::Version;
 
@@ -156,9 +156,12 @@ impl Plan {
         let voters: Vec<(i32, u16)> =
             self.nodes.iter().filter_map(|(id, node)| Some((*id, *node.ports.get(CONTROLLER)?))).collect();
         for (id, node) in &self.nodes {
-            let listeners: Vec<(String, String, u16)> = all_listeners(spec)
-                .filter_map(|l| Some((l.name.clone(), l.protocol.clone(), *node.ports.get(&l.name)?)))
-                .collect();
+            let bound = |l: Listener| {
+                let port = *node.ports.get(&l.name)?;
+                let advertised = node.ports.get(&relay_of(&l.name)).copied().unwrap_or(port);
+                Some(Bound { name: l.name, protocol: l.protocol, port, advertised })
+            };
+            let listeners: Vec<Bound> = all_listeners(spec).filter_map(bound).collect();
             let text = properties::server(&NodeConfig {
                 version,
                 node_id: *id,
@@ -175,9 +178,14 @@ impl Plan {
     }
 }
 
+/// What the port of the relay in front of a listener is kept under.
+pub(crate) fn relay_of(listener: &str) -> String {
+    format!("relay of {listener}")
+}
+
 /// The harness's own listener first: the first one is the one between brokers.
 fn all_listeners(spec: &ClusterSpec) -> impl Iterator<Item = Listener> + '_ {
-    let own = Listener { name: INTERNAL.to_owned(), protocol: INTERNAL.to_owned() };
+    let own = Listener { name: INTERNAL.to_owned(), protocol: INTERNAL.to_owned(), relayed: false };
     std::iter::once(own).chain(spec.listeners.iter().cloned())
 }
 
@@ -193,6 +201,8 @@ fn lease_all(
     }
     for (index, id) in spec.ids().enumerate() {
         keys.extend(all_listeners(spec).map(|listener| format!("{id}/{}", listener.name)));
+        let relayed = spec.listeners.iter().filter(|listener| listener.relayed);
+        keys.extend(relayed.map(|listener| format!("{id}/{}", relay_of(&listener.name))));
         if !version.uses_zookeeper() && index < usize::from(spec.voters) {
             keys.push(format!("{id}/{CONTROLLER}"));
         }

@@ -23,6 +23,7 @@ mod ports;
 mod prerequisites;
 mod process;
 mod properties;
+pub mod relay;
 pub mod rig;
 mod spec;
 mod tools;

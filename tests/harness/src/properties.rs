@@ -11,14 +11,24 @@ pub(crate) struct NodeConfig<'a> {
     /// Brokers of the cluster.
     pub(crate) brokers: u8,
     pub(crate) data: &'a Path,
-    /// `(name, security protocol, port)`; the first is the one between brokers.
-    pub(crate) listeners: &'a [(String, String, u16)],
+    /// The first is the one between brokers.
+    pub(crate) listeners: &'a [Bound],
     /// `(node id, port)` of the KRaft voters; empty with ZooKeeper.
     pub(crate) voters: &'a [(i32, u16)],
     /// ZooKeeper's port, 0 with KRaft.
     pub(crate) zookeeper: u16,
     /// Replace or add to ours.
     pub(crate) overrides: &'a [(String, String)],
+}
+
+/// A listener with its ports.
+pub(crate) struct Bound {
+    pub(crate) name: String,
+    /// Security protocol.
+    pub(crate) protocol: String,
+    pub(crate) port: u16,
+    /// What clients are told.
+    pub(crate) advertised: u16,
 }
 
 /// `server.properties`.
@@ -73,21 +83,22 @@ fn kraft_mode(config: &NodeConfig<'_>, entries: &mut Properties) {
 }
 
 fn listeners(config: &NodeConfig<'_>, entries: &mut Properties) {
-    let address = |(name, _, port): &(String, String, u16)| format!("{name}://127.0.0.1:{port}");
-    let mut bound: Vec<String> = config.listeners.iter().map(address).collect();
-    entries.set("advertised.listeners", bound.join(","));
+    let address = |name: &str, port: u16| format!("{name}://127.0.0.1:{port}");
+    let mut bound: Vec<String> = config.listeners.iter().map(|l| address(&l.name, l.port)).collect();
+    let advertised: Vec<String> = config.listeners.iter().map(|l| address(&l.name, l.advertised)).collect();
+    entries.set("advertised.listeners", advertised.join(","));
     let own = config.voters.iter().find(|(id, _)| *id == config.node_id);
     bound.extend(own.map(|(_, port)| format!("CONTROLLER://127.0.0.1:{port}")));
     entries.set("listeners", bound.join(","));
 
     let mut protocols: Vec<String> =
-        config.listeners.iter().map(|(name, protocol, _)| format!("{name}:{protocol}")).collect();
+        config.listeners.iter().map(|l| format!("{}:{}", l.name, l.protocol)).collect();
     if !config.voters.is_empty() {
         protocols.push("CONTROLLER:PLAINTEXT".to_owned());
     }
     entries.set("listener.security.protocol.map", protocols.join(","));
-    if let Some((name, ..)) = config.listeners.first() {
-        entries.set("inter.broker.listener.name", name);
+    if let Some(first) = config.listeners.first() {
+        entries.set("inter.broker.listener.name", &first.name);
     }
 }
 
@@ -142,7 +153,7 @@ impl Properties {
 mod tests {
     use std::path::Path;
 
-    use super::{NodeConfig, server};
+    use super::{Bound, NodeConfig, server};
 
     fn render(version: &str, node_id: i32, voters: &[(i32, u16)], overrides: &[(String, String)]) -> String {
         server(&NodeConfig {
@@ -150,7 +161,12 @@ mod tests {
             node_id,
             brokers: 2,
             data: Path::new("/data"),
-            listeners: &[("PLAINTEXT".to_owned(), "PLAINTEXT".to_owned(), 21_000)],
+            listeners: &[Bound {
+                name: "PLAINTEXT".to_owned(),
+                protocol: "PLAINTEXT".to_owned(),
+                port: 21_000,
+                advertised: 21_000,
+            }],
             voters,
             zookeeper: 22_000,
             overrides,

@@ -1,6 +1,7 @@
 //! Two clusters, a running Crossover between them, and client drivers: what the demo and the end-to-end tests share.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
@@ -8,9 +9,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{HarnessError, Result};
-use crate::{Cluster, ClusterSpec};
+use crate::relay::Relay;
+use crate::{Cluster, ClusterSpec, Listener};
 
 const NODE_PORTS: u16 = 16;
+/// The brokers' listener behind relays.
+const RELAYED: &str = "RELAYED";
 const READY_MAX: Duration = Duration::from_secs(60);
 const DRIVER_END_MAX: Duration = Duration::from_secs(40);
 
@@ -25,6 +29,8 @@ pub struct RigSpec {
     pub repository: PathBuf,
     /// Added to the configuration file.
     pub extra_config: String,
+    /// Put a [`Relay`] between the proxy and each broker.
+    pub relayed: bool,
 }
 
 /// Both clusters, the proxy, and a folder for everything. Dropping it ends all processes.
@@ -36,6 +42,8 @@ pub struct Rig {
     pub bootstrap: String,
     /// The admin API's URL.
     pub admin: String,
+    /// By side (source, target) and broker, if asked for.
+    pub relays: [BTreeMap<i32, Relay>; 2],
     proxy: Child,
     spec: RigSpec,
     /// Kept after the end: something failed.
@@ -49,6 +57,16 @@ pub struct Driver {
     pub history: PathBuf,
     child: Child,
     stdin: Option<ChildStdin>,
+    tally: Tally,
+}
+
+/// How often each event occurs in a history that grows. Reads only what is new.
+#[derive(Default)]
+struct Tally {
+    read_to: u64,
+    /// Not yet ended by a line end.
+    rest: Vec<u8>,
+    counts: HashMap<String, usize>,
 }
 
 fn io(what: &str) -> impl FnOnce(std::io::Error) -> HarnessError + '_ {
@@ -65,19 +83,28 @@ impl Rig {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = std::env::temp_dir().join(format!("crossover-rig-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&directory).map_err(io("the rig's folder"))?;
+        let [source_spec, target_spec] = [&spec.source, &spec.target].map(|cluster| {
+            let mut cluster = cluster.clone();
+            if spec.relayed {
+                let (name, protocol) = (RELAYED.to_owned(), "PLAINTEXT".to_owned());
+                cluster.listeners.push(Listener { name, protocol, relayed: true });
+            }
+            cluster
+        });
         let (source, target) = std::thread::scope(|scope| {
-            let source = scope.spawn(|| Cluster::start(&spec.source));
-            let target = Cluster::start(&spec.target);
+            let source = scope.spawn(|| Cluster::start(&source_spec));
+            let target = Cluster::start(&target_spec);
             (source.join(), target)
         });
         let source = source.map_err(|_| HarnessError::Spec("the source's start panicked".to_owned()))??;
         let target = target?;
+        let relays = [relays(&source)?, relays(&target)?];
         let base = free_range(NODE_PORTS + 2)?;
         let (bootstrap, admin) = (format!("127.0.0.1:{base}"), format!("127.0.0.1:{}", base + 1));
         let config = format!(
             "[source]\nbootstrap = [{}]\n\n[target]\nbootstrap = [{}]\n\n[listener]\nbootstrap = \"{bootstrap}\"\nnode_ports = \"{}-{}\"\n\n[admin]\naddress = \"{admin}\"\n\n[state]\ndirectory = \"crossover-state\"\n\n{}",
-            quoted(&source.bootstrap()),
-            quoted(&target.bootstrap()),
+            quoted(&seen_by_proxy(&source)),
+            quoted(&seen_by_proxy(&target)),
             base + 2,
             base + 1 + NODE_PORTS,
             spec.extra_config,
@@ -90,6 +117,7 @@ impl Rig {
             directory,
             bootstrap,
             admin: format!("http://{admin}"),
+            relays,
             proxy,
             spec,
             keep: false,
@@ -101,9 +129,7 @@ impl Rig {
     /// # Errors
     /// It cannot be run; its exit status is the caller's to judge.
     pub fn crossover(&self, args: &[&str]) -> Result<Output> {
-        let mut command = Command::new(&self.spec.crossover);
-        command.args(args).args(["--admin", &self.admin]).current_dir(&self.directory).stdin(Stdio::null());
-        command.output().map_err(io("crossover"))
+        command(self, args).output().map_err(io("crossover"))
     }
 
     /// Starts a client. `args` follow loadtest/README.md; bootstrap and history file are added.
@@ -136,7 +162,13 @@ impl Rig {
         command.stdin(Stdio::piped()).stdout(log).stderr(copy);
         let mut child = command.spawn().map_err(io("a driver"))?;
         let stdin = child.stdin.take();
-        Ok(Driver { name: name.to_owned(), history, child, stdin })
+        Ok(Driver { name: name.to_owned(), history, child, stdin, tally: Tally::default() })
+    }
+
+    /// Kills the proxy (SIGKILL); it can be started again.
+    pub fn kill_proxy(&mut self) {
+        let _ = self.proxy.kill();
+        let _ = self.proxy.wait();
     }
 
     /// The process id of the proxy.
@@ -202,9 +234,9 @@ impl Driver {
     }
 
     /// Lines of its history that carry an event.
-    #[must_use]
-    pub fn count(&self, event: &str) -> usize {
-        count(&self.history, event)
+    pub fn count(&mut self, event: &str) -> usize {
+        let _ = self.tally.read_on(&self.history);
+        self.tally.counts.get(event).copied().unwrap_or_default()
     }
 
     /// Whether it still runs.
@@ -226,6 +258,22 @@ impl Drop for Driver {
     }
 }
 
+impl Tally {
+    fn read_on(&mut self, history: &Path) -> std::io::Result<()> {
+        let mut file = std::fs::File::open(history)?;
+        file.seek(SeekFrom::Start(self.read_to))?;
+        let new = file.read_to_end(&mut self.rest)?;
+        self.read_to += u64::try_from(new).unwrap_or_default();
+        let whole = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines = self.rest.drain(..whole).collect::<Vec<u8>>();
+        for line in lines.split(|byte| *byte == b'\n') {
+            let Some(event) = line.split(|byte| *byte == b'\t').nth(1) else { continue };
+            *self.counts.entry(String::from_utf8_lossy(event).into_owned()).or_default() += 1;
+        }
+        Ok(())
+    }
+}
+
 /// Lines of a history file that carry an event.
 #[must_use]
 pub fn count(history: &Path, event: &str) -> usize {
@@ -234,11 +282,32 @@ pub fn count(history: &Path, event: &str) -> usize {
     String::from_utf8_lossy(&text).lines().filter(|line| line.contains(&wanted)).count()
 }
 
+/// A `crossover` command against a rig's proxy, to be run by the caller.
+#[must_use]
+pub fn command(rig: &Rig, args: &[&str]) -> Command {
+    let mut command = Command::new(&rig.spec.crossover);
+    command.args(args).args(["--admin", &rig.admin]).current_dir(&rig.directory).stdin(Stdio::null());
+    command
+}
+
+/// A relay in front of every broker of a cluster that has the listener for it.
+fn relays(cluster: &Cluster) -> Result<BTreeMap<i32, Relay>> {
+    let addresses = cluster.relay_addresses(RELAYED).into_iter();
+    addresses.map(|(id, listen, to)| Ok((id, Relay::start(listen, to)?))).collect()
+}
+
+fn seen_by_proxy(cluster: &Cluster) -> String {
+    let relayed: Vec<String> =
+        cluster.relay_addresses(RELAYED).iter().map(|(_, listen, _)| listen.to_string()).collect();
+    if relayed.is_empty() { cluster.bootstrap() } else { relayed.join(",") }
+}
+
 fn start_proxy(crossover: &Path, directory: &Path) -> Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("crossover.log"));
     let log = log.map_err(io("crossover.log"))?;
     let mut command = Command::new(crossover);
     command.args(["run", "--config", "crossover.toml"]).current_dir(directory);
+    command.env("CROSSOVER_FAILPOINTS", directory.join("failpoints"));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     let mut child = command.spawn().map_err(io("crossover"))?;
     let stdout = child.stdout.take();

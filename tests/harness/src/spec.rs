@@ -35,6 +35,8 @@ pub struct Listener {
     pub name: String,
     /// `PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`.
     pub protocol: String,
+    /// Brokers tell clients another port, where a [`crate::relay::Relay`] is to be put in front of this one.
+    pub relayed: bool,
 }
 
 impl ClusterSpec {

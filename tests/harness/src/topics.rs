@@ -91,6 +91,40 @@ impl Cluster {
         })
     }
 
+    /// Makes the next replica of every partition the preferred leader. Nobody's leader changes before
+    /// [`Cluster::elect_preferred`].
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn rotate_replicas(&self, topic: &str) -> Result<()> {
+        let known = self.topic(topic)?.ok_or(HarnessError::Malformed("the topic does not exist"))?;
+        let rotated = known.partitions.into_iter().map(|p| {
+            let mut replicas = p.replicas;
+            replicas.rotate_left(1);
+            (p.partition, replicas)
+        });
+        let rotated: Vec<_> = rotated.collect();
+        self.controller()?.reassign(topic, &rotated, CALL_LIMIT)
+    }
+
+    /// An election that gives every partition to its preferred leader.
+    ///
+    /// # Errors
+    /// The cluster refuses.
+    pub fn elect_preferred(&self, topic: &str) -> Result<()> {
+        let known = self.topic(topic)?.ok_or(HarnessError::Malformed("the topic does not exist"))?;
+        let partitions: Vec<i32> = known.partitions.iter().map(|p| p.partition).collect();
+        self.controller()?.elect_preferred(topic, &partitions, CALL_LIMIT)
+    }
+
+    /// A connection to a broker that passes on what only the controller does.
+    fn controller(&self) -> Result<Connection> {
+        let controller = self.metadata(Some(&[]))?.controller_id;
+        let any = self.answering().first().map(|(_, address)| *address);
+        let address = self.broker_address(controller).ok().or(any);
+        Connection::open(address.ok_or(HarnessError::Broker(controller, "is not running"))?, CALL_LIMIT)
+    }
+
     fn create_once(&self, topic: &NewTopic<'_>) -> Result<()> {
         let controller = self.metadata(Some(&[]))?.controller_id;
         let address = self.broker_address(controller).or_else(|_| {

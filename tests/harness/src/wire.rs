@@ -16,6 +16,13 @@ const METADATA: (i16, i16) = (3, 4);
 const FIND_COORDINATOR: (i16, i16) = (10, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
 const CREATE_TOPICS: (i16, i16) = (19, 4);
+const ELECT_LEADERS: (i16, i16) = (43, 1);
+/// Its first version is flexible.
+const ALTER_PARTITION_REASSIGNMENTS: (i16, i16) = (45, 0);
+/// KIP-460: back to the first replica.
+const PREFERRED: u8 = 0;
+/// The first replica leads already.
+const ELECTION_NOT_NEEDED: i16 = 84;
 
 /// What one broker knows of its cluster.
 #[derive(Debug, Clone)]
@@ -132,6 +139,53 @@ impl Connection {
             Some((_, code, message)) => refused("CreateTopics", code, message),
             None => Err(HarnessError::Malformed("CreateTopics without a result")),
         }
+    }
+
+    /// Gives partitions back to the first of their replicas.
+    pub(crate) fn elect_preferred(&mut self, topic: &str, partitions: &[i32], limit: Duration) -> Result<()> {
+        let mut body = vec![PREFERRED];
+        put_array(&mut body, &[topic], |body, topic| {
+            put_string(body, topic);
+            put_array(body, partitions, |body, partition| put_i32(body, *partition));
+        });
+        put_i32(&mut body, i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+        let answer = self.call(ELECT_LEADERS, &body)?;
+        let mut reader = Reader(&answer);
+        let _throttle = reader.i32()?;
+        refused("ElectLeaders", reader.i16()?, None)?;
+        let topics = reader.array(|r| {
+            let _topic = r.string()?;
+            r.array(|r| Ok((r.i32()?, r.i16()?, r.nullable_string()?)))
+        })?;
+        let failed =
+            topics.into_iter().flatten().find(|(_, code, _)| ![0, ELECTION_NOT_NEEDED].contains(code));
+        failed.map_or(Ok(()), |(_, code, message)| refused("ElectLeaders", code, message))
+    }
+
+    /// Sets the replicas of partitions, the preferred leader first. Returns before they are in sync.
+    pub(crate) fn reassign(
+        &mut self,
+        topic: &str,
+        replicas: &[(i32, Vec<i32>)],
+        limit: Duration,
+    ) -> Result<()> {
+        let compact = |len: usize| u8::try_from(len + 1).unwrap_or(u8::MAX);
+        let mut body = vec![0];
+        put_i32(&mut body, i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+        body.extend([compact(1), compact(topic.len())]);
+        body.extend(topic.as_bytes());
+        body.push(compact(replicas.len()));
+        for (partition, on) in replicas {
+            put_i32(&mut body, *partition);
+            body.push(compact(on.len()));
+            on.iter().for_each(|broker| put_i32(&mut body, *broker));
+            body.push(0);
+        }
+        body.extend([0, 0]);
+        let answer = self.call(ALTER_PARTITION_REASSIGNMENTS, &body)?;
+        let mut reader = Reader(&answer);
+        let (_tags, _throttle) = (reader.u8()?, reader.i32()?);
+        refused("AlterPartitionReassignments", reader.i16()?, None)
     }
 
     /// One request and its answer without header.

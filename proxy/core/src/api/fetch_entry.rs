@@ -1,13 +1,13 @@
 //! One partition of a fetch: where it is read, and what the client is told of it.
 
-use super::common;
+use super::{common, fetch_signal};
 use crate::error_code as code;
-use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualOffset};
+use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualNode, VirtualOffset};
 use crate::producer::batch::{self, CutEnd};
 use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
 use crate::session::{Class, Cx, Seen, UpstreamKey};
-use crate::timeline::{LogStarts, RequestEpoch, Timeline};
+use crate::timeline::{Era, LogStarts, RequestEpoch, Timeline};
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
@@ -143,7 +143,22 @@ impl Entry {
                 t.companion_fetch.insert(session, now);
             });
         }
+        if is_owner && upstream.class != Class::Native && self.is_sent_on(cx, timeline.current()) {
+            return self.point_at(upstream.node);
+        }
         self.target = Some(Target { upstream, side: place.side, era: place.era, native, end: place.end });
+    }
+
+    /// Whether the client is to fetch at the owner's node from now on (RULES R20). History is read here.
+    fn is_sent_on(&self, cx: &mut Cx<'_>, era: &Era) -> bool {
+        fetch_signal::is_due(cx, era.sealed_at_ms) && cx.core.fetch.signals.take(&self.key, era.index)
+    }
+
+    /// No records, and where to go on.
+    fn point_at(&mut self, node: VirtualNode) {
+        let mut out = self.empty();
+        out.set("PreferredReadReplica", node.to_virtual());
+        self.result = Some(out);
     }
 
     /// The element of the sub-request.
@@ -190,12 +205,13 @@ impl Entry {
         self.refused.is_some()
     }
 
-    /// Worth answering for: records, an error, or a divergence.
+    /// Worth answering for: records, an error, a divergence, or another node to go to.
     #[must_use]
     pub fn has_news(&self) -> bool {
         self.result.as_ref().is_some_and(|r| {
             let diverged = r.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0);
-            diverged || r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty()
+            let points = r.i32("PreferredReadReplica") >= 0;
+            diverged || points || r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty()
         })
     }
 
@@ -219,6 +235,13 @@ impl Entry {
         }
         if !self.is_open() {
             return;
+        }
+        if error == code::NOT_LEADER_OR_FOLLOWER && fetch_signal::may_redirect(cx) {
+            cx.refresh(target.side);
+            let leader = cx.snapshot.leader(&route, self.key.partition, target.side);
+            if let Some(leader) = leader.filter(|l| *l != target.upstream.node.broker) {
+                return self.point_at(VirtualNode::new(target.side, leader));
+            }
         }
         let start =
             common::log_start(cx, &route, self.key.partition, target.side, answer.i64("LogStartOffset"));
@@ -325,7 +348,7 @@ impl Entry {
             .current()
             .virtual_start
             .0
-            .max(timeline.era(target.era).and_then(crate::timeline::Era::virtual_end).map_or(0, |v| v.0));
+            .max(timeline.era(target.era).and_then(Era::virtual_end).map_or(0, |v| v.0));
         out.set("HighWatermark", seen.high_watermark.max(end));
         out.set("LastStableOffset", seen.last_stable_offset.max(end));
         out.reset("CurrentLeader");
@@ -390,7 +413,7 @@ impl Entry {
     }
 
     fn skip_era(&mut self, cx: &Cx<'_>, timeline: &Timeline, target: &Target) {
-        let end = timeline.era(target.era).and_then(crate::timeline::Era::virtual_end);
+        let end = timeline.era(target.era).and_then(Era::virtual_end);
         self.read_from = end.map_or(self.read_from, |end| end.0.max(self.read_from));
         self.target = None;
         self.retry_at_ms = Some(cx.now_ms);
@@ -444,6 +467,7 @@ impl Entry {
         out.set("HighWatermark", -1_i64);
         out.set("LastStableOffset", -1_i64);
         out.set("LogStartOffset", -1_i64);
+        out.set("PreferredReadReplica", -1);
         out.set("Records", Some(Bytes::new()));
         out
     }

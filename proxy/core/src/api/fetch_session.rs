@@ -1,6 +1,7 @@
 //! The fetch session a client sees (KIP-227): the proxy's own, one per connection (RULES R17).
 
 use super::fetch_entry::{Entry, EntryKey};
+use super::fetch_signal::Signals;
 use crate::error_code as code;
 use crate::ids::TopicId;
 use crate::schema::Struct;
@@ -21,6 +22,7 @@ const FINAL: i32 = -1;
 #[derive(Debug, Default)]
 pub struct ClientSessions {
     current: Option<FetchSession>,
+    pub(super) signals: Signals,
     /// How often an upstream's answer came too late and was dropped.
     late: HashMap<UpstreamKey, u32>,
 }

@@ -12,6 +12,7 @@ mod fan;
 pub mod fetch;
 mod fetch_entry;
 mod fetch_session;
+mod fetch_signal;
 mod find_coordinator;
 pub mod group;
 mod heartbeat;

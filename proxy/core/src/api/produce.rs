@@ -69,6 +69,8 @@ enum State {
         side: ClusterSide,
         era: u32,
         companion: bool,
+        /// In the log already; the owner is asked where.
+        recall: bool,
     },
     Answered(Struct),
 }
@@ -399,11 +401,13 @@ impl Part {
         to: &common::ProduceTarget,
     ) -> Option<UpstreamKey> {
         match admission {
-            Admission::Forward(ticket) => {
+            Admission::Forward(ticket) | Admission::Recall(ticket) => {
+                let recall = matches!(admission, Admission::Recall(_));
                 let companion = to.upstream.class != Class::Native;
                 cx.core.produce.remove(&self.at);
                 self.hold = None;
-                self.state = State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion };
+                self.state =
+                    State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion, recall };
                 let (session, now) = (cx.core.id, cx.now_ms);
                 cx.shared.traffic.note(&self.at.0, |t| {
                     let by = if companion { &mut t.companion_produce } else { &mut t.direct_produce };
@@ -477,7 +481,7 @@ impl Part {
     }
 
     fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
-        let State::InFlight { side, era, companion, .. } = self.state else { return };
+        let State::InFlight { side, era, companion, recall, .. } = self.state else { return };
         let error = answer.i16("ErrorCode");
         let route = cx.snapshot.routes.topic(&self.at.0).cloned();
         let mut out = answer.clone();
@@ -510,6 +514,10 @@ impl Part {
         }
         if error == code::NOT_LEADER_OR_FOLLOWER {
             cx.refresh(side);
+        }
+        let forgotten = [code::OUT_OF_ORDER_SEQUENCE_NUMBER, code::DUPLICATE_SEQUENCE_NUMBER];
+        if recall && forgotten.contains(&error) {
+            out = self.duplicate(None);
         }
         self.state = State::Answered(out);
     }
@@ -588,3 +596,6 @@ fn outcome_of(error: i16, appended: Option<VirtualOffset>) -> Outcome {
         _ => Outcome::NotAppended,
     }
 }
+
+#[cfg(test)]
+mod tests;

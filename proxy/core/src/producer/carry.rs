@@ -25,6 +25,9 @@ pub const EXPIRY_MS: i64 = 24 * 60 * 60 * 1_000;
 /// The oldest a producer may look that a broker lists. Its time is that of its records, not of their append: a back-fill
 /// of last year's events is as alive as any other producer.
 const LISTED_AGE_MAX_MS: i64 = EXPIRY_MS / 2;
+/// A listed producer whose last record is younger than this is not forgotten by its broker soon, milliseconds. The
+/// shortest `producer.id.expiration.ms` in sensible use is an hour.
+const RECALL_AGE_MAX_MS: i64 = 15 * 60 * 1000;
 /// Half of the sequence space: nearer is before or after, farther is the other way round.
 const HALF: i32 = 1 << 30;
 
@@ -145,7 +148,7 @@ impl Carry {
     pub fn overlay_described(&mut self, rows: &[DescribedProducer], visit: u16, now_ms: i64) -> usize {
         let mut newer = 0;
         for row in rows.iter().filter(|r| r.pid >= 0 && r.last_sequence >= -1) {
-            let ours = !pid::is_issued(row.pid) || pid::visit_of(row.pid) == visit;
+            let ours = is_of_visit(row.pid, visit);
             let Some(epoch) = i16::try_from(row.epoch).ok().filter(|&e| e >= 0 && ours) else { continue };
             let known = self.get(row.pid);
             if known.is_some_and(|k| !is_newer((epoch, row.last_sequence), (k.epoch, k.last_sequence))) {
@@ -228,6 +231,19 @@ impl Carry {
         }
         self.evicted = self.evicted.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
     }
+}
+
+/// Producers, by the id clients know, of which the owner that listed these rows has state and keeps it for a while: a
+/// broker forgets by record timestamp, so rows with old ones do not count. `visit` as in [`Carry::overlay_described`].
+pub fn known_to_owner(rows: &[DescribedProducer], visit: u16, now_ms: i64) -> impl Iterator<Item = i64> + '_ {
+    rows.iter()
+        .filter(move |r| r.pid >= 0 && r.last_sequence >= 0 && is_of_visit(r.pid, visit))
+        .filter(move |r| now_ms.saturating_sub(r.last_timestamp_ms) < RECALL_AGE_MAX_MS)
+        .map(|r| pid::client_pid(r.pid))
+}
+
+fn is_of_visit(pid: i64, visit: u16) -> bool {
+    !pid::is_issued(pid) || pid::visit_of(pid) == visit
 }
 
 impl CarryEntry {

@@ -5,7 +5,7 @@
 //! sequences contiguous per (partition, producer id): a log without producer state accepts whatever comes first, and
 //! the batch that was overtaken is then refused for ever (RULES R1, R3, R4).
 
-use super::carry::{Carry, CarryVerdict};
+use super::carry::{self, Carry, CarryVerdict, DescribedProducer};
 use crate::ids::VirtualOffset;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -69,6 +69,9 @@ pub struct Submission {
 pub enum Admission {
     /// Send it; then tell the outcome.
     Forward(Ticket),
+    /// As [`Admission::Forward`], but everything of it is in the log already: only the owner can still tell where. If
+    /// it does not remember the batch any more, the batch is a duplicate of unknown offset, not an error (RULES R4).
+    Recall(Ticket),
     /// Keep it; ask again when woken, or at the deadline if there is one.
     Hold { hold: HoldId, reason: HoldReason, deadline_ms: Option<i64> },
     /// It is in the log already: error 0 and this base offset, or unknown where it is `None` (RULES R4). A hold it had
@@ -135,6 +138,8 @@ struct InFlight {
 struct PidState {
     /// The era in which the owner last acknowledged a batch of this producer: from then on it orders them itself.
     confirmed_era: Option<u32>,
+    /// The owner had this producer in its state when it was asked after a start.
+    is_known_to_owner: bool,
     in_flight: BTreeSet<Ticket>,
 }
 
@@ -198,8 +203,10 @@ impl PartitionGate {
             return self.forward(submission);
         }
         match self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last) {
-            CarryVerdict::Duplicate(offset) => return Admission::Duplicate(offset),
-            CarryVerdict::AlreadyAppended => return Admission::Duplicate(None),
+            CarryVerdict::Duplicate(Some(offset)) => return Admission::Duplicate(Some(offset)),
+            CarryVerdict::Duplicate(None) | CarryVerdict::AlreadyAppended => {
+                return self.recall(submission, batch.pid);
+            }
             CarryVerdict::StaleEpoch => {
                 return Admission::Refuse(Refusal::InvalidProducerEpoch);
             }
@@ -217,6 +224,18 @@ impl PartitionGate {
             return self.wait(submission, HoldReason::Unconfirmed, None);
         }
         self.forward(submission)
+    }
+
+    /// The proxy does not know where the batch lies. An owner that has this producer's state cannot append it again, and
+    /// remembers the last five batches.
+    fn recall(&mut self, submission: &Submission, pid: i64) -> Admission {
+        if !self.pids.get(&pid).is_some_and(|p| p.is_known_to_owner) {
+            return Admission::Duplicate(None);
+        }
+        match self.forward(submission) {
+            Admission::Forward(ticket) => Admission::Recall(ticket),
+            other => other,
+        }
     }
 
     /// Nothing of this producer is under way and the batch is not the next one: wait a little for its predecessor,
@@ -291,7 +310,10 @@ impl PartitionGate {
             if let Outcome::Appended(offset) = outcome {
                 state.confirmed_era = Some(entry.era);
                 self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
-            } else if state.in_flight.is_empty() && state.confirmed_era != Some(self.era) {
+            } else if state.in_flight.is_empty()
+                && state.confirmed_era != Some(self.era)
+                && !state.is_known_to_owner
+            {
                 self.pids.remove(&batch.pid);
             }
         }
@@ -333,14 +355,19 @@ impl PartitionGate {
         GateSignal { wake: self.take_all(), drained: false }
     }
 
+    /// After a start: takes over what the owner lists of its producers. `visit` as in [`Carry::overlay_described`].
+    /// Returns how many rows were news.
+    pub fn seed(&mut self, rows: &[DescribedProducer], visit: u16, now_ms: i64) -> usize {
+        for pid in carry::known_to_owner(rows, visit, now_ms) {
+            self.pids.entry(pid).or_default().is_known_to_owner = true;
+        }
+        self.carry.overlay_described(rows, visit, now_ms)
+    }
+
     /// What was acknowledged so far, cumulative over eras (RULES R5).
     #[must_use]
     pub fn carry(&self) -> &Carry {
         &self.carry
-    }
-
-    pub fn carry_mut(&mut self) -> &mut Carry {
-        &mut self.carry
     }
 
     #[must_use]

@@ -169,6 +169,10 @@ impl Rig {
         self.handle(Event::Answer { upstream: to.upstream, frame: frame.slice(PREFIX..) });
     }
 
+    pub(crate) fn connect(&mut self, sent: &Sent) {
+        self.handle(Event::Connected { upstream: sent.upstream });
+    }
+
     pub(crate) fn lose(&mut self, sent: &Sent) {
         self.handle(Event::Lost { upstream: sent.upstream });
     }

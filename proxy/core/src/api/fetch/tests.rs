@@ -576,3 +576,72 @@ fn every_version_goes_through() {
         assert_eq!(bases(only(&rig.reply().unwrap(), "Responses")), [100], "version {version}");
     }
 }
+
+/// A Java client of a node, at a cutover's boundary (virtual 100, target 40), `age_ms` after the SEAL.
+fn java(side: ClusterSide, broker: i32, age_ms: i64) -> Rig {
+    let mut rig = Rig::new(side, broker);
+    rig.ask(key::API_VERSIONS, 3, |body| {
+        body.set("ClientSoftwareName", "apache-kafka-java");
+        body.set("ClientSoftwareVersion", "4.3.1");
+    });
+    rig.reply().unwrap();
+    rig.flip(Target, 100, 40);
+    rig.now_ms = age_ms;
+    rig
+}
+
+fn preferred(reply: &Struct) -> i32 {
+    only(reply, "Responses").i32("PreferredReadReplica")
+}
+
+#[test]
+fn r20_a_consumer_is_sent_on_once_and_served_when_it_comes_back() {
+    let mut rig = java(Source, 0, 20_000);
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    let reply = rig.reply().unwrap();
+    assert!(only(&reply, "Responses").bytes("Records").is_empty());
+    assert_eq!(preferred(&reply), crate::ids::to_virtual_node(Target, 0));
+    assert!(rig.sent().is_empty());
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    let sent = rig.one();
+    assert_eq!(sent.node.side, Target);
+    answer(&mut rig, &sent, &[is(0, 61, &[batch(60, 1, 3)])]);
+    let reply = rig.reply().unwrap();
+    assert_eq!((bases(only(&reply, "Responses")), preferred(&reply)), (vec![120], -1));
+    // The next era is another matter.
+    rig.flip(Source, 61, 100);
+    rig.flip(Target, 100, 61);
+    fetch(&mut rig, WAIT_MS, &[(0, 121)]);
+    assert!(preferred(&rig.reply().unwrap()) >= 0);
+}
+
+#[test]
+fn r20_nobody_is_sent_on_right_after_a_flip_or_from_history() {
+    for (age_ms, position) in [(100, 120), (20_000, 99)] {
+        let mut rig = java(Source, 0, age_ms);
+        fetch(&mut rig, WAIT_MS, &[(0, position)]);
+        assert!(rig.reply().is_none());
+        assert_eq!(rig.sent().len(), 1);
+    }
+}
+
+#[test]
+fn r20_unknown_clients_are_not_sent_on() {
+    let mut rig = Rig::new(Source, 0);
+    rig.flip(Target, 100, 40);
+    rig.now_ms = 100_000;
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    assert_eq!(rig.one().node.side, Target);
+    assert!(rig.reply().is_none());
+}
+
+#[test]
+fn r20_a_new_leader_is_named_instead_of_an_error() {
+    let mut rig = java(Target, 1, 20_000);
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    let sent = rig.one();
+    answer(&mut rig, &sent, &[error(0, code::NOT_LEADER_OR_FOLLOWER)]);
+    let reply = rig.reply().unwrap();
+    assert_eq!(only(&reply, "Responses").i16("ErrorCode"), 0);
+    assert_eq!(preferred(&reply), crate::ids::to_virtual_node(Target, 0));
+}

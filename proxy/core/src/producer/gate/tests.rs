@@ -164,3 +164,40 @@ fn a_batch_queued_behind_a_waiting_one_does_not_block_it() {
     gate.complete(NOW, first, acked(200));
     forwarded(gate.admit(NOW, &Submission { hold: Some(hold), ..second }));
 }
+
+/// A gate in era 1 after a start: the owner lists the producer up to sequence 29, last written `age_ms` ago.
+fn seeded(age_ms: i64) -> PartitionGate {
+    let carry = flipped().carry().clone();
+    let mut gate = PartitionGate::restored(1, carry);
+    gate.fence();
+    let row =
+        DescribedProducer { pid: 1 << 62, epoch: 0, last_sequence: 29, last_timestamp_ms: NOW - age_ms };
+    assert_eq!(gate.seed(&[row], 0, NOW), 1);
+    gate.release_unchanged();
+    gate
+}
+
+#[test]
+fn r04_what_only_the_owner_can_place_is_asked_of_it() {
+    let mut gate = seeded(5_000);
+    let retry = submission(1, Some((20, 29)), 1);
+    let Admission::Recall(ticket) = gate.admit(NOW, &retry) else { panic!("the owner is not asked") };
+    gate.complete(NOW, ticket, acked(120));
+    assert_eq!(gate.admit(NOW, &retry), Admission::Duplicate(Some(VirtualOffset(120))));
+    forwarded(gate.admit(NOW, &submission(1, Some((30, 34)), 1)));
+}
+
+#[test]
+fn r04_an_owner_that_may_have_forgotten_the_producer_is_not_asked() {
+    let mut gate = seeded(20 * 60 * 1000);
+    assert_eq!(gate.admit(NOW, &submission(1, Some((20, 29)), 1)), Admission::Duplicate(None));
+}
+
+#[test]
+fn r04_a_new_owner_is_not_asked_for_what_lies_with_the_old_one() {
+    let mut gate = seeded(5_000);
+    gate.fence();
+    let carry = gate.carry().clone();
+    gate.release(NOW, 2, carry);
+    assert_eq!(gate.admit(NOW, &submission(1, Some((20, 29)), 2)), Admission::Duplicate(None));
+}

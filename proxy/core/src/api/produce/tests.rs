@@ -1,0 +1,210 @@
+use super::*;
+use crate::producer::carry::DescribedProducer;
+use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
+use crate::session::{SharedGate, lock};
+
+const PID: i64 = 1 << 62;
+const VERSION: i16 = 10;
+/// Where the boundary of [`Rig::flip`] lies in these tests: source end 100, target start 40.
+const ENDS: (i64, i64) = (100, 40);
+
+/// A v2 batch of one record with a right checksum.
+fn records(pid: i64, sequence: i32) -> Bytes {
+    let mut body = 0_i16.to_be_bytes().to_vec();
+    body.extend(0_i32.to_be_bytes());
+    body.extend([0; 16]);
+    body.extend(pid.to_be_bytes());
+    body.extend(if pid < 0 { -1_i16 } else { 0 }.to_be_bytes());
+    body.extend(sequence.to_be_bytes());
+    body.extend(1_i32.to_be_bytes());
+    body.extend(b"payload");
+    let mut out = 0_i64.to_be_bytes().to_vec();
+    out.extend(i32::try_from(body.len() + 9).unwrap().to_be_bytes());
+    out.extend((-1_i32).to_be_bytes());
+    out.push(2);
+    out.extend(crate::producer::crc::checksum(&body).to_be_bytes());
+    out.extend(body);
+    Bytes::from(out)
+}
+
+fn produce(rig: &mut Rig, acks: i16, pid: i64, sequence: i32) {
+    rig.ask(key::PRODUCE, VERSION, |body| {
+        let mut topic = body.new_element("TopicData");
+        let mut partition = topic.new_element("PartitionData");
+        partition.set("Index", 0_i32);
+        partition.set("Records", Value::Bytes(Some(records(pid, sequence))));
+        topic.set("Name", TOPIC);
+        topic.set("PartitionData", Value::Array(Some(vec![partition.into()])));
+        body.set("Acks", acks);
+        body.set("TimeoutMs", 1_000_i32);
+        body.set("TopicData", Value::Array(Some(vec![topic.into()])));
+    });
+}
+
+fn answer(rig: &mut Rig, to: &Sent, error: i16, base: i64) {
+    rig.answer(to, |body| {
+        let mut topic = body.new_element("Responses");
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("Index", 0_i32);
+        partition.set("ErrorCode", error);
+        partition.set("BaseOffset", base);
+        topic.set("Name", TOPIC);
+        topic.set("PartitionResponses", Value::Array(Some(vec![partition.into()])));
+        body.set("Responses", Value::Array(Some(vec![topic.into()])));
+    });
+}
+
+/// Error code and base offset of the client's answer, if there is one.
+fn reply(rig: &mut Rig) -> Option<(i16, i64)> {
+    let reply = rig.reply()?;
+    let topic = reply.structs("Responses").next().unwrap().clone();
+    let partition = topic.structs("PartitionResponses").next().unwrap().clone();
+    Some((partition.i16("ErrorCode"), partition.i64("BaseOffset")))
+}
+
+/// The producer id and first sequence in a request.
+fn batch_of(sent: &Sent) -> (i64, i32) {
+    let topic = sent.body.structs("TopicData").next().unwrap();
+    let partition = topic.structs("PartitionData").next().unwrap();
+    let header = batch::peek(partition.opt_bytes("Records").unwrap()).unwrap();
+    (header.producer_id, header.base_sequence)
+}
+
+/// A client of the source's node after a cutover: its produce goes through a companion.
+fn stale() -> Rig {
+    let mut rig = Rig::new(Source, 0);
+    flip(&mut rig, Target, ENDS.0, ENDS.1);
+    rig
+}
+
+fn gate_of(rig: &Rig) -> SharedGate {
+    rig.shared.gates.get(&Arc::from(TOPIC), 0)
+}
+
+fn flip(rig: &mut Rig, to: ClusterSide, old_end: i64, new_start: i64) {
+    rig.flip(to, old_end, new_start);
+    let gate = gate_of(rig);
+    let mut gate = lock(&gate);
+    let era = rig.snapshot.routes.topic(TOPIC).unwrap().timeline(0).unwrap().current().index;
+    let carry = gate.carry().clone();
+    gate.fence();
+    gate.release(0, era, carry);
+}
+
+#[test]
+fn a_stale_producer_is_served_by_the_owner_in_virtual_offsets() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    assert_eq!(sent.node.side, Target);
+    answer(&mut rig, &sent, 0, 40);
+    assert_eq!(reply(&mut rig), Some((0, 100)));
+}
+
+#[test]
+fn r02_sequenced_batches_of_a_lost_companion_are_sent_again_in_order() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let first = rig.one();
+    answer(&mut rig, &first, 0, 40);
+    reply(&mut rig);
+    produce(&mut rig, -1, PID, 1);
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.sent();
+    assert_eq!(sent.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
+    rig.connect(&first);
+    rig.lose(&first);
+    rig.pass(100);
+    let again = rig.sent();
+    assert_eq!(batch_of(&again[0]), (PID, 1), "{again:#?}");
+    answer(&mut rig, &again[0], 0, 41);
+    assert_eq!(reply(&mut rig), Some((0, 101)));
+    rig.pass(100);
+    let rest: Vec<_> = again.into_iter().skip(1).chain(rig.sent()).collect();
+    assert_eq!(rest.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 2)]);
+}
+
+#[test]
+fn r02_a_batch_without_sequence_is_never_sent_twice() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    rig.connect(&sent);
+    rig.lose(&sent);
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+    rig.pass(1_000);
+    assert!(rig.sent().is_empty());
+}
+
+#[test]
+fn r04_a_batch_the_owner_has_forgotten_is_a_duplicate_without_offset() {
+    let mut rig = stale();
+    let row = DescribedProducer { pid: PID, epoch: 0, last_sequence: 9, last_timestamp_ms: rig.now_ms };
+    lock(&gate_of(&rig)).seed(&[row], 0, rig.now_ms);
+    produce(&mut rig, -1, PID, 9);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 49);
+    assert_eq!(reply(&mut rig), Some((0, 109)));
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(reply(&mut rig), Some((0, -1)));
+}
+
+#[test]
+fn r06_the_second_visit_to_a_cluster_has_producer_ids_of_its_own() {
+    let mut rig = stale();
+    flip(&mut rig, Source, 60, 100);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    assert_eq!(batch_of(&sent), (pid::with_visit(PID, 1), 0));
+    answer(&mut rig, &sent, 0, 100);
+    assert_eq!(reply(&mut rig), Some((0, 120)));
+}
+
+#[test]
+fn r07_silent_produce_is_done_when_the_request_behind_it_is_answered() {
+    let mut rig = stale();
+    produce(&mut rig, 0, -1, -1);
+    let sent = rig.sent();
+    assert_eq!(sent.iter().map(|s| s.api_key).collect::<Vec<_>>(), [key::PRODUCE, key::API_VERSIONS]);
+    let gate = gate_of(&rig);
+    assert_eq!(lock(&gate).in_flight(), 1);
+    rig.answer(&sent[1], |_| {});
+    assert_eq!(lock(&gate).in_flight(), 0);
+    assert!(rig.reply().is_none());
+}
+
+#[test]
+fn r08_an_answer_that_proves_that_nothing_was_appended_is_not_the_clients() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, -1);
+    assert!(rig.reply().is_none());
+    assert!(rig.refreshed.contains(&Target));
+    rig.pass(100);
+    let again = rig.one();
+    answer(&mut rig, &again, 0, 40);
+    assert_eq!(reply(&mut rig), Some((0, 100)));
+}
+
+#[test]
+fn r08_a_timeout_is_the_clients() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::REQUEST_TIMED_OUT, -1);
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+}
+
+#[test]
+fn r09_after_the_hold_bound_a_held_batch_is_answered() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(4_900);
+    assert!(rig.reply().is_none() && rig.sent().is_empty());
+    rig.pass(200);
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, -1)));
+}

@@ -1,0 +1,138 @@
+//! Failures placed between the steps of a flip.
+
+use crate::live::{TOPIC, Traffic};
+use anyhow::{Context, Result, bail, ensure};
+use crossover_harness::rig::{Rig, command};
+use serde_json::Value;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+/// Steps of a flip, each a place where a failure can be put behind it. What comes before `SEAL` may end in an abort.
+pub const STEPS: [&str; 8] = ["PREPARE", "FENCE", "DRAIN", "BOUNDARY", "CARRY", "SEAL", "PUBLISH", "RELEASE"];
+
+/// A dry run on a loaded machine.
+const REACHED_MAX: Duration = Duration::from_secs(40);
+/// The hold bound, PREPARE, and a loaded machine.
+const ENDED_MAX: Duration = Duration::from_secs(60);
+/// For clients to get on after a failure: sessions end after 6 s, and libraries back off.
+const FLOWS_MAX: Duration = Duration::from_secs(60);
+/// Records that every producer must get acknowledged, and every group must read, before the next case.
+const FLOWS: usize = 20;
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A flip that is under way, and stands still behind a step.
+pub struct Stopped {
+    hold: PathBuf,
+    running: JoinHandle<Result<Output>>,
+    verb: &'static str,
+}
+
+/// How a flip with a failure in it ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Flipped,
+    /// With the reason that the operator is told.
+    Aborted(String),
+    /// The command could not tell: the proxy was killed.
+    Unknown,
+}
+
+/// Starts a flip and returns when it stands behind `step`.
+///
+/// # Errors
+/// It does not get there.
+pub fn stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
+    let folder = rig.directory.join("failpoints");
+    fs::create_dir_all(&folder)?;
+    let (hold, reached) = (folder.join(step), folder.join(format!("{step}.reached")));
+    let _ = fs::remove_file(&reached);
+    fs::write(&hold, [])?;
+    let mut command = command(rig, &[verb, TOPIC, "--json"]);
+    let running = thread::spawn(move || Ok(command.output()?));
+    let deadline = Instant::now() + REACHED_MAX;
+    while !reached.exists() {
+        if running.is_finished() {
+            let _ = fs::remove_file(&hold);
+            let output = running.join().map_err(|_| anyhow::anyhow!("the command panicked"))??;
+            bail!("the {verb} ended before {step}: {}", text(&output));
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{step} is not reached: is crossover built with --features failpoints?"
+        );
+        sleep(LOOK);
+    }
+    Ok(Stopped { hold, running, verb })
+}
+
+impl Stopped {
+    /// Lets the flip go on.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn go_on(&self) -> Result<()> {
+        Ok(fs::remove_file(&self.hold)?)
+    }
+
+    /// Waits for the command.
+    ///
+    /// # Errors
+    /// It does not end, or says something that is neither success nor an abort.
+    pub fn outcome(self) -> Result<Outcome> {
+        let deadline = Instant::now() + ENDED_MAX;
+        while !self.running.is_finished() {
+            ensure!(Instant::now() < deadline, "the {} does not end", self.verb);
+            sleep(LOOK);
+        }
+        let output = self.running.join().map_err(|_| anyhow::anyhow!("the command panicked"))??;
+        if output.status.success() {
+            return Ok(Outcome::Flipped);
+        }
+        let out = String::from_utf8_lossy(&output.stdout);
+        let record = out.lines().find_map(|line| serde_json::from_str::<Value>(line).ok());
+        let reason = record.as_ref().and_then(|record| record["reason"].as_str());
+        Ok(reason.map_or(Outcome::Unknown, |reason| Outcome::Aborted(reason.to_owned())))
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Waits until everything is well again: all replicas in sync, every producer acknowledged, every group reading.
+///
+/// # Errors
+/// It does not become well.
+pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
+    for cluster in [&rig.source, &rig.target] {
+        cluster.wait_in_sync(TOPIC)?;
+    }
+    let deadline = Instant::now() + FLOWS_MAX;
+    let all = traffic.producers.iter_mut().map(|p| (p, "P.ok"));
+    let all = all.chain(traffic.consumers.iter_mut().map(|c| (c, "C.poll")));
+    for (client, event) in all {
+        let from = client.count(event);
+        while client.count(event) < from + FLOWS {
+            ensure!(client.is_alive(), "{} has ended: see {}", client.name, client.history.display());
+            ensure!(Instant::now() < deadline, "{} stands still", client.name);
+            sleep(Duration::from_millis(20));
+        }
+    }
+    Ok(())
+}
+
+/// Which side owns the topic.
+///
+/// # Errors
+/// The proxy does not say.
+pub fn owner(rig: &Rig) -> Result<String> {
+    let output = rig.crossover(&["status", "--json"])?;
+    ensure!(output.status.success(), "no status: {}", text(&output));
+    let status: Value = serde_json::from_slice(&output.stdout)?;
+    let topics = status["topics"].as_array().context("a status without topics")?;
+    let topic = topics.iter().find(|topic| topic["name"] == TOPIC).context("the topic is not shown")?;
+    Ok(topic["owner"].as_str().context("a topic without an owner")?.to_owned())
+}

@@ -1,0 +1,235 @@
+//! Failures of brokers, connections and the proxy, placed behind each step of a flip. Needs
+//! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
+//!
+//! Prints a row per case: step, failure, direction, how the flip ended, and how long until everything was well again.
+//! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case.
+
+use anyhow::{Context, Result, ensure};
+use crossover_harness::Cluster;
+use crossover_harness::relay::{Cut, Fault};
+use crossover_harness::rig::Rig;
+use crossover_tests::faults::{Outcome, STEPS, owner, stop_behind, wait_until_well};
+use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
+use crossover_tests::measure::machine_load;
+use crossover_tests::{flip, one_at_a_time, relayed_rig};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const PROPERTIES: [(&str, &str); 2] =
+    [("min.insync.replicas", "2"), ("auto.leader.rebalance.enable", "false")];
+const RATE: u32 = 20;
+/// Longer than the hold bound, shorter than a broker's session.
+const PAUSE: Duration = Duration::from_secs(7);
+
+/// What a case breaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    Election,
+    KillBroker,
+    PauseBroker,
+    Cut(Cut),
+    LoseAnswer(Cut),
+    KillProxy,
+}
+
+/// Whose brokers are hit, seen from the flip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hit {
+    OldOwner,
+    NewOwner,
+}
+
+struct Run {
+    rig: Rig,
+    traffic: Traffic,
+}
+
+#[test]
+fn elections() -> Result<()> {
+    every_step(Failure::Election)
+}
+
+#[test]
+fn killed_brokers() -> Result<()> {
+    every_step(Failure::KillBroker)
+}
+
+#[test]
+fn paused_brokers() -> Result<()> {
+    every_step(Failure::PauseBroker)
+}
+
+#[test]
+fn cut_connections() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut run = Run::start()?;
+    for cut in [Cut::Fin, Cut::Rst] {
+        run.cases(Failure::Cut(cut))?;
+        run.cases(Failure::LoseAnswer(cut))?;
+    }
+    run.finish()
+}
+
+#[test]
+fn killed_proxy() -> Result<()> {
+    every_step(Failure::KillProxy)
+}
+
+fn every_step(failure: Failure) -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut run = Run::start()?;
+    run.cases(failure)?;
+    run.finish()
+}
+
+fn steps() -> Vec<&'static str> {
+    let wanted = std::env::var("CROSSOVER_STEPS").ok();
+    let is_wanted = |step: &&str| wanted.as_ref().is_none_or(|w| w.split(',').any(|w| w == *step));
+    STEPS.into_iter().filter(is_wanted).collect()
+}
+
+impl Run {
+    fn start() -> Result<Run> {
+        let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
+        rig.keep = true;
+        create_topic(&rig)?;
+        // Every library as an idempotent producer; a group of three of them.
+        let kinds: Vec<Kind> = KINDS[..6].to_vec();
+        let readers = ["java-4.3.1", "librdkafka", "franz"];
+        let kinds: Vec<Kind> =
+            kinds.into_iter().map(|kind| Kind { has_group: readers.contains(&kind.name), ..kind }).collect();
+        let traffic = Traffic::start(&rig, &kinds, RATE)?;
+        println!("step\tfailure\tof\tflip\toutcome\twell after s\t{}", machine_load());
+        Ok(Run { rig, traffic })
+    }
+
+    fn cases(&mut self, failure: Failure) -> Result<()> {
+        let repeats: u32 = std::env::var("CROSSOVER_REPEATS").map_or(Ok(1), |n| n.parse())?;
+        for step in steps() {
+            for _ in 0..repeats {
+                for hit in [Hit::OldOwner, Hit::NewOwner] {
+                    for _ in ["cutover", "rollback"] {
+                        self.case(step, failure, hit)
+                            .with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
+                    }
+                    if failure == Failure::KillProxy {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One failure in one flip. Whatever it ends in, the topic is on the other side afterwards.
+    fn case(&mut self, step: &'static str, failure: Failure, hit: Hit) -> Result<()> {
+        let verb = if owner(&self.rig)? == "source" { "cutover" } else { "rollback" };
+        let side = match (verb, hit) {
+            ("cutover", Hit::OldOwner) | ("rollback", Hit::NewOwner) => 0,
+            _ => 1,
+        };
+        if failure == Failure::Election {
+            self.cluster(side).rotate_replicas(TOPIC)?;
+            self.cluster(side).wait_in_sync(TOPIC)?;
+        }
+        let stopped = stop_behind(&self.rig, verb, step)?;
+        self.inject(failure, side)?;
+        if failure != Failure::KillProxy {
+            stopped.go_on()?;
+        }
+        let outcome = stopped.outcome()?;
+        let began = Instant::now();
+        self.heal(failure, side)?;
+        wait_until_well(&self.rig, &mut self.traffic)?;
+        println!(
+            "{step}\t{failure:?}\t{hit:?}\t{verb}\t{outcome:?}\t{:.1}\t{}",
+            began.elapsed().as_secs_f64(),
+            machine_load()
+        );
+        let moved = owner(&self.rig)? == if verb == "cutover" { "target" } else { "source" };
+        match outcome {
+            Outcome::Flipped => ensure!(moved, "it says that it flipped, and did not"),
+            Outcome::Aborted(_) => ensure!(!moved, "it says that it aborted, and did not"),
+            Outcome::Unknown => {
+                ensure!(failure == Failure::KillProxy, "the command says nothing of how the flip ended");
+                let sealed = ["SEAL", "PUBLISH", "RELEASE"].contains(&step);
+                ensure!(moved == sealed, "a restart behind {step} found the topic moved: {moved}");
+            }
+        }
+        if !moved {
+            flip_when_allowed(&self.rig, verb)?;
+        }
+        Ok(())
+    }
+
+    fn cluster(&self, side: usize) -> &Cluster {
+        if side == 0 { &self.rig.source } else { &self.rig.target }
+    }
+
+    /// The broker that leads partition 0 and is not the only controller.
+    fn victim(&self, side: usize) -> Result<i32> {
+        let cluster = self.cluster(side);
+        let topic = cluster.topic(TOPIC)?.context("the topic is gone")?;
+        let leaders = topic.partitions.iter().map(|p| p.leader);
+        // The first broker is the only voter of the controllers' quorum.
+        let first = cluster.broker_ids().first().copied();
+        leaders.into_iter().find(|leader| Some(*leader) != first).context("one broker leads everything")
+    }
+
+    fn inject(&mut self, failure: Failure, side: usize) -> Result<()> {
+        match failure {
+            Failure::Election => self.cluster(side).elect_preferred(TOPIC)?,
+            Failure::KillBroker => self.cluster(side).kill_broker(self.victim(side)?)?,
+            Failure::PauseBroker => {
+                let victim = self.victim(side)?;
+                self.cluster(side).pause_broker(victim)?;
+            }
+            Failure::Cut(cut) => self.rig.relays[side].values().for_each(|relay| relay.cut(cut)),
+            Failure::LoseAnswer(cut) => {
+                self.rig.relays[side].values().for_each(|relay| relay.cut_behind_next_produce(cut));
+            }
+            Failure::KillProxy => self.rig.kill_proxy(),
+        }
+        Ok(())
+    }
+
+    fn heal(&mut self, failure: Failure, side: usize) -> Result<()> {
+        match failure {
+            Failure::KillBroker => self.cluster(side).start_all()?,
+            Failure::PauseBroker => {
+                sleep(PAUSE);
+                for broker in self.cluster(side).broker_ids() {
+                    self.cluster(side).resume_broker(broker)?;
+                }
+            }
+            Failure::KillProxy => {
+                let _ = std::fs::remove_dir_all(self.rig.directory.join("failpoints"));
+                self.rig.start_proxy()?;
+            }
+            Failure::Cut(_) | Failure::LoseAnswer(_) => {
+                self.rig.relays[side].values().for_each(|relay| relay.set(Fault::None));
+            }
+            Failure::Election => {}
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        let Run { mut rig, traffic } = self;
+        traffic.finish()?.judge(&rig)?;
+        rig.keep = false;
+        Ok(())
+    }
+}
+
+/// After a loss of connections or of the proxy, a partition flips only after the grace time (RULES R2).
+fn flip_when_allowed(rig: &Rig, verb: &str) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match flip(rig, verb, &[TOPIC]) {
+            Ok(_) => return Ok(()),
+            Err(refused) if Instant::now() > deadline => return Err(refused),
+            Err(_) => sleep(Duration::from_millis(500)),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What clients notice of flips under load, judged. Measures: run it on a machine that does nothing else, with
+//! `cargo build --release -p crossover -p crossover-loadtest` first and `cargo test --release`.
+//!
+//! `CROSSOVER_RATE` sets the records per second of all producers together, `CROSSOVER_FLIPS` the flips.
+
+use anyhow::{Context, Result, ensure};
+use crossover_tests::live::{KINDS, Traffic, create_topic, median};
+use crossover_tests::measure::{cpu_seconds, machine_load};
+use crossover_tests::{one_at_a_time, rig};
+use std::time::{Duration, Instant};
+
+/// With the command itself, ten seconds from flip to flip.
+const BETWEEN: Duration = Duration::from_millis(8_500);
+const HOLD_MEDIAN_MAX_MS: f64 = 10.0;
+const MEDIAN_EXCESS_MAX_MS: f64 = 50.0;
+const MAX_EXCESS_MAX_MS: f64 = 500.0;
+
+fn setting(name: &str, default: u32) -> Result<u32> {
+    match std::env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name} is not a number")),
+        Err(_) => Ok(default),
+    }
+}
+
+/// Every client library, 5,000 records per second, twelve flips ten seconds apart.
+#[test]
+fn clients_notice_nothing() -> Result<()> {
+    let _turn = one_at_a_time();
+    let (rate, flips) = (setting("CROSSOVER_RATE", 5_000)?, setting("CROSSOVER_FLIPS", 12)?);
+    let mut rig = rig("3.9.2", "4.3.1", 2)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    let each = rate.div_ceil(u32::try_from(KINDS.len())?);
+    let mut traffic = Traffic::start(&rig, &KINDS, each)?;
+    println!("all clients work; {}", machine_load());
+    let (began, cpu) = (Instant::now(), cpu_seconds(rig.proxy_pid())?);
+    let flips = traffic.flip(&rig, usize::try_from(flips)?, BETWEEN)?;
+    let (took, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds(rig.proxy_pid())? - cpu);
+    let acked: usize = traffic.producers.iter_mut().map(|p| p.count("P.ok")).sum();
+    println!("{acked} records acknowledged; the proxy took {:.0} % of a core", 100.0 * cpu / took);
+    let histories = traffic.finish()?;
+    let pauses = histories.pauses(&flips)?;
+    pauses.iter().for_each(|client| println!("{client}"));
+    let holds: Vec<f64> = flips.iter().map(|flip| flip.hold_ms).collect();
+    println!("hold: median {:.1} ms of {holds:.1?}", median(&holds));
+    histories.judge(&rig)?;
+    rig.keep = false;
+    ensure!(median(&holds) <= HOLD_MEDIAN_MAX_MS, "held for {:.1} ms (median)", median(&holds));
+    for client in &pauses {
+        let (median, max) = client.excess_ms();
+        ensure!(median <= MEDIAN_EXCESS_MAX_MS && max <= MAX_EXCESS_MAX_MS, "it noticed: {client}");
+    }
+    Ok(())
+}
