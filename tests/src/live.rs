@@ -54,6 +54,8 @@ pub const KINDS: [Kind; 7] = [
 pub struct Traffic {
     pub producers: Vec<Driver>,
     pub consumers: Vec<Driver>,
+    /// Histories of members that others took the place of, by group.
+    past: Vec<Vec<PathBuf>>,
     flips: usize,
 }
 
@@ -86,9 +88,11 @@ impl Traffic {
     /// # Errors
     /// One of them does not work through the proxy.
     pub fn start(rig: &Rig, kinds: &[Kind], rate: u32) -> Result<Traffic> {
-        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new(), flips: 0 };
+        let mut traffic =
+            Traffic { producers: Vec::new(), consumers: Vec::new(), past: Vec::new(), flips: 0 };
         for kind in kinds.iter().filter(|kind| kind.has_group) {
             traffic.consumers.push(group(rig, kind, "live", &[])?);
+            traffic.past.push(Vec::new());
         }
         for (index, kind) in kinds.iter().enumerate() {
             let (rate, writer) = (rate.to_string(), (index + 1).to_string());
@@ -160,6 +164,29 @@ impl Traffic {
         Ok(())
     }
 
+    /// Ends every group's member, and starts another one that goes on from the commits.
+    ///
+    /// # Errors
+    /// A member does not end well, or the next one does not read.
+    pub fn replace_members(&mut self, rig: &Rig, kinds: &[Kind]) -> Result<()> {
+        let members = std::mem::take(&mut self.consumers);
+        let kinds = kinds.iter().filter(|kind| kind.has_group);
+        for ((kind, member), past) in kinds.zip(members).zip(&mut self.past) {
+            let (name, history) = (member.name.clone(), member.history.clone());
+            ensure!(member.stop(), "{name} did not end well: see {}", history.display());
+            past.push(history);
+            let group = group_name("live", kind);
+            // Commits are all there is to start from: who must reset, fails.
+            let args = ["--topic", TOPIC, "--group", &group, "--reset", "none"];
+            let name = format!("{}-live-group-{}", kind.name, past.len());
+            self.consumers.push(rig.driver(kind.driver, "consumer", &name, &args)?);
+        }
+        for consumer in &mut self.consumers {
+            wait_count(consumer, "C.poll", WARM, START_MAX)?;
+        }
+        Ok(())
+    }
+
     fn check_alive(&mut self) -> Result<()> {
         for driver in self.producers.iter_mut().chain(&mut self.consumers) {
             ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
@@ -178,10 +205,12 @@ impl Traffic {
             ensure!(producer.stop(), "{name} did not end well: see {}", history.display());
             producers.push(history);
         }
-        let written = producers.iter().map(|history| count(history, "P.ok")).sum();
+        let written: usize = producers.iter().map(|history| count(history, "P.ok")).sum();
         let mut consumers = Vec::new();
-        for mut consumer in self.consumers.drain(..) {
-            wait_count(&mut consumer, "C.poll", written, DRAIN_MAX)?;
+        for (mut consumer, past) in self.consumers.drain(..).zip(self.past) {
+            let read: usize = past.iter().map(|history| count(history, "C.poll")).sum();
+            wait_count(&mut consumer, "C.poll", written.saturating_sub(read), DRAIN_MAX)?;
+            consumers.extend(past);
             let (name, history) = (consumer.name.clone(), consumer.history.clone());
             ensure!(consumer.stop(), "{name} did not end well: see {}", history.display());
             consumers.push(history);

@@ -4,10 +4,10 @@ use super::run;
 use anyhow::{Context, Result, ensure};
 use crossover_harness::Kafka;
 use crossover_harness::rig::Rig;
+use crossover_tests::history::{reads_exactly, written};
 use crossover_tests::live::wait_end;
 use crossover_tests::measure::now_us;
 use crossover_tests::{flip, one_at_a_time, rig, wait_count};
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,8 +41,7 @@ impl Log {
         wait_count(&mut producer, "P.ok", RECORDS, WAIT)?;
         let history = producer.history.clone();
         ensure!(producer.stop(), "the producer did not end well");
-        for line in std::fs::read_to_string(history)?.lines().filter(|line| line.contains("\tP.ok\t")) {
-            let partition: usize = line.split('\t').nth(2).context("no partition")?.parse()?;
+        for (partition, _) in written(&history)? {
             self.ends[partition] += 1;
         }
         // The next era's first record is written by a process that does not run yet.
@@ -239,26 +238,8 @@ fn reset(rig: &Rig, log: &Log, to: &[&str], expected: [i64; PARTITIONS]) -> Resu
     let args = ["--topic", "orders", "--group", "g", "--reset", "none", "--stop-at-end-count", &rest];
     let name = format!("reads{}", to.join("-"));
     let history = wait_end(rig.driver("java-3.9.2", "consumer", &name, &args)?, WAIT)?;
-    reads_exactly(&history, expected, log.ends).with_context(|| format!("after {to:?}"))
-}
-
-/// A history delivers every record from the first to the end of each partition, in order, and no other event of weight.
-fn reads_exactly(history: &Path, first: [i64; PARTITIONS], ends: [i64; PARTITIONS]) -> Result<()> {
-    let mut next = first;
-    for line in std::fs::read_to_string(history)?.lines() {
-        let mut fields = line.split('\t').skip(1);
-        match fields.next() {
-            Some("C.poll") => {}
-            Some("C.reset" | "C.error" | "E.error") => anyhow::bail!("{line}"),
-            _ => continue,
-        }
-        let partition: usize = fields.next().context("no partition")?.parse()?;
-        let offset: i64 = fields.next().context("no offset")?.parse()?;
-        ensure!(offset == next[partition], "{partition} goes on at {offset}, not {}", next[partition]);
-        next[partition] += 1;
-    }
-    ensure!(next == ends, "read up to {next:?} of {ends:?}");
-    Ok(())
+    let rest = (0..PARTITIONS).flat_map(|p| (expected[p]..log.ends[p]).map(move |offset| (p, offset)));
+    reads_exactly(&history, &rest.collect()).with_context(|| format!("after {to:?}"))
 }
 
 /// As `--to-datetime` takes it, in UTC.
