@@ -1185,6 +1185,7 @@ fn r26_replicas_are_assigned_on_the_side_whose_brokers_are_named() {
     let mut body = create_partitions(&["moved"], 2);
     body.structs_mut("Topics").for_each(|topic| assign(topic, &[3, 7]));
     world.ask(key::CREATE_PARTITIONS, 3, &body, &mut broker);
+    assert_eq!(world.asked.len(), 3);
     for asked in &world.asked {
         let topic = asked.body.structs("Topics").next().expect("one");
         let assigned: Vec<i64> = topic.structs("Assignments").flat_map(|a| ints(a, "BrokerIds")).collect();
