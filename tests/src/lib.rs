@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 pub mod faults;
+pub mod history;
 pub mod live;
 pub mod measure;
 

@@ -54,6 +54,8 @@ pub const KINDS: [Kind; 7] = [
 pub struct Traffic {
     pub producers: Vec<Driver>,
     pub consumers: Vec<Driver>,
+    /// Histories of members that others took the place of, by group.
+    past: Vec<Vec<PathBuf>>,
     flips: usize,
 }
 
@@ -86,9 +88,11 @@ impl Traffic {
     /// # Errors
     /// One of them does not work through the proxy.
     pub fn start(rig: &Rig, kinds: &[Kind], rate: u32) -> Result<Traffic> {
-        let mut traffic = Traffic { producers: Vec::new(), consumers: Vec::new(), flips: 0 };
+        let mut traffic =
+            Traffic { producers: Vec::new(), consumers: Vec::new(), past: Vec::new(), flips: 0 };
         for kind in kinds.iter().filter(|kind| kind.has_group) {
             traffic.consumers.push(group(rig, kind, "live", &[])?);
+            traffic.past.push(Vec::new());
         }
         for (index, kind) in kinds.iter().enumerate() {
             let (rate, writer) = (rate.to_string(), (index + 1).to_string());
@@ -143,6 +147,46 @@ impl Traffic {
         Ok(done)
     }
 
+    /// Moves the home of every group to a side, and waits until each reads on there.
+    ///
+    /// # Errors
+    /// A group does not move, or does not read.
+    pub fn move_groups(&mut self, rig: &Rig, side: &str, kinds: &[Kind]) -> Result<()> {
+        for kind in kinds.iter().filter(|kind| kind.has_group) {
+            let output = rig.crossover(&["groups", "move", &group_name("live", kind), "--to", side])?;
+            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "the group of {} did not move to {side}:\n{text}", kind.name);
+        }
+        for consumer in &mut self.consumers {
+            let read = consumer.count("C.poll");
+            wait_count(consumer, "C.poll", read + WARM, DRAIN_MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Ends every group's member, and starts another one that goes on from the commits.
+    ///
+    /// # Errors
+    /// A member does not end well, or the next one does not read.
+    pub fn replace_members(&mut self, rig: &Rig, kinds: &[Kind]) -> Result<()> {
+        let members = std::mem::take(&mut self.consumers);
+        let kinds = kinds.iter().filter(|kind| kind.has_group);
+        for ((kind, member), past) in kinds.zip(members).zip(&mut self.past) {
+            let (name, history) = (member.name.clone(), member.history.clone());
+            ensure!(member.stop(), "{name} did not end well: see {}", history.display());
+            past.push(history);
+            let group = group_name("live", kind);
+            // Commits are all there is to start from: who must reset, fails.
+            let args = ["--topic", TOPIC, "--group", &group, "--reset", "none"];
+            let name = format!("{}-live-group-{}", kind.name, past.len());
+            self.consumers.push(rig.driver(kind.driver, "consumer", &name, &args)?);
+        }
+        for consumer in &mut self.consumers {
+            wait_count(consumer, "C.poll", WARM, START_MAX)?;
+        }
+        Ok(())
+    }
+
     fn check_alive(&mut self) -> Result<()> {
         for driver in self.producers.iter_mut().chain(&mut self.consumers) {
             ensure!(driver.is_alive(), "{} has ended: see {}", driver.name, driver.history.display());
@@ -161,10 +205,12 @@ impl Traffic {
             ensure!(producer.stop(), "{name} did not end well: see {}", history.display());
             producers.push(history);
         }
-        let written = producers.iter().map(|history| count(history, "P.ok")).sum();
+        let written: usize = producers.iter().map(|history| count(history, "P.ok")).sum();
         let mut consumers = Vec::new();
-        for mut consumer in self.consumers.drain(..) {
-            wait_count(&mut consumer, "C.poll", written, DRAIN_MAX)?;
+        for (mut consumer, past) in self.consumers.drain(..).zip(self.past) {
+            let read: usize = past.iter().map(|history| count(history, "C.poll")).sum();
+            wait_count(&mut consumer, "C.poll", written.saturating_sub(read), DRAIN_MAX)?;
+            consumers.extend(past);
             let (name, history) = (consumer.name.clone(), consumer.history.clone());
             ensure!(consumer.stop(), "{name} did not end well: see {}", history.display());
             consumers.push(history);
@@ -267,10 +313,15 @@ pub fn median(all: &[f64]) -> f64 {
 /// # Errors
 /// It cannot be started.
 pub fn group(rig: &Rig, kind: &Kind, which: &str, more: &[&str]) -> Result<Driver> {
-    let group = format!("{which}-{}", kind.name);
+    let group = group_name(which, kind);
     let mut args = vec!["--topic", TOPIC, "--group", &group, "--reset", "earliest"];
     args.extend(more);
     Ok(rig.driver(kind.driver, "consumer", &format!("{}-{which}-group", kind.name), &args)?)
+}
+
+/// As [`group`] names it.
+fn group_name(which: &str, kind: &Kind) -> String {
+    format!("{which}-{}", kind.name)
 }
 
 /// Waits until a client has ended by itself.

@@ -2,6 +2,8 @@
 
 use anyhow::{Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
+use crossover_tests::faults::wait_until_well;
+use crossover_tests::live::{KINDS, Traffic, create_topic};
 use crossover_tests::{check, flip, one_at_a_time, rig, wait_count};
 use std::process::Command;
 use std::time::Duration;
@@ -101,4 +103,24 @@ fn r31_swapped_clusters_are_refused_at_start() -> Result<()> {
     ensure!(problem.contains("source and target are swapped"), "not refused: {problem:?}");
     std::fs::write(&file, config)?;
     Ok(rig.start_proxy()?)
+}
+
+/// A clean end and start under load, before any migration and in the fourth era: the same ports, nothing lost, nothing
+/// twice, no reset, for every library.
+#[test]
+fn r32_every_client_survives_a_clean_restart() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 2)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    let mut traffic = Traffic::start(&rig, &KINDS, 60)?;
+    for flips in [0, 3] {
+        traffic.flip(&rig, flips, Duration::from_secs(2))?;
+        rig.stop_proxy()?;
+        rig.start_proxy()?;
+        wait_until_well(&rig, &mut traffic)?;
+    }
+    traffic.finish()?.judge(&rig)?;
+    rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
+    Ok(())
 }

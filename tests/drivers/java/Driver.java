@@ -147,14 +147,30 @@ public final class Driver {
             args.copy("idempotent", config, "enable.idempotence");
             args.copy("linger-ms", config, "linger.ms");
             args.copy("compression", config, "compression.type");
+            args.copy("transaction", config, "transactional.id");
             history.start("producer", "writer=" + writer + "\trun=" + run + "\tacks=" + effectiveAcks()
                 + "\tidempotent=" + args.get("idempotent", "default"));
             ByteArraySerializer bytes = new ByteArraySerializer();
             KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(config, bytes, bytes);
+            if (args.has("transaction")) {
+                producer.initTransactions();
+                producer.beginTransaction();
+            }
             sendAll(producer);
             producer.flush();
+            if (args.has("transaction")) {
+                endTransaction(producer);
+            }
             producer.close();
             history.line("E.end", "sent=" + sent, "ok=" + acked.get(), "failed=" + failed.get());
+        }
+
+        private void endTransaction(KafkaProducer<byte[], byte[]> producer) {
+            if (args.get("transaction-end", "commit").equals("abort")) {
+                producer.abortTransaction();
+            } else {
+                producer.commitTransaction();
+            }
         }
 
         /** The default became `all` with KIP-679 (3.0.0). */
@@ -209,7 +225,7 @@ public final class Driver {
         Consumer(Args args, History history) {
             this.args = args;
             this.history = history;
-            commitEachSecond = args.get("commit", "auto").equals("sync-each-second");
+            commitEachSecond = args.has("commit-at") || args.get("commit", "auto").equals("sync-each-second");
             stopAt = Long.parseLong(args.get("stop-at-end-count", "0"));
         }
 
@@ -233,14 +249,32 @@ public final class Driver {
                 + "\treset=" + args.get("reset", "latest") + "\tcommit=" + args.get("commit", "auto"));
             ByteArrayDeserializer bytes = new ByteArrayDeserializer();
             consumer = new KafkaConsumer<>(config, bytes, bytes);
+            if (args.has("commit-at")) {
+                commitAt();
+            } else {
+                read();
+            }
+            close();
+            history.line("E.end", "polled=" + polled);
+        }
+
+        /** A group without members takes commits from anybody. */
+        private void commitAt() {
+            for (String pair : args.need("commit-at").split(",")) {
+                String[] parts = pair.split("=");
+                TopicPartition tp = new TopicPartition(args.topics().get(0), Integer.parseInt(parts[0]));
+                delivered.put(tp, new OffsetAndMetadata(Long.parseLong(parts[1])));
+            }
+            commit();
+        }
+
+        private void read() {
             consumer.subscribe(args.topics(), this);
             Pace deadline = new Pace(0, Double.parseDouble(args.get("duration-s", "0")));
             while (!stopping && !deadline.over() && (stopAt == 0 || polled < stopAt)) {
                 pollOnce();
             }
             commit();
-            close();
-            history.line("E.end", "polled=" + polled);
         }
 
         private void pollOnce() {

@@ -113,7 +113,7 @@ class Reader:
 
     def __init__(self, args, history):
         self.args, self.history = args, history
-        self.sync = args.get("commit", "auto") == "sync-each-second"
+        self.sync = args.get("commit-at") is not None or args.get("commit", "auto") == "sync-each-second"
         self.delivered, self.told, self.polled = {}, {}, 0
 
     def run(self, stop):
@@ -131,8 +131,13 @@ class Reader:
             config["enable.auto.commit"] = False
         history.start(group=args.need("group"), member=args.get("member", "m"), reset=args.get("reset", "latest"), commit=args.get("commit", "auto"))
         consumer = Consumer(config)
-        consumer.subscribe(args.topics(), on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
-        self.loop(consumer, stop)
+        if args.get("commit-at") is not None:
+            # A group without members takes commits from anybody.
+            pairs = (pair.split("=") for pair in args.get("commit-at").split(","))
+            self.delivered = {(args.topics()[0], int(number)): int(offset) for number, offset in pairs}
+        else:
+            consumer.subscribe(args.topics(), on_assign=self.on_assign, on_revoke=self.on_revoke, on_lost=self.on_lost)
+            self.loop(consumer, stop)
         self.commit(consumer, True)
         consumer.close()
         history.end(polled=self.polled)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -219,13 +219,18 @@ impl Drop for Rig {
 impl Driver {
     /// Asks it to end, waits, and says whether it ended well.
     pub fn stop(mut self) -> bool {
+        // No signal besides: one that meets an interpreter on its way out, its handlers already gone, kills it.
         drop(self.stdin.take());
-        signal(self.child.id(), "TERM");
         let ended = wait(&mut self.child, DRIVER_END_MAX);
         if !ended {
             let _ = self.child.kill();
         }
-        ended && self.child.wait().is_ok_and(|s| s.success())
+        let status = self.child.wait();
+        let well = ended && status.as_ref().is_ok_and(ExitStatus::success);
+        if !well {
+            eprintln!("{}: ended in time: {ended}, {status:?}", self.name);
+        }
+        well
     }
 
     /// Lines of its history that carry an event.

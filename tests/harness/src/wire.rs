@@ -12,7 +12,7 @@ use crate::error::{HarnessError, Result};
 const MAX_FRAME: usize = 16 << 20;
 const CLIENT_ID: &str = "crossover-harness";
 
-const METADATA: (i16, i16) = (3, 4);
+const METADATA: (i16, i16) = (3, 7);
 const FIND_COORDINATOR: (i16, i16) = (10, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
 const CREATE_TOPICS: (i16, i16) = (19, 4);
@@ -52,6 +52,8 @@ pub struct PartitionInfo {
     pub partition: i32,
     /// −1 while there is none.
     pub leader: i32,
+    /// Rises with each election.
+    pub leader_epoch: i32,
     pub replicas: Vec<i32>,
     pub isr: Vec<i32>,
 }
@@ -248,13 +250,16 @@ fn read_topic(reader: &mut Reader<'_>) -> Result<TopicInfo> {
     let name = reader.string()?;
     let is_internal = reader.u8()? != 0;
     let mut partitions = reader.array(|r| {
-        Ok(PartitionInfo {
+        let partition = PartitionInfo {
             error_code: r.i16()?,
             partition: r.i32()?,
             leader: r.i32()?,
+            leader_epoch: r.i32()?,
             replicas: r.array(Reader::i32)?,
             isr: r.array(Reader::i32)?,
-        })
+        };
+        let _offline_replicas = r.array(Reader::i32)?;
+        Ok(partition)
     })?;
     partitions.sort_unstable_by_key(|p| p.partition);
     Ok(TopicInfo { error_code, name, is_internal, partitions })
@@ -353,7 +358,7 @@ mod tests {
         out.push(0);
         put_i32(&mut out, 1);
         out.extend([0, 0]);
-        for value in [0, 7, 1, 7, 1, 7] {
+        for value in [0, 7, 3, 1, 7, 1, 7, 0] {
             put_i32(&mut out, value);
         }
         out
@@ -366,6 +371,7 @@ mod tests {
         assert_eq!(metadata.cluster_id.as_deref(), Some("cluster"));
         assert_eq!(metadata.topics[0].name, "orders");
         assert_eq!(metadata.topics[0].partitions[0].isr, [7]);
+        assert_eq!(metadata.topics[0].partitions[0].leader_epoch, 3);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! DescribeConfigs (key 32), AlterConfigs (33) and IncrementalAlterConfigs (44): topics at their owner, changes also at
-//! the other side where the topic exists there; a broker at the broker that its virtual id names; everything else at the
-//! client's own broker. Changes of a topic are held while a flip fences it.
+//! the other side where the topic exists there; a broker at the broker that its virtual id names; a group at its home;
+//! everything else at the default side. Changes of a topic are held while a flip fences it.
 //!
 //! Source: KIP-133, KIP-339, `DescribeConfigsRequest.json`, `AlterConfigsRequest.json`; RULES R26.
 
@@ -17,6 +17,7 @@ use std::sync::Arc;
 const TOPIC: i8 = 2;
 const BROKER: i8 = 4;
 const BROKER_LOGGER: i8 = 8;
+const GROUP: i8 = 32;
 
 /// How long brokers are waited for, milliseconds.
 const PATIENCE_MS: i64 = 15_000;
@@ -54,6 +55,11 @@ impl Configs {
 
     fn places(&self, cx: &Cx<'_>, resource: &Struct) -> Result<Vec<UpstreamKey>, Refusal> {
         let name = resource.str("ResourceName");
+        let at = |side| {
+            let upstream = cx.any_upstream(side);
+            let unknown = || (code::REQUEST_TIMED_OUT, "the cluster is not known yet".to_owned());
+            Ok(vec![upstream.ok_or_else(unknown)?])
+        };
         match resource.i8("ResourceType") {
             TOPIC => self.topic(cx, name),
             // The empty name stands for the defaults of a cluster's brokers.
@@ -63,7 +69,9 @@ impl Configs {
                 let node = node.ok_or_else(|| (code::INVALID_REQUEST, "no broker has this id".to_owned()))?;
                 Ok(vec![cx.upstream(node.side, node.broker, Class::Produce)])
             }
-            _ => Ok(vec![cx.upstream(cx.core.node.side, cx.core.node.broker, Class::Native)]),
+            GROUP => at(cx.snapshot.group_home(name)),
+            // Tools ask any broker for what is a cluster's, and must not get now one cluster's answer, now the other's.
+            _ => at(cx.snapshot.routes.rules.default_side),
         }
     }
 

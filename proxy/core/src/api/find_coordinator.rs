@@ -64,10 +64,9 @@ impl FindCoordinator {
                 Some(answer)
             }
         });
-        let is_moving = self.request.i8("KeyType") == GROUP && cx.snapshot.groups.moving.contains_key(key);
-        let Some(found) = found.filter(|_| !is_moving) else {
-            return unavailable(out);
-        };
+        // Also while the group is being moved: kafkajs asks before each JoinGroup, and a member that is sent away here
+        // never comes to the rebalance that moves the group.
+        let Some(found) = found else { return unavailable(out) };
         let (error, broker) = (found.i16("ErrorCode"), found.i32("NodeId"));
         if error != code::NONE {
             out.set("ErrorCode", error);

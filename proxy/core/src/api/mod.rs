@@ -47,6 +47,7 @@ use crate::session::{Class, CloseReason, Operation};
 use crate::wire::header::RequestHeader;
 use bytes::Bytes;
 use group::{GroupCall, Plain};
+use relay::Place;
 
 /// A request that was accepted.
 pub struct Opened {
@@ -121,7 +122,15 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::DELETE_GROUPS => Opened::new(delete_groups::delete_groups(body)),
         key::OFFSET_DELETE => Opened::new(GroupCall::new(offset_delete::OffsetDelete::new(body))),
         key::LIST_GROUPS => Opened::new(fan::Fan::new(list_groups::ListGroups::new(body))),
-        _ => Opened::new(relay::Relay::new(body)),
+        key::DESCRIBE_ACLS
+        | key::CREATE_ACLS
+        | key::DELETE_ACLS
+        | key::DESCRIBE_CLIENT_QUOTAS
+        | key::ALTER_CLIENT_QUOTAS
+        | key::DESCRIBE_USER_SCRAM_CREDENTIALS
+        | key::ALTER_USER_SCRAM_CREDENTIALS
+        | key::LIST_CONFIG_RESOURCES => Opened::new(relay::Relay::new(body, Place::DefaultSide)),
+        _ => Opened::new(relay::Relay::new(body, Place::OwnBroker)),
     })
 }
 

@@ -10,7 +10,7 @@ use std::fmt::Write;
 /// How an API is dealt with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// Sent to the client's own broker as it is; the answer is passed back.
+    /// Sent on as it is; the answer is passed back.
     Pass,
     /// Sent to the side that owns what it names, in that side's names, ids and positions.
     Translate,
@@ -166,6 +166,7 @@ const CLUSTER_CHANGE: &str = "Changes one physical cluster as such; ask that clu
 const OWN_NODE: &str =
     "Sent to the client's own broker: what is shown or changed is that broker's cluster only.";
 const BOTH_SIDES: &str = "At the owner, and at the other side too where it has the topic: rehearsed there first where the API can be. Held while a flip fences the topic.";
+const DEFAULT_SIDE: &str = "Sent to the default side: what is shown or changed is that cluster only, whichever node the client asks.";
 const COORDINATOR: &str = "Sent to the coordinator on the group's home side.";
 
 impl ApiKey {
@@ -229,18 +230,19 @@ impl ApiKey {
             ApiKey::TxnOffsetCommit => {
                 (Translate, "At the group's home side, positions as with OffsetCommit.")
             }
-            ApiKey::DescribeConfigs => {
-                (Translate, "Topics at their owner, brokers at the broker that the virtual id names.")
-            }
+            ApiKey::DescribeConfigs => (
+                Translate,
+                "Topics at their owner, a broker at the broker that the virtual id names, everything else at the default side.",
+            ),
             ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs => (
                 Translate,
-                "Topics as with CreatePartitions, brokers at the broker that the virtual id names.",
+                "Topics as with CreatePartitions, a broker at the broker that the virtual id names, everything else at the default side.",
             ),
-            ApiKey::DescribeAcls | ApiKey::CreateAcls | ApiKey::DeleteAcls => (Pass, OWN_NODE),
+            ApiKey::DescribeAcls | ApiKey::CreateAcls | ApiKey::DeleteAcls => (Pass, DEFAULT_SIDE),
             ApiKey::DescribeLogDirs => (Pass, OWN_NODE),
-            ApiKey::DescribeClientQuotas | ApiKey::AlterClientQuotas => (Pass, OWN_NODE),
-            ApiKey::DescribeUserScramCredentials | ApiKey::AlterUserScramCredentials => (Pass, OWN_NODE),
-            ApiKey::ListConfigResources => (Pass, OWN_NODE),
+            ApiKey::DescribeClientQuotas | ApiKey::AlterClientQuotas => (Pass, DEFAULT_SIDE),
+            ApiKey::DescribeUserScramCredentials | ApiKey::AlterUserScramCredentials => (Pass, DEFAULT_SIDE),
+            ApiKey::ListConfigResources => (Pass, DEFAULT_SIDE),
             ApiKey::DescribeCluster => (
                 Answer,
                 "The brokers of both sides at the proxy's addresses. The controllers' endpoints are not shown.",

@@ -1,28 +1,41 @@
-//! Requests that any broker of the client's own side answers: sent on as they are, the answer is passed back.
+//! Requests that are sent on as they are, and their answers passed back.
 
 use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
 
-/// A request for the client's own broker.
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The client's own broker: what it says is of that broker.
+    OwnBroker,
+    /// The default side: tools ask any broker for what is a cluster's, and must not get now one cluster's answer and
+    /// now the other's.
+    DefaultSide,
+}
+
+/// A request that holds nothing to translate.
 pub(super) struct Relay {
     request: Struct,
+    place: Place,
 }
 
 impl Relay {
     #[must_use]
-    pub(super) fn new(request: Struct) -> Relay {
-        Relay { request }
+    pub(super) fn new(request: Struct, place: Place) -> Relay {
+        Relay { request, place }
     }
 }
 
 impl Operation for Relay {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         let node = cx.core.node;
-        let upstream = cx.upstream(node.side, node.broker, Class::Native);
-        if cx.forward(upstream, &self.request, 0) {
-            Step::Pending
-        } else {
-            Step::Close(CloseReason::UpstreamLost)
+        let upstream = match self.place {
+            Place::OwnBroker => Some(cx.upstream(node.side, node.broker, Class::Native)),
+            Place::DefaultSide => cx.any_upstream(cx.snapshot.routes.rules.default_side),
+        };
+        match upstream {
+            Some(upstream) if cx.forward(upstream, &self.request, 0) => Step::Pending,
+            _ => Step::Close(CloseReason::UpstreamLost),
         }
     }
 

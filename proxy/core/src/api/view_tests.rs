@@ -847,7 +847,7 @@ fn coordinators_are_found_at_home_in_every_version() {
         let cases = [
             (0, "any", code::NONE, 4, Some(Source)),
             (0, "at-target", code::NONE, 7, Some(Target)),
-            (0, "on-the-way", code::COORDINATOR_NOT_AVAILABLE, -1, Some(Source)),
+            (0, "on-the-way", code::NONE, 4, Some(Source)),
             (1, "at-target", code::NONE, 4, Some(Source)),
             (2, "any", code::INVALID_REQUEST, -1, None),
         ];
@@ -1397,6 +1397,28 @@ fn configs_are_described_at_the_owner_and_at_the_broker_that_is_named() {
             (value("advertised.listeners"), value("node.id")),
             ("PLAINTEXT://proxy.example:20007", "7")
         );
+    }
+}
+
+#[test]
+fn what_is_a_clusters_is_asked_of_the_default_side_whichever_node_the_client_asks() {
+    let mut world = World::at(Target, 3);
+    let described = resources(key::DESCRIBE_CONFIGS, &[(4, ""), (32, "at-target"), (32, "any")]);
+    world.ask(key::DESCRIBE_CONFIGS, 4, &described, &mut |_| Some(response(key::DESCRIBE_CONFIGS)));
+    let asked: Vec<_> = world
+        .asked
+        .iter()
+        .flat_map(|a| a.body.structs("Resources").map(|r| (a.node.side, r.str("ResourceName").to_owned())))
+        .collect();
+    let name = str::to_owned;
+    assert_eq!(asked, [(Source, name("")), (Source, name("any")), (Target, name("at-target"))]);
+    for api in [key::DESCRIBE_ACLS, key::DESCRIBE_CLIENT_QUOTAS, key::DESCRIBE_USER_SCRAM_CREDENTIALS] {
+        for version in versions(api) {
+            let mut world = World::at(Target, 3);
+            world.ask(api, version, &request(api), &mut |_| Some(response(api)));
+            assert!(world.asked_nodes().iter().all(|node| node.side == Source), "{api}");
+            assert_eq!(world.asked.len(), 1);
+        }
     }
 }
 

@@ -1,0 +1,97 @@
+//! What tests read out of histories themselves, where the checker has no question for it (format: loadtest/README.md).
+
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// A partition and an offset.
+pub type At = (usize, i64);
+
+/// One event with its fields.
+pub struct Line {
+    pub at_us: i64,
+    pub event: String,
+    pub fields: Vec<String>,
+}
+
+impl Line {
+    /// # Errors
+    /// No such field, or no number.
+    pub fn number(&self, field: usize) -> Result<i64> {
+        let text = self.fields.get(field).with_context(|| format!("{} has no field {field}", self.event))?;
+        text.parse().with_context(|| format!("{text:?} is no number"))
+    }
+
+    /// The partition and the offset of a `P.ok` or `C.poll`.
+    ///
+    /// # Errors
+    /// It is another event.
+    pub fn at(&self) -> Result<At> {
+        let offset = if self.event == "P.ok" { 2 } else { 1 };
+        Ok((usize::try_from(self.number(0)?)?, self.number(offset)?))
+    }
+}
+
+/// The events of a history whose names are among `events`.
+///
+/// # Errors
+/// The file cannot be read, or its last line is not whole yet.
+pub fn lines(history: &Path, events: &[&str]) -> Result<Vec<Line>> {
+    let text = std::fs::read_to_string(history).with_context(|| history.display().to_string())?;
+    let mut all = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.split('\t').map(str::to_owned);
+        let (Some(at), Some(event)) = (fields.next(), fields.next()) else { continue };
+        if events.contains(&event.as_str()) {
+            all.push(Line { at_us: at.parse()?, event, fields: fields.collect() });
+        }
+    }
+    Ok(all)
+}
+
+/// Where a producer's acknowledged records lie.
+///
+/// # Errors
+/// As [`lines`].
+pub fn written(history: &Path) -> Result<BTreeSet<At>> {
+    lines(history, &["P.ok"])?.iter().map(Line::at).collect()
+}
+
+/// The first offset behind each partition's records.
+#[must_use]
+pub fn ends(written: &BTreeSet<At>, partitions: usize) -> Vec<i64> {
+    let mut ends = vec![0; partitions];
+    for (partition, offset) in written {
+        ends[*partition] = ends[*partition].max(offset + 1);
+    }
+    ends
+}
+
+/// A consumer delivered exactly these records of each partition, in order, and told of no error and no reset.
+///
+/// # Errors
+/// It did not.
+pub fn reads_exactly(history: &Path, records: &BTreeSet<At>) -> Result<()> {
+    let mut rest = records.clone();
+    for line in lines(history, &["C.poll", "C.other", "C.reset", "C.error", "C.lost", "E.error"])? {
+        if line.event != "C.poll" {
+            bail!("{}: {} {:?}", history.display(), line.event, line.fields);
+        }
+        let (partition, offset) = line.at()?;
+        let next = rest.range((partition, 0)..(partition + 1, 0)).next().copied();
+        ensure!(
+            next == Some((partition, offset)),
+            "{}: {partition} goes on at {offset}, not at {next:?}",
+            history.display()
+        );
+        rest.remove(&(partition, offset));
+    }
+    ensure!(
+        rest.is_empty(),
+        "{}: not read: {} records, the first {:?}",
+        history.display(),
+        rest.len(),
+        rest.first()
+    );
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Places where a virtual log goes wrong if it is built naively: leader epochs that fall, idle partitions, positions at a
+//! boundary, markers at a log's end.
+
+#[path = "traps/boundary_positions.rs"]
+mod boundary_positions;
+#[path = "traps/control_markers.rs"]
+mod control_markers;
+#[path = "traps/idle_partitions.rs"]
+mod idle_partitions;
+#[path = "traps/leader_epochs.rs"]
+mod leader_epochs;
