@@ -310,14 +310,13 @@ impl Store {
     }
 
     /// A topic was deleted: nothing of it stays.
-    pub(crate) fn forget_topic(&self, name: &str, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {
+    pub(crate) fn forget_topic(&self, name: &str, entry: &LedgerEntry) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         {
             write.open_table(TOPICS)?.remove(name)?;
             let all = (name, i32::MIN)..=(name, i32::MAX);
             write.open_table(CARRY)?.retain_in(all.clone(), |_, _| false)?;
             write.open_table(FLOORS)?.retain_in(all, |_, _| false)?;
-            write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
         Ok(write.commit()?)
@@ -571,7 +570,7 @@ mod tests {
         };
         assert!(store.seal(&seal).is_ok());
         store.raise_floors(&floor(7, 40)).expect("stored");
-        store.forget_topic("orders", 2, &entry()).expect("stored");
+        store.forget_topic("orders", &entry()).expect("stored");
         let left = store.restore().expect("restored");
         assert_eq!(left.topics.keys().map(|n| &**n).collect::<Vec<_>>(), ["orders-2"]);
         assert_eq!(
@@ -579,7 +578,6 @@ mod tests {
             [("orders-2", 0), ("orders-2", 3)]
         );
         assert!(left.floors.is_empty());
-        assert_eq!(left.revision, 2);
         let _ = std::fs::remove_dir_all(directory);
     }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Control {
     problems: Mutex<[Option<String>; 2]>,
     /// Held while commits of a group are written: a mirrored commit must not overwrite the copy of a move.
     commits: tokio::sync::Mutex<()>,
+    /// Held while what is stored of a topic's partitions changes outside of a flip.
+    shapes: tokio::sync::Mutex<()>,
     /// Commits that are still to be copied to the side that is not their group's home.
     mirrors: Mutex<mirror::Pending>,
     /// Clients can connect.
@@ -120,6 +122,7 @@ impl Control {
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
             commits: tokio::sync::Mutex::new(()),
+            shapes: tokio::sync::Mutex::new(()),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
             unclean_since_ms,
