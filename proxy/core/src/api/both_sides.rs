@@ -8,6 +8,7 @@ use crate::route::TopicRoute;
 use crate::schema::{Struct, Value};
 use crate::session::{Cx, UpstreamKey};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::fan::Ask;
 
@@ -244,7 +245,8 @@ fn silent<'a>(text: String) -> Fared<'a> {
     Fared::Refused((code::REQUEST_TIMED_OUT, text))
 }
 
-/// Where a topic is changed: at its owner, and at the other side if that has a topic of its name too.
+/// Where a topic is changed: at its owner, and at the other side if that has a topic of its name too. Kafka's internal
+/// topics are each cluster's own.
 ///
 /// # Errors
 /// A side that has it cannot be reached, or the route is frozen and `frozen_is_fine` is false: nothing is changed.
@@ -254,7 +256,8 @@ pub(super) fn places(cx: &Cx<'_>, name: &str, frozen_is_fine: bool) -> Result<Ve
         return Err((code::REQUEST_TIMED_OUT, format!("the topic is frozen: {why}")));
     }
     let owner = cx.snapshot.routes.owner(name);
-    let sides = [Some(owner), route.filter(|r| is_there(cx, r, owner.other())).map(|_| owner.other())];
+    let is_shared = |r: &&Arc<TopicRoute>| is_there(cx, r, owner.other()) && !is_internal(cx, r, owner);
+    let sides = [Some(owner), route.filter(is_shared).map(|_| owner.other())];
     let place = |side: ClusterSide| {
         let upstream = cx.any_upstream(side);
         upstream.filter(|_| side == owner || cx.snapshot.topology(side).reachable).ok_or_else(|| {
@@ -262,6 +265,10 @@ pub(super) fn places(cx: &Cx<'_>, name: &str, frozen_is_fine: bool) -> Result<Ve
         })
     };
     sides.into_iter().flatten().map(place).collect()
+}
+
+fn is_internal(cx: &Cx<'_>, route: &TopicRoute, side: ClusterSide) -> bool {
+    cx.snapshot.topology(side).topic(route.physical(side)).is_some_and(|topic| topic.internal)
 }
 
 /// Whether a side has a topic of the route's name there.

@@ -1139,6 +1139,9 @@ fn r26_a_topic_on_one_side_is_the_owners_alone() {
     let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
     world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["renamed", "new.orders"], 5), &mut broker);
     assert_eq!(rounds(&world), [(Source, false), (Target, false)]);
+    // Both clusters have it, each its own.
+    world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["__consumer_offsets"], 5), &mut broker);
+    assert_eq!(rounds(&world), [(Source, false)]);
 }
 
 #[test]
