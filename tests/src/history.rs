@@ -32,14 +32,15 @@ impl Line {
     }
 }
 
-/// The events of a history whose names are among `events`.
+/// The events of a history whose names are among `events`; a last line that is not whole yet is left out.
 ///
 /// # Errors
-/// The file cannot be read, or its last line is not whole yet.
+/// The file cannot be read.
 pub fn lines(history: &Path, events: &[&str]) -> Result<Vec<Line>> {
     let text = std::fs::read_to_string(history).with_context(|| history.display().to_string())?;
     let mut all = Vec::new();
-    for line in text.lines() {
+    let (whole, _) = text.rsplit_once('\n').unwrap_or_default();
+    for line in whole.lines() {
         let mut fields = line.split('\t').map(str::to_owned);
         let (Some(at), Some(event)) = (fields.next(), fields.next()) else { continue };
         if events.contains(&event.as_str()) {

@@ -1,5 +1,8 @@
 //! Groups that move along with a topic.
 
+#[path = "groups/mirrored_commits.rs"]
+mod mirrored_commits;
+
 use anyhow::{Result, ensure};
 use crossover_tests::{flip, one_at_a_time, rig, wait_count};
 use std::time::Duration;

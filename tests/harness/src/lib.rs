@@ -39,4 +39,4 @@ pub use prerequisites::{ensure_prerequisites, java};
 pub use spec::{ClusterSpec, Listener};
 pub use tools::run_tool;
 pub use version::Version;
-pub use wire::{Metadata, PartitionInfo, TopicInfo};
+pub use wire::{Commit, Metadata, PartitionInfo, TopicInfo};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cluster::{CALL_LIMIT, Cluster, poll};
 use crate::error::{HarnessError, Result};
-use crate::wire::{Connection, Metadata, NewTopic, TopicInfo};
+use crate::wire::{Commit, Connection, Metadata, NewTopic, TopicInfo};
 
 /// For a topic to exist everywhere.
 const CREATE_LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +47,17 @@ impl Cluster {
     pub fn topic(&self, name: &str) -> Result<Option<TopicInfo>> {
         let topics = self.metadata(Some(&[name]))?.topics;
         Ok(topics.into_iter().find(|topic| topic.name == name && topic.error_code == 0))
+    }
+
+    /// The commits of a group, read at its coordinator.
+    ///
+    /// # Errors
+    /// No broker answers, or the coordinator refuses.
+    pub fn commits(&self, group: &str) -> Result<Vec<Commit>> {
+        let none = HarnessError::Spec("no broker of the cluster is running".to_owned());
+        let (_, any) = *self.answering().first().ok_or(none)?;
+        let coordinator = Connection::open(any, CALL_LIMIT)?.find_group_coordinator(group)?;
+        Connection::open(self.broker_address(coordinator)?, CALL_LIMIT)?.commits(group)
     }
 
     /// Creates a topic and returns when every answering broker knows a leader of each partition. No JVM involved.

@@ -13,6 +13,7 @@ const MAX_FRAME: usize = 16 << 20;
 const CLIENT_ID: &str = "crossover-harness";
 
 const METADATA: (i16, i16) = (3, 7);
+const OFFSET_FETCH: (i16, i16) = (9, 5);
 const FIND_COORDINATOR: (i16, i16) = (10, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
 const CREATE_TOPICS: (i16, i16) = (19, 4);
@@ -56,6 +57,17 @@ pub struct PartitionInfo {
     pub leader_epoch: i32,
     pub replicas: Vec<i32>,
     pub isr: Vec<i32>,
+}
+
+/// A group's commit for one partition, as `__consumer_offsets` has it.
+#[derive(Debug, Clone)]
+pub struct Commit {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// −1 for none.
+    pub leader_epoch: i32,
+    pub metadata: String,
 }
 
 /// A topic to create.
@@ -116,6 +128,22 @@ impl Connection {
         let message = reader.nullable_string()?;
         refused("FindCoordinator", code, message)?;
         reader.i32()
+    }
+
+    /// All commits of a group; only its coordinator knows them.
+    pub(crate) fn commits(&mut self, group: &str) -> Result<Vec<Commit>> {
+        let mut body = Vec::new();
+        put_string(&mut body, group);
+        put_i32(&mut body, -1);
+        let answer = self.call(OFFSET_FETCH, &body)?;
+        let mut reader = Reader(&answer);
+        let _throttle = reader.i32()?;
+        let topics = reader.array(|r| Ok((r.string()?, r.array(read_commit)?)))?;
+        refused("OffsetFetch", reader.i16()?, None)?;
+        let named = |(topic, commits): (String, Vec<Commit>)| {
+            commits.into_iter().map(move |commit| Commit { topic: topic.clone(), ..commit })
+        };
+        Ok(topics.into_iter().flat_map(named).collect())
     }
 
     /// Only the controller of a ZooKeeper cluster does it; KRaft brokers forward.
@@ -230,6 +258,14 @@ fn refused(request: &'static str, code: i16, message: Option<String>) -> Result<
     if code == 0 { Ok(()) } else { Err(HarnessError::Refused { request, code, message }) }
 }
 
+/// Without its topic.
+fn read_commit(reader: &mut Reader<'_>) -> Result<Commit> {
+    let (partition, offset, leader_epoch) = (reader.i32()?, reader.i64()?, reader.i32()?);
+    let metadata = reader.nullable_string()?.unwrap_or_default();
+    refused("OffsetFetch", reader.i16()?, None)?;
+    Ok(Commit { topic: String::new(), partition, offset, leader_epoch, metadata })
+}
+
 fn read_metadata(answer: &[u8]) -> Result<Metadata> {
     let mut reader = Reader(answer);
     let _throttle = reader.i32()?;
@@ -314,6 +350,10 @@ impl<'a> Reader<'a> {
 
     fn i32(&mut self) -> Result<i32> {
         Ok(i32::from_be_bytes(self.fixed()?))
+    }
+
+    fn i64(&mut self) -> Result<i64> {
+        Ok(i64::from_be_bytes(self.fixed()?))
     }
 
     fn nullable_string(&mut self) -> Result<Option<String>> {
