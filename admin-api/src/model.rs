@@ -137,6 +137,9 @@ model! {
         pub producers_not_moved: u32,
         /// Why every request for it gets a retriable error; absent when it is served.
         pub frozen: Option<String>,
+        /// Partitions with a produce request whose outcome is unknown since a connection was lost; they cannot be
+        /// flipped until `timeouts.loss_grace_ms` has passed.
+        pub unknown_partitions: Vec<i32>,
         pub partitions: Vec<PartitionView>,
     }
 

@@ -4,11 +4,12 @@ use crate::control::{AdminBackend, Control};
 use crate::listener::Listeners;
 use crate::runtime::Runtime;
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{Rows, Store};
 use crate::{control, telemetry};
 use anyhow::Context;
 use crossover_admin_api::ServerOptions;
 use crossover_config::Config;
+use crossover_core::ids::ClusterSide;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,10 +115,39 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
             anyhow::bail!("{}; {}", foreign.cause, foreign.remedy);
         }
         if control.topology(default).reachable {
-            return Ok(());
+            return control::state_copy::check_store(control).await;
         }
         tokio::time::sleep(START_RETRY).await;
     }
+}
+
+/// Rebuilds a lost store from the copies in the clusters, the newest one that is whole. Says what it did.
+///
+/// # Errors
+/// No cluster has a copy, none is whole, or the store is not empty.
+pub(crate) async fn restore_state(config: Config) -> anyhow::Result<String> {
+    let store = Store::open(&config.state.directory)?;
+    let client = control::client::Client::new(config.timeouts.connect, config.timeouts.control_request);
+    let mut best = None;
+    let mut said = String::new();
+    for side in ClusterSide::BOTH {
+        match control::topology::look(&client, &config, side).await {
+            Err(problem) => said += &format!("the {side} cannot be read: {problem:#}\n"),
+            Ok(topology) => match control::state_copy::read(&client, &topology).await {
+                Ok(None) => said += &format!("the {side} has no copy\n"),
+                Err(problem) => said += &format!("the {side}'s copy cannot be used: {problem:#}\n"),
+                Ok(Some(rows)) => {
+                    said += &format!("the {side} has a copy of revision {}\n", rows.revision());
+                    if best.as_ref().is_none_or(|(_, known): &(_, Rows)| rows.revision() > known.revision()) {
+                        best = Some((side, rows));
+                    }
+                }
+            },
+        }
+    }
+    let Some((side, rows)) = best else { anyhow::bail!("{said}there is nothing to restore from") };
+    store.put_rows(&rows)?;
+    Ok(format!("{said}restored revision {} from the {side}: {} rows\n", rows.revision(), rows.0.len()))
 }
 
 /// The stored state as text, or as JSON.

@@ -25,6 +25,8 @@ const FLOORS: TableDefinition<'_, (&str, i32), (u64, i64)> = TableDefinition::ne
 const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
 
 const FORMAT: &str = "1";
+/// What of `meta` is part of the copy.
+const META_COPIED: [&str; 4] = ["format", "revision", "source_cluster", "target_cluster"];
 /// Entries of the ledger that one read gives at most.
 const LEDGER_READ_MAX: usize = 1_000;
 
@@ -76,6 +78,26 @@ pub(crate) struct Restored {
     pub(crate) ledger_next: u64,
     /// The process before did not end by itself.
     pub(crate) unclean: bool,
+}
+
+/// Rows of the store under names that say which table they are of; the form of the copy in the clusters (RULES R31).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows(pub(crate) BTreeMap<String, Vec<u8>>);
+
+impl Rows {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether anything was ever moved.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.revision() > 0
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        let text = self.0.get("meta/revision").and_then(|value| std::str::from_utf8(value).ok());
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
 }
 
 /// What one flip makes durable, all or nothing.
@@ -288,15 +310,66 @@ impl Store {
     }
 
     /// A topic was deleted: nothing of it stays.
-    pub(crate) fn forget_topic(&self, name: &str, revision: u64, entry: &LedgerEntry) -> anyhow::Result<()> {
+    pub(crate) fn forget_topic(&self, name: &str, entry: &LedgerEntry) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         {
             write.open_table(TOPICS)?.remove(name)?;
             let all = (name, i32::MIN)..=(name, i32::MAX);
             write.open_table(CARRY)?.retain_in(all.clone(), |_, _| false)?;
             write.open_table(FLOORS)?.retain_in(all, |_, _| false)?;
-            write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
+    /// All that must outlive the store itself: everything but the ledger and what concerns this process.
+    pub(crate) fn rows(&self) -> anyhow::Result<Rows> {
+        let read = self.database.begin_read()?;
+        let mut rows = BTreeMap::new();
+        let meta = read.open_table(META)?;
+        for name in META_COPIED {
+            if let Some(value) = meta.get(name)? {
+                rows.insert(format!("meta/{name}"), value.value().as_bytes().to_vec());
+            }
+        }
+        for row in read.open_table(TOPICS)?.iter()? {
+            let (name, record) = row?;
+            rows.insert(format!("topic/{}", name.value()), record.value().to_vec());
+        }
+        for row in read.open_table(CARRY)?.iter()? {
+            let (at, bytes) = row?;
+            let (topic, partition) = at.value();
+            rows.insert(format!("carry/{partition}/{topic}"), bytes.value().to_vec());
+        }
+        for row in read.open_table(GROUPS)?.iter()? {
+            let (group, side) = row?;
+            rows.insert(format!("group/{}", group.value()), side.value().as_bytes().to_vec());
+        }
+        for row in read.open_table(PORTS)?.iter()? {
+            let (node, port) = row?;
+            let (side, broker) = node.value();
+            rows.insert(format!("port/{side}/{broker}"), port.value().to_string().into_bytes());
+        }
+        for row in read.open_table(FLOORS)?.iter()? {
+            let (at, floor) = row?;
+            let ((topic, partition), (id, offset)) = (at.value(), floor.value());
+            rows.insert(format!("floor/{partition}/{topic}"), format!("{id} {offset}").into_bytes());
+        }
+        Ok(Rows(rows))
+    }
+
+    /// Fills an empty store with rows.
+    ///
+    /// # Errors
+    /// It is not empty, or a row cannot be understood; then it stays as it was.
+    pub(crate) fn put_rows(&self, rows: &Rows) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.rows()?.is_moved(),
+            "the state directory is not empty: move its content away first"
+        );
+        let write = self.database.begin_write()?;
+        for (key, value) in &rows.0 {
+            put_row(&write, key, value).with_context(|| format!("row {key}"))?;
         }
         Ok(write.commit()?)
     }
@@ -344,6 +417,43 @@ impl Store {
         }
         Ok(write.commit()?)
     }
+}
+
+fn put_row(write: &WriteTransaction, key: &str, value: &[u8]) -> anyhow::Result<()> {
+    let text = || Ok::<&str, anyhow::Error>(std::str::from_utf8(value)?);
+    let (table, rest) = key.split_once('/').context("no table")?;
+    let numbered = || {
+        let (number, name) = rest.split_once('/').context("no number")?;
+        Ok::<(i32, &str), anyhow::Error>((number.parse()?, name))
+    };
+    match table {
+        "meta" => drop(write.open_table(META)?.insert(rest, text()?)?),
+        "topic" => drop(write.open_table(TOPICS)?.insert(rest, value)?),
+        "carry" => {
+            let (partition, topic) = numbered()?;
+            drop(write.open_table(CARRY)?.insert((topic, partition), value)?);
+        }
+        "group" => drop(write.open_table(GROUPS)?.insert(rest, text()?)?),
+        "port" => {
+            let (side, broker) = numbered()?;
+            drop(
+                write
+                    .open_table(PORTS)?
+                    .insert((u8::try_from(side)?, broker.parse::<i32>()?), text()?.parse::<u16>()?)?,
+            );
+        }
+        "floor" => {
+            let ((partition, topic), (id, offset)) =
+                (numbered()?, text()?.split_once(' ').context("no offset")?);
+            drop(
+                write
+                    .open_table(FLOORS)?
+                    .insert((topic, partition), (id.parse::<u64>()?, offset.parse::<i64>()?))?,
+            );
+        }
+        other => bail!("no table {other}"),
+    }
+    Ok(())
 }
 
 impl TopicRecord {
@@ -420,6 +530,24 @@ mod tests {
     }
 
     #[test]
+    fn r31_a_store_is_rebuilt_from_its_rows() {
+        let (store, directory) = store();
+        store.raise_floors(&floor(7, 100)).unwrap();
+        store.bind(ClusterSide::Source, "abc").unwrap();
+        store.put_ports(&[((ClusterSide::Target, 3), 9104)]).unwrap();
+        store.put_home("g/with/slashes", ClusterSide::Target, 4, &entry()).unwrap();
+        let rows = store.rows().unwrap();
+        assert_eq!(rows.revision(), 4);
+        let (other, other_directory) = self::store();
+        other.put_rows(&rows).unwrap();
+        assert_eq!(other.rows().unwrap(), rows);
+        assert!(other.put_rows(&rows).is_err());
+        for directory in [directory, other_directory] {
+            std::fs::remove_dir_all(directory).unwrap();
+        }
+    }
+
+    #[test]
     fn r26_nothing_of_a_deleted_topic_stays() {
         let (store, directory) = store();
         let orders: Arc<str> = Arc::from("orders");
@@ -442,7 +570,7 @@ mod tests {
         };
         assert!(store.seal(&seal).is_ok());
         store.raise_floors(&floor(7, 40)).expect("stored");
-        store.forget_topic("orders", 2, &entry()).expect("stored");
+        store.forget_topic("orders", &entry()).expect("stored");
         let left = store.restore().expect("restored");
         assert_eq!(left.topics.keys().map(|n| &**n).collect::<Vec<_>>(), ["orders-2"]);
         assert_eq!(
@@ -450,7 +578,6 @@ mod tests {
             [("orders-2", 0), ("orders-2", 3)]
         );
         assert!(left.floors.is_empty());
-        assert_eq!(left.revision, 2);
         let _ = std::fs::remove_dir_all(directory);
     }
 }

@@ -22,6 +22,7 @@ const FLOWS_MAX: Duration = Duration::from_secs(60);
 /// Records that every producer must get acknowledged, and every group must read, before the next case.
 const FLOWS: usize = 20;
 const LOOK: Duration = Duration::from_millis(2);
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// A flip that is under way, and stands still behind a step.
 pub struct Stopped {
@@ -40,11 +41,27 @@ pub enum Outcome {
     Unknown,
 }
 
-/// Starts a flip and returns when it stands behind `step`.
+/// Starts a flip and returns when it stands behind `step`. A flip that is refused because of the failure before it is
+/// tried again until it is allowed (RULES R2, R10).
 ///
 /// # Errors
 /// It does not get there.
 pub fn stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
+    let deadline = Instant::now() + REACHED_MAX;
+    loop {
+        match try_stop_behind(rig, verb, step) {
+            Err(refused) if is_passing(&refused) && Instant::now() < deadline => sleep(AGAIN),
+            other => return other,
+        }
+    }
+}
+
+fn is_passing(refused: &anyhow::Error) -> bool {
+    let why = refused.to_string();
+    ["unknown-outcomes", "did not end by itself", "log-ends", "unclean"].iter().any(|name| why.contains(name))
+}
+
+fn try_stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
     let folder = rig.directory.join("failpoints");
     fs::create_dir_all(&folder)?;
     let (hold, reached) = (folder.join(step), folder.join(format!("{step}.reached")));

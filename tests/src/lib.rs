@@ -119,6 +119,19 @@ pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duratio
     }
 }
 
+/// Waits until something holds.
+///
+/// # Errors
+/// Not in time, or asking fails.
+pub fn wait_for(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// Runs the independent checker over histories and both clusters' logs; gives what it printed.
 ///
 /// # Errors

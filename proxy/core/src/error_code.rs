@@ -29,5 +29,6 @@ pub const UNKNOWN_LEADER_EPOCH: i16 = 75;
 pub const OFFSET_NOT_AVAILABLE: i16 = 78;
 pub const MEMBER_ID_REQUIRED: i16 = 79;
 pub const INVALID_RECORD: i16 = 87;
+pub const UNSTABLE_OFFSET_COMMIT: i16 = 88;
 pub const UNKNOWN_TOPIC_ID: i16 = 100;
 pub const TRANSACTION_ABORTABLE: i16 = 120;

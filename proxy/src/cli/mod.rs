@@ -152,6 +152,8 @@ enum GroupsCommand {
 enum StateCommand {
     /// Print topics, timelines and the last operation as they are stored.
     Show(ConfigFile),
+    /// Rebuild a lost state directory from the copies in the clusters.
+    Restore(ConfigFile),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -231,6 +233,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         }
         Command::State { command: StateCommand::Show(file) } => {
             print!("{}", crate::run::show_state(&crossover_config::load(&file.config)?, json)?);
+            Ok(Outcome::Done)
+        }
+        Command::State { command: StateCommand::Restore(file) } => {
+            print!("{}", crate::run::restore_state(crossover_config::load(&file.config)?).await?);
             Ok(Outcome::Done)
         }
         Command::Demo(args) => match crate::demo::run(args).await? {

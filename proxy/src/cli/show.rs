@@ -100,6 +100,13 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
             out.push_str(&format!("\nFROZEN topic {}: {}\n", clean(&topic.name), clean(why)));
         }
     }
+    for topic in status.topics.iter().filter(|topic| !topic.unknown_partitions.is_empty()) {
+        out.push_str(&format!(
+            "\nUNKNOWN outcome of produce to {}, partitions {:?}: a connection was lost; they can be flipped again after timeouts.loss_grace_ms\n",
+            clean(&topic.name),
+            topic.unknown_partitions
+        ));
+    }
     for alarm in &status.alarms {
         out.push_str(&format!(
             "\nALARM {} since {}: {}\n  remedy: {}\n",

@@ -150,6 +150,7 @@ fn status(owner: Side) -> Status {
             companions: 4,
             producers_not_moved: 0,
             frozen: None,
+            unknown_partitions: Vec::new(),
             partitions: vec![PartitionView {
                 partition: 0,
                 eras: vec![era(0, Side::Source, Some(10)), era(1, Side::Target, None)],

@@ -478,8 +478,20 @@ impl Control {
             companions: u32::try_from(all.len()).unwrap_or(u32::MAX),
             producers_not_moved: u32::try_from(producers).unwrap_or(u32::MAX),
             frozen: route.frozen.as_ref().map(ToString::to_string),
+            unknown_partitions: self.unknown_partitions(&route.name),
             partitions: partitions.collect(),
         }
+    }
+
+    /// RULES R2.
+    fn unknown_partitions(&self, topic: &str) -> Vec<i32> {
+        let grace = i64::try_from(self.runtime.config.timeouts.loss_grace.as_millis()).unwrap_or(i64::MAX);
+        let since = self.runtime.now_ms().saturating_sub(grace);
+        let gates = self.runtime.shared.gates.of_topic(topic).into_iter();
+        let unknown = gates.filter(|(_, gate)| {
+            crossover_core::session::lock(gate).unknown_since_ms().is_some_and(|at| at > since)
+        });
+        unknown.map(|(partition, _)| partition).collect()
     }
 
     fn group_views(&self) -> Vec<GroupView> {

@@ -6,9 +6,9 @@ use super::client::request;
 use crate::store::{Floor, Floors};
 use anyhow::{Context, bail, ensure};
 use crossover_core::api::key;
-use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualOffset};
+use crossover_core::ids::{ClusterSide, TopicId, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
-use crossover_core::session::{Errand, TopicChanged};
+use crossover_core::session::{ChangeKind, Errand, TopicChanged};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -120,22 +120,23 @@ impl Control {
 
     /// A deleted topic takes its timelines, tags and pending mirrors with it (RULES R26).
     async fn forget_topic(&self, name: &Arc<str>) -> anyhow::Result<()> {
-        let _turn = self.commits.lock().await;
+        let _commits = self.commits.lock().await;
+        let _shapes = self.shapes.lock().await;
+        // No SEAL of it may be written afterwards, also where its client's connection has ended meanwhile.
+        let topics = BTreeSet::from([Arc::clone(name)]);
+        let revision = self.state().revision;
+        let change = self.runtime.shared.changes.begin(topics, ChangeKind::Records, revision);
+        let _change = change.with_context(|| format!("topic {name} is being moved"))?;
         self.pending_mirrors().forget_topic(name);
-        let revision = Revision(self.state().revision.0 + 1);
-        let mut entry = self.entry(
-            "topic-deleted",
-            None,
-            format!("topic {name} was deleted by a client; its timeline is gone"),
-        );
-        entry.revision = revision.0;
+        let text = format!("topic {name} was deleted by a client; its timeline is gone");
+        let entry = self.entry("topic-deleted", None, text);
         let is_stored = {
             let state = self.state();
             state.topics.contains_key(name) || state.floors.keys().any(|(topic, _)| topic == name)
         };
         if is_stored {
             let name = Arc::clone(name);
-            self.stored(move |store| store.forget_topic(&name, revision.0, &entry))
+            self.stored(move |store| store.forget_topic(&name, &entry))
                 .await
                 .context("the deletion cannot be stored")?;
         }
@@ -146,9 +147,6 @@ impl Control {
         }
         {
             let mut state = self.state();
-            if is_stored {
-                state.revision = revision;
-            }
             state.topics.remove(name);
             state.floors.retain(|(topic, _), _| topic != name);
         }
@@ -159,7 +157,7 @@ impl Control {
 
     /// Deletes the copies of a group's commits on the side that is not its home.
     async fn forget_commits(&self, group: &str, partitions: Option<&[Part]>) -> anyhow::Result<bool> {
-        let _turn = self.commits.lock().await;
+        let _commits = self.commits.lock().await;
         self.pending_mirrors().forget(group, partitions);
         self.runtime.shared.groups.forget_commits(group, partitions);
         let side = self.runtime.snapshot().group_home(group).other();

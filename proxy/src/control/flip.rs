@@ -149,6 +149,7 @@ impl Flip {
 
         self.step(OperationState::Fence);
         let _closed = self.close_changes().await?;
+        self.check_unchanged(&routes, &old, &new)?;
         let id = self.view.id.clone();
         self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
         let mut fence = self.fence(&old);
@@ -247,6 +248,17 @@ impl Flip {
             sleep(CHANGES_LOOK).await;
         }
         Ok(closed)
+    }
+
+    /// Until the topics were closed, clients could change them: what PREPARE has read must still be so (RULES R26).
+    fn check_unchanged(&self, routes: &[Arc<TopicRoute>], old: &[Lead], new: &[Lead]) -> anyhow::Result<()> {
+        let parts = |leads: &[Lead]| leads.iter().map(|lead| lead.part.clone()).collect::<Vec<_>>();
+        let now = self.routes()?;
+        let same = now.iter().zip(routes).all(|(now, was)| now.timeline_id() == was.timeline_id());
+        let counts = parts(&self.control.leads(&now, self.to.other())?) == parts(old)
+            && parts(&self.control.leads(&now, self.to)?) == parts(new);
+        ensure!(same && counts, "a topic was changed by a client while the flip was prepared: repeat it");
+        Ok(())
     }
 
     fn fence(&self, old: &[Lead]) -> Fence {

@@ -10,7 +10,9 @@ mod group_move;
 mod mirror;
 mod plan;
 mod publisher;
+mod records;
 mod seed;
+pub(crate) mod state_copy;
 pub(crate) mod topology;
 mod transactions;
 mod watch;
@@ -63,11 +65,15 @@ pub(crate) struct Control {
     pub(crate) store: Arc<Store>,
     /// Somebody found the topology of a side out of date.
     pub(crate) refresh: [Notify; 2],
+    /// The store has changed: the copy on a side is out of date.
+    pub(crate) store_changed: [Notify; 2],
     state: Mutex<State>,
     closed: Mutex<seed::Closed>,
     problems: Mutex<[Option<String>; 2]>,
     /// Held while commits of a group are written: a mirrored commit must not overwrite the copy of a move.
     commits: tokio::sync::Mutex<()>,
+    /// Held while what is stored of a topic's partitions changes outside of a flip.
+    shapes: tokio::sync::Mutex<()>,
     /// Commits that are still to be copied to the side that is not their group's home.
     mirrors: Mutex<mirror::Pending>,
     /// Clients can connect.
@@ -111,10 +117,12 @@ impl Control {
             client,
             store: Arc::new(store),
             refresh: [Notify::new(), Notify::new()],
+            store_changed: [Notify::new(), Notify::new()],
             state: Mutex::new(state),
             closed: Mutex::new(closed),
             problems: Mutex::new([None, None]),
             commits: tokio::sync::Mutex::new(()),
+            shapes: tokio::sync::Mutex::new(()),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
             unclean_since_ms,
@@ -131,6 +139,7 @@ impl Control {
     pub(crate) fn start(self: &Arc<Control>, events: mpsc::Receiver<ControlEvent>) {
         for side in ClusterSide::BOTH {
             tokio::spawn(topology::follow(Arc::clone(self), side));
+            tokio::spawn(state_copy::run(Arc::clone(self), side));
         }
         tokio::spawn(mirror::run(Arc::clone(self), events));
         tokio::spawn(watch::run(Arc::clone(self)));
@@ -150,10 +159,7 @@ impl Control {
     }
 
     pub(crate) fn cluster_config(&self, side: ClusterSide) -> &Cluster {
-        self.runtime.config.cluster(match side {
-            ClusterSide::Source => Side::Source,
-            ClusterSide::Target => Side::Target,
-        })
+        self.runtime.config.cluster(config_side(side))
     }
 
     /// What keeps a cluster from being reached, for the operator.
@@ -241,6 +247,16 @@ impl Control {
         &self,
         call: impl FnOnce(&Store) -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
+        let result = self.stored_quietly(call).await;
+        self.store_changed.iter().for_each(Notify::notify_one);
+        result
+    }
+
+    /// As [`Control::stored`], for what changes nothing.
+    pub(crate) async fn stored_quietly<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Store) -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
         let store = Arc::clone(&self.store);
         tokio::task::spawn_blocking(move || call(&store)).await?
     }
@@ -308,6 +324,14 @@ impl Control {
     pub(crate) fn operation(&self, id: &str) -> Option<OperationView> {
         let all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|o| o.id == id).cloned()
+    }
+}
+
+/// A side in the configuration's words.
+fn config_side(side: ClusterSide) -> Side {
+    match side {
+        ClusterSide::Source => Side::Source,
+        ClusterSide::Target => Side::Target,
     }
 }
 

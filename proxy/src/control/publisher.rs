@@ -8,7 +8,7 @@ use crossover_core::node::{NodeMap, Topology};
 use crossover_core::route::{
     GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, Snapshot, Timelines, TopicRoute,
 };
-use crossover_core::session::TopicChanges;
+use crossover_core::session::{ChangeKind, TopicChanges};
 use crossover_core::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -55,27 +55,32 @@ impl Control {
 
     /// Gives partitions that both sides have got meanwhile a timeline of their own (RULES R26).
     async fn enlarge(&self) -> anyhow::Result<()> {
-        let enlarged = {
+        let (revision, names) = {
             let state = self.state();
-            let enlarged = |(name, stored): (&Arc<str>, &StoredTopic)| {
-                Some((Arc::clone(name), enlarged(stored, &state.topologies)?))
-            };
-            let topics = state.topics.iter().filter(|(name, _)| !state.preparing.contains(*name));
-            topics.filter_map(enlarged).collect::<Vec<_>>()
+            let has_more =
+                |(_, stored): &(&Arc<str>, &StoredTopic)| enlarged(stored, &state.topologies).is_some();
+            let names = state.topics.iter().filter(has_more).map(|(name, _)| Arc::clone(name));
+            (state.revision, names.collect::<Vec<_>>())
         };
-        for (name, topic) in enlarged {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let _shapes = self.shapes.lock().await;
+        for name in names {
+            // A flip that closed the topic seals what it has read; one that comes now waits.
+            let changes = &self.runtime.shared.changes;
+            let topics = BTreeSet::from([Arc::clone(&name)]);
+            let Some(_turn) = changes.begin(topics, ChangeKind::Records, revision) else { continue };
+            let topic = {
+                let state = self.state();
+                state.topics.get(&name).and_then(|stored| enlarged(stored, &state.topologies))
+            };
+            let Some(topic) = topic else { continue };
             let text = format!("topic {name} has {} partitions now", topic.timelines.len());
             let entry = self.entry("topic-enlarged", None, text);
             let (at, stored) = (Arc::clone(&name), topic.clone());
             self.stored(move |store| store.put_topic(&at, &stored, &entry)).await?;
-            let mut state = self.state();
-            // Deleted, or flipped, while it was written: then that counts.
-            if let Some(known) = state.topics.get_mut(&name)
-                && known.owner == topic.owner
-                && known.timelines.len() < topic.timelines.len()
-            {
-                *known = topic;
-            }
+            self.state().topics.insert(name, topic);
         }
         Ok(())
     }

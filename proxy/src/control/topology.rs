@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::client::{Address, Client, ClientError, request};
+use super::state_copy::STATE_TOPIC;
 use crossover_core::api::key;
 use crossover_core::ids::{ClusterSide, TopicId};
 use crossover_core::node::{ApiRanges, BrokerAddress, PartitionInfo, TopicInfo, Topology};
@@ -55,6 +56,20 @@ pub(crate) async fn refresh(control: &Control, side: ClusterSide) -> bool {
             false
         }
     }
+}
+
+/// One look with nothing but the configuration.
+///
+/// # Errors
+/// No bootstrap address answers.
+pub(crate) async fn look(
+    client: &Client,
+    config: &crossover_config::Config,
+    side: ClusterSide,
+) -> Result<Topology, ClientError> {
+    let cluster = config.cluster(super::config_side(side));
+    let addresses: Vec<Address> = cluster.bootstrap.iter().map(|a| (a.host.clone(), a.port)).collect();
+    read(client, side, &addresses).await
 }
 
 /// The known brokers first, then every bootstrap address.
@@ -149,7 +164,7 @@ fn topic_info(topic: &Struct) -> TopicInfo {
     TopicInfo {
         name: Arc::from(topic.str("Name")),
         id: TopicId(topic.uuid("TopicId")),
-        internal: topic.bool("IsInternal"),
+        internal: topic.bool("IsInternal") || topic.str("Name") == STATE_TOPIC,
         partitions: partitions.into_values().collect(),
     }
 }

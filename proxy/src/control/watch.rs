@@ -1,8 +1,8 @@
 //! Watches the logs that lost ownership: growth means that somebody writes around the proxy (RULES R12).
 
 use super::Control;
-use crossover_core::ids::ClusterSide;
-use crossover_core::route::LinkMode;
+use crossover_core::ids::{ClusterSide, NativeOffset};
+use crossover_core::route::{LinkMode, TopicRoute};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,12 +32,7 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
     let leads = control.leads(&routes, side)?;
     let starts = control.read_starts(side, &leads).await?;
     for ((topic, partition), start) in starts {
-        control.runtime.shared.log_starts.note(
-            &topic,
-            partition,
-            side,
-            crossover_core::ids::NativeOffset(start),
-        );
+        control.runtime.shared.log_starts.note(&topic, partition, side, NativeOffset(start));
     }
     for ((topic, partition), (_, end)) in control.read_ends(side, &leads).await? {
         let Some(route) = routes.iter().find(|r| r.name == topic) else { continue };
@@ -46,7 +41,14 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
         if now.routes.topic(&topic).is_some_and(|r| r.owner == side) {
             continue;
         }
-        if let Err(why) = super::flip::check_idle(route, partition, side, end) {
+        if let Some(cause) = truncated(control, route, partition, side, end) {
+            let subject = format!("{topic}-{partition}");
+            let remedy = "the records are lost on that side and read as a hole; consumers go on behind it";
+            if control.alarm("truncated-log", &subject, cause.clone(), remedy) {
+                let entry = control.entry("truncated-log", None, cause);
+                control.stored(move |store| store.append(&entry)).await?;
+            }
+        } else if let Err(why) = super::flip::check_idle(route, partition, side, end) {
             let (cause, subject) = (format!("{why:#}"), format!("{topic}-{partition}"));
             let remedy = "find the writer and point it at the proxy; its records are not in the virtual log";
             if control.alarm("hidden-writer", &subject, cause.clone(), remedy) {
@@ -56,4 +58,23 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What to tell when the old log ends below its boundary: an unclean election has cut it (RULES R21).
+fn truncated(
+    control: &Control,
+    route: &TopicRoute,
+    partition: i32,
+    side: ClusterSide,
+    end: i64,
+) -> Option<String> {
+    let left = route.timeline(partition)?.eras().rfind(|era| era.side == side)?.native_end?;
+    let cut = (end < left.0).then_some(NativeOffset(end));
+    control.runtime.shared.truncations.note(&route.name, partition, side, cut);
+    cut.map(|end| {
+        format!(
+            "{}-{partition}: the {side} ended at {} when it lost ownership and ends at {} now",
+            route.name, left.0, end.0
+        )
+    })
 }

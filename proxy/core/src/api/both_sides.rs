@@ -8,6 +8,7 @@ use crate::route::TopicRoute;
 use crate::schema::{Struct, Value};
 use crate::session::{Cx, UpstreamKey};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::fan::Ask;
 
@@ -194,23 +195,19 @@ impl Rounds {
         item: usize,
         answers: &'a [Option<Struct>],
     ) -> Fared<'a> {
-        let places = match &self.items[item].places {
-            Ok(places) => places,
+        let item_of = &self.items[item];
+        let owner = match &item_of.places {
+            Ok(places) => places.first().map_or(ClusterSide::Source, |u| u.node.side),
             Err(refusal) => return Fared::Refused(refusal.clone()),
         };
-        let owner = places.first().map_or(ClusterSide::Source, |u| u.node.side);
         let other = owner.other();
         let said = |round| self.said(cx, changes, item, round, answers);
-        let is_well = |word: &Struct| self.items[item].is_well(word.i16("ErrorCode"));
-        let why = |word: &Struct| {
-            let (error, text) = (word.i16("ErrorCode"), word.opt_str("ErrorMessage").unwrap_or_default());
-            (error, format!("error {error} {text}").trim().to_owned())
-        };
+        let is_well = |word: &Struct| item_of.is_well(word.i16("ErrorCode"));
         match said(Round::Rehearsal) {
             Said::Word(word) if !is_well(word) => {
-                let (error, text) = why(word);
+                let text = why(word);
                 return Fared::Refused((
-                    error,
+                    word.i16("ErrorCode"),
                     format!("the {other}, where the topic also is, refuses it: {text}; nothing was changed"),
                 ));
             }
@@ -219,35 +216,37 @@ impl Rounds {
             }
             _ => {}
         }
-        let told = said(Round::Owner);
-        match told {
-            Said::Word(word) if !is_well(word) => return Fared::Told(word),
-            Said::Nothing => return silent(format!("the {owner} has not answered: try again")),
-            _ => {}
-        }
-        match (told, said(Round::Other)) {
+        match (said(Round::Owner), said(Round::Other)) {
+            (Said::Word(word), _) if !is_well(word) => Fared::Told(word),
+            (Said::Nothing, _) => silent(format!("the {owner} has not answered: try again")),
             (_, Said::Nothing) => {
                 silent(format!("done on the {owner}; the {other} has not answered: try again"))
             }
             (_, Said::Word(word)) if !is_well(word) => {
-                silent(format!("done on the {owner}, refused by the {other}: {}; try again", why(word).1))
+                silent(format!("done on the {owner}, refused by the {other}: {}; try again", why(word)))
             }
-            (Said::Word(word), Said::NotAsked) => Fared::Told(word),
-            (Said::Word(first), Said::Word(second)) => {
-                // One of them may have had it no more.
-                Fared::Told(if first.i16("ErrorCode") == code::NONE { first } else { second })
+            // One of them may have had it no more.
+            (Said::Word(first), Said::Word(second)) if first.i16("ErrorCode") != code::NONE => {
+                Fared::Told(second)
             }
-            (_, Said::Word(word)) => Fared::Told(word),
-            (_, Said::NotAsked) => silent("the clusters were not asked: try again".to_owned()),
+            (Said::Word(word), _) | (Said::NotAsked, Said::Word(word)) => Fared::Told(word),
+            (Said::NotAsked, Said::NotAsked) => silent("the clusters were not asked: try again".to_owned()),
         }
     }
+}
+
+/// What a cluster says against it.
+fn why(word: &Struct) -> String {
+    let (error, text) = (word.i16("ErrorCode"), word.opt_str("ErrorMessage").unwrap_or_default());
+    format!("error {error} {text}").trim().to_owned()
 }
 
 fn silent<'a>(text: String) -> Fared<'a> {
     Fared::Refused((code::REQUEST_TIMED_OUT, text))
 }
 
-/// Where a topic is changed: at its owner, and at the other side if that has a topic of its name too.
+/// Where a topic is changed: at its owner, and at the other side if that has a topic of its name too. Kafka's internal
+/// topics are each cluster's own.
 ///
 /// # Errors
 /// A side that has it cannot be reached, or the route is frozen and `frozen_is_fine` is false: nothing is changed.
@@ -257,7 +256,8 @@ pub(super) fn places(cx: &Cx<'_>, name: &str, frozen_is_fine: bool) -> Result<Ve
         return Err((code::REQUEST_TIMED_OUT, format!("the topic is frozen: {why}")));
     }
     let owner = cx.snapshot.routes.owner(name);
-    let sides = [Some(owner), route.filter(|r| is_there(cx, r, owner.other())).map(|_| owner.other())];
+    let is_shared = |r: &&Arc<TopicRoute>| is_there(cx, r, owner.other()) && !is_internal(cx, r, owner);
+    let sides = [Some(owner), route.filter(is_shared).map(|_| owner.other())];
     let place = |side: ClusterSide| {
         let upstream = cx.any_upstream(side);
         upstream.filter(|_| side == owner || cx.snapshot.topology(side).reachable).ok_or_else(|| {
@@ -265,6 +265,10 @@ pub(super) fn places(cx: &Cx<'_>, name: &str, frozen_is_fine: bool) -> Result<Ve
         })
     };
     sides.into_iter().flatten().map(place).collect()
+}
+
+fn is_internal(cx: &Cx<'_>, route: &TopicRoute, side: ClusterSide) -> bool {
+    cx.snapshot.topology(side).topic(route.physical(side)).is_some_and(|topic| topic.internal)
 }
 
 /// Whether a side has a topic of the route's name there.

@@ -275,7 +275,7 @@ impl Entry {
                     let ends = [answer.i64("HighWatermark"), answer.i64("LastStableOffset")];
                     let readable = ends.into_iter().filter(|e| *e >= 0).min().unwrap_or(-1);
                     let all = target.end.is_some_and(|end| readable >= end.0);
-                    if cut || (all && alone_empty) {
+                    if cut || (all && alone_empty) || is_cut_off(cx, &route, self.key.partition, &target) {
                         self.skip_era(cx, &timeline, &target);
                     } else {
                         self.delay(cx);
@@ -393,7 +393,13 @@ impl Entry {
                 self.retry_at_ms = Some(cx.now_ms);
             }
             Some(_) if is_owner => self.pass_out_of_range(&answer, first),
-            Some(_) => self.delay(cx),
+            Some(_) => match (self.target, timeline.clone()) {
+                (Some(target), timeline) if is_cut_off(cx, &route, self.key.partition, &target) => {
+                    self.refused = None;
+                    self.skip_era(cx, &timeline, &target);
+                }
+                _ => self.delay(cx),
+            },
             None => self.want_unknown_start(cx, starts),
         }
     }
@@ -481,6 +487,12 @@ impl Entry {
     fn timeline(&self) -> Option<&Arc<Timeline>> {
         self.route.as_ref()?.timeline(self.key.partition)
     }
+}
+
+/// Whether the rest of an era was cut off its log: it reads as a hole (RULES R21).
+fn is_cut_off(cx: &Cx<'_>, route: &TopicRoute, partition: i32, target: &Target) -> bool {
+    let end = cx.shared.truncations.get(&route.name, partition, target.side);
+    target.end.is_some() && end.is_some_and(|end| target.native >= end)
 }
 
 /// Error codes that say that the partition, or its leadership, is not there (now).

@@ -59,7 +59,10 @@ impl Metadata {
             let mine = mine.filter(|name| cx.snapshot.routes.owner(name) == side);
             let is_there =
                 |name: &&str| cx.snapshot.topology(side).topic(&physical(cx, name, side)).is_some();
-            let mine: Vec<&str> = mine.filter(|name| !must_exist || is_there(name)).collect();
+            // A topic that was moved and is gone must not come up anew beside its timeline (RULES R26).
+            let is_moved = |name: &&str| cx.snapshot.routes.topic(name).is_some_and(|r| r.is_moved());
+            let mine: Vec<&str> =
+                mine.filter(|name| is_there(name) || !(must_exist || is_moved(name))).collect();
             let operations =
                 self.request.bool("IncludeClusterAuthorizedOperations") && side == cx.core.node.side;
             if mine.is_empty() && !operations {

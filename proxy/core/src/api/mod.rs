@@ -17,6 +17,8 @@ mod fetch_entry;
 mod fetch_session;
 mod fetch_signal;
 mod find_coordinator;
+#[cfg(test)]
+mod frozen_tests;
 pub mod group;
 mod group_batch;
 mod heartbeat;

@@ -70,6 +70,13 @@ fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
             topic.set("TopicId", route.virtual_id);
         }
         for partition in topic.structs_mut("Partitions") {
+            if route.frozen.is_some() {
+                // No position of it is certain: to be asked for again (RULES R26).
+                partition.reset("Metadata");
+                partition.set("CommittedOffset", -1_i64);
+                partition.set("ErrorCode", code::UNSTABLE_OFFSET_COMMIT);
+                continue;
+            }
             let native = partition.i64("CommittedOffset");
             partition.set("CommittedLeaderEpoch", -1);
             let Some(timeline) = route.timeline(partition.i32("PartitionIndex")).filter(|_| native >= 0)

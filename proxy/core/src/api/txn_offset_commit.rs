@@ -29,11 +29,15 @@ impl GroupApi for TxnOffsetCommit {
         let default = cx.snapshot.routes.rules.default_side;
         let foreign =
             self.request.structs("Topics").any(|t| cx.snapshot.routes.owner(t.str("Name")) != default);
-        if home == default && !foreign {
-            return None;
-        }
-        let error =
-            if cx.header.api_version >= 4 { code::TRANSACTION_ABORTABLE } else { code::ILLEGAL_GENERATION };
+        let routes = &cx.snapshot.routes;
+        let is_frozen = |t: &Struct| routes.topic(t.str("Name")).is_some_and(|r| r.frozen.is_some());
+        let frozen = self.request.structs("Topics").any(is_frozen);
+        let error = match home == default && !foreign {
+            true if frozen => code::UNKNOWN_TOPIC_OR_PARTITION,
+            true => return None,
+            false if cx.header.api_version >= 4 => code::TRANSACTION_ABORTABLE,
+            false => code::ILLEGAL_GENERATION,
+        };
         let mut response = cx.empty_response()?;
         for topic in self.request.structs("Topics") {
             let mut out = response.new_element("Topics");

@@ -542,7 +542,7 @@ fn metadata_of_all_topics_shows_no_copy_twice_in_every_version() {
 }
 
 #[test]
-fn a_topic_is_never_created_on_the_side_that_is_not_the_default() {
+fn r26_a_topic_is_never_created_on_the_side_that_is_not_the_default() {
     for version in versions(key::METADATA) {
         let mut world = World::at(Target, 1);
         let mut cluster = metadata_broker(&world.snapshot);
@@ -553,6 +553,25 @@ fn a_topic_is_never_created_on_the_side_that_is_not_the_default() {
         let named = |a: &Asked| !a.body.array("Topics").is_empty();
         assert!(!world.asked.iter().any(|a| named(a) && allowed(a)), "v{version}");
     }
+}
+
+#[test]
+fn r26_a_moved_topic_that_is_gone_does_not_come_up_anew() {
+    let mut world = World::at(Source, 1);
+    // Moved there and back, and then deleted in the cluster itself.
+    let mut routes = (*world.snapshot.routes).clone();
+    let mut route = (**routes.topic("moved").expect("there")).clone();
+    route.owner = Source;
+    routes.topics.insert(Arc::clone(&route.name), Arc::new(route));
+    world.snapshot.routes = Arc::new(routes);
+    let mut without = (*world.snapshot.topologies[0]).clone();
+    without.topics.remove("moved");
+    world.snapshot.topologies[0] = Arc::new(without);
+    let mut body = ask_topics(9, &["moved"]);
+    body.set("AllowAutoTopicCreation", true);
+    let answer = world.ask(key::METADATA, 9, &body, &mut no_broker);
+    assert_eq!(errors(&answer, "Topics"), [row("moved", code::UNKNOWN_TOPIC_OR_PARTITION)]);
+    assert!(world.asked.is_empty());
 }
 
 #[test]
@@ -1120,6 +1139,9 @@ fn r26_a_topic_on_one_side_is_the_owners_alone() {
     let mut broker = obedient(key::CREATE_PARTITIONS, "Topics", "Results");
     world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["renamed", "new.orders"], 5), &mut broker);
     assert_eq!(rounds(&world), [(Source, false), (Target, false)]);
+    // Both clusters have it, each its own.
+    world.ask(key::CREATE_PARTITIONS, 3, &create_partitions(&["__consumer_offsets"], 5), &mut broker);
+    assert_eq!(rounds(&world), [(Source, false)]);
 }
 
 #[test]
@@ -1166,6 +1188,7 @@ fn r26_replicas_are_assigned_on_the_side_whose_brokers_are_named() {
     let mut body = create_partitions(&["moved"], 2);
     body.structs_mut("Topics").for_each(|topic| assign(topic, &[3, 7]));
     world.ask(key::CREATE_PARTITIONS, 3, &body, &mut broker);
+    assert_eq!(world.asked.len(), 3);
     for asked in &world.asked {
         let topic = asked.body.structs("Topics").next().expect("one");
         let assigned: Vec<i64> = topic.structs("Assignments").flat_map(|a| ints(a, "BrokerIds")).collect();

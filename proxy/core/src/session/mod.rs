@@ -16,7 +16,8 @@ pub use changes::{Change, ChangeKind, TopicChanges};
 pub use effect::{CloseReason, CommitMirror, Effect, Errand, ErrandDone, Event, Ticket, TopicChanged};
 pub use operation::{Answer, Cx, Operation, Step};
 pub use shared::{
-    GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic, lock,
+    GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic,
+    TruncationRegistry, lock,
 };
 pub use upstream::{Class, UpstreamId, UpstreamKey};
 

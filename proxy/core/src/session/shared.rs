@@ -112,6 +112,35 @@ impl LogStartRegistry {
     }
 }
 
+/// Old logs that end below the boundary at which they were sealed: an unclean election has cut records off (RULES R21).
+#[derive(Default)]
+pub struct TruncationRegistry {
+    /// By side, as log starts.
+    ends: RwLock<HashMap<(Arc<str>, i32), LogStarts>>,
+}
+
+impl TruncationRegistry {
+    /// The end of a side's log where it is too low; what lies between it and the boundary is gone.
+    #[must_use]
+    pub fn get(&self, topic: &Arc<str>, partition: i32, side: ClusterSide) -> Option<NativeOffset> {
+        let ends = self.ends.read().unwrap_or_else(PoisonError::into_inner);
+        ends.get(&(Arc::clone(topic), partition)).and_then(|ends| ends[side.index()])
+    }
+
+    /// `None` when the log is whole.
+    pub fn note(&self, topic: &Arc<str>, partition: i32, side: ClusterSide, end: Option<NativeOffset>) {
+        if self.get(topic, partition, side) == end {
+            return;
+        }
+        let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
+        ends.entry((Arc::clone(topic), partition)).or_default()[side.index()] = end;
+    }
+
+    fn forget(&self, topic: &str) {
+        self.ends.write().unwrap_or_else(PoisonError::into_inner).retain(|(t, _), _| **t != *topic);
+    }
+}
+
 /// Who used what lately: the evidence for the plan and for "may I stop the source?".
 #[derive(Default)]
 pub struct Traffic {
@@ -159,6 +188,7 @@ pub struct Shared {
     pub gates: GateRegistry,
     pub seen: SeenRegistry,
     pub log_starts: LogStartRegistry,
+    pub truncations: TruncationRegistry,
     pub traffic: Traffic,
     pub groups: crate::group::GroupRegistry,
     pub changes: TopicChanges,
@@ -169,6 +199,7 @@ impl Shared {
     pub fn forget_topic(&self, topic: &str) {
         self.gates.forget(topic);
         self.seen.seen.write().unwrap_or_else(PoisonError::into_inner).retain(|(t, _), _| **t != *topic);
+        self.truncations.forget(topic);
         self.log_starts
             .known
             .write()

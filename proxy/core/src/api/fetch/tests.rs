@@ -182,6 +182,41 @@ fn r21_history_behind_a_lagging_high_watermark_is_waited_for_not_skipped() {
 }
 
 #[test]
+fn r21_what_was_cut_off_an_old_log_reads_as_a_hole() {
+    // The source ended at 100; an election cut its log to 95.
+    for position in [95, 97] {
+        let mut rig = Rig::new(Target, 0);
+        rig.flip(Target, 100, 10);
+        let refusal = |rig: &mut Rig, sent: &Sent| match position {
+            95 => answer(rig, sent, &[is(0, 95, &[])]),
+            _ => answer(rig, sent, &[error(0, 1)]),
+        };
+        fetch(&mut rig, WAIT_MS, &[(0, position)]);
+        let sent = rig.one();
+        refusal(&mut rig, &sent);
+        for start in rig.sent() {
+            start_is(&mut rig, &start, 0);
+        }
+        for start in rig.sent() {
+            start_is(&mut rig, &start, 0);
+        }
+        assert!(rig.sent().is_empty(), "not known to be cut off yet: it is waited for");
+        rig.shared.truncations.note(&Arc::from(TOPIC), 0, Source, Some(NativeOffset(95)));
+        rig.pass(60);
+        let sent = rig.one();
+        refusal(&mut rig, &sent);
+        let mut sent = rig.sent();
+        for start in sent.iter().filter(|s| s.api_key == key::LIST_OFFSETS) {
+            start_is(&mut rig, start, 0);
+        }
+        sent.extend(rig.sent());
+        let read = sent.into_iter().rfind(|s| s.api_key == key::FETCH);
+        let read = read.unwrap_or_else(|| panic!("at {position}: the next era is not read"));
+        assert_eq!((read.node.side, only(&read.body, "Topics").i64("FetchOffset")), (Target, 10));
+    }
+}
+
+#[test]
 fn r21_history_carries_the_owners_ends() {
     let mut rig = Rig::new(Target, 0);
     rig.flip(Target, 100, 10);

@@ -103,6 +103,7 @@ fn delete(errors: [i16; 2], copies: [Option<ErrandDone>; 2]) -> Vec<(String, i16
     while let Some(errand) = rig.errand() {
         told.push(errand);
     }
+    assert_eq!(told.len(), copies.iter().flatten().count());
     let wanted = ["t1", "s1"].into_iter().zip(copies).filter_map(|(g, done)| Some((g, done?)));
     for ((ticket, errand), (group, done)) in told.into_iter().zip(wanted) {
         assert_eq!(errand, Errand::ForgetCommits { group: Arc::from(group), partitions: None });
