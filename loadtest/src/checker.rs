@@ -20,6 +20,9 @@ pub struct Options {
     pub allow_duplicates: BTreeSet<u32>,
     /// Writers whose acknowledged records may be missing (acks=1, under faults).
     pub allow_loss: BTreeSet<u32>,
+    /// Histories of readers to which a record may be delivered again (C7, C10): libraries that do so after a change of
+    /// leader on any Kafka.
+    pub allow_redelivery: BTreeSet<String>,
     /// Events that do not count as application errors: `P.fail`, `C.commit`, `C.lost`, `C.error`, `C.misplaced`,
     /// `E.error`.
     pub allow_errors: BTreeSet<String>,
@@ -94,7 +97,9 @@ pub struct Checker {
 impl Checker {
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options, ..Self::default() }
+        let mut facts = Facts::default();
+        facts.allow_redelivery.clone_from(&options.allow_redelivery);
+        Self { options, facts, ..Self::default() }
     }
 
     /// Adds a history file. `killed`: the process was killed on purpose, a missing end is no doubt.

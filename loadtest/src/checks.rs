@@ -29,7 +29,7 @@ pub(crate) fn run(facts: &mut Facts, options: &Options, truth: Option<&GroundTru
         found("C7", "no step backwards inside one assignment", facts.polls.len(), &facts.backwards),
         unseen,
         found("C9", "commits do not go back", facts.commits.len(), &facts.commit_regressions),
-        redelivery(facts),
+        redelivery(facts, options),
         pauses(facts, options),
         found("C22", "no silent reset", facts.readers.len(), &facts.resets),
         acked_offset_is_read_offset(facts, options, &seen),
@@ -279,7 +279,7 @@ fn skips(facts: &Facts, view: &ClientView) -> Check {
 }
 
 /// Walks commits and deliveries of all groups together in time order.
-fn redelivery(facts: &Facts) -> Check {
+fn redelivery(facts: &Facts, options: &Options) -> Check {
     let mut commits = facts.commits.clone();
     commits.sort_by_key(|commit| commit.at_us);
     let mut polls: Vec<&Poll> = facts.polls.iter().collect();
@@ -292,6 +292,9 @@ fn redelivery(facts: &Facts) -> Check {
             committed.insert((commit.group, commit.tp), commit.offset);
         }
         let Some(reader) = facts.readers.get(poll.reader as usize) else { continue };
+        if options.allow_redelivery.contains(&reader.name) {
+            continue;
+        }
         let Some(next) = committed.get(&(reader.group, poll.value.tp)).filter(|next| poll.offset < **next)
         else {
             continue;

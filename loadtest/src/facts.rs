@@ -102,6 +102,8 @@ pub(crate) struct Facts {
     pub readers: Vec<Reader>,
     pub groups: Vec<Group>,
     pub backwards: Findings,
+    /// Readers for which a step backwards is no finding.
+    pub allow_redelivery: BTreeSet<String>,
     pub commit_regressions: Findings,
     pub resets: Findings,
     /// Application errors by event name.
@@ -298,7 +300,7 @@ impl Facts {
     /// Rule C7; returns the offset delivered before.
     fn step(&mut self, file: &mut FileState, tp: Tp, offset: i64) -> i64 {
         let previous = file.positions.insert(tp, offset).unwrap_or(-1);
-        if offset <= previous {
+        if offset <= previous && !self.allow_redelivery.contains(&file.name) {
             let name = self.tp_name(tp);
             self.backwards.add(|| format!("{}: {name}: {offset} after {previous}", file.name));
         }

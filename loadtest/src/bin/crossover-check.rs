@@ -37,6 +37,9 @@ struct Cli {
     /// Writers whose acknowledged records may be missing.
     #[arg(long, value_delimiter = ',')]
     allow_loss: Vec<u32>,
+    /// Histories of consumers to which records may be delivered again.
+    #[arg(long, num_args = 1..)]
+    allow_redelivery: Vec<PathBuf>,
     /// Events that do not count as application errors, such as `C.commit`.
     #[arg(long, value_delimiter = ',')]
     allow_errors: Vec<String>,
@@ -75,6 +78,9 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
     if let Some(stray) = cli.killed.iter().find(|path| !files(cli).any(|file| file == *path)) {
         bail!("--killed {}: not among the histories", stray.display());
     }
+    if let Some(stray) = cli.allow_redelivery.iter().find(|path| !cli.consumers.contains(path)) {
+        bail!("--allow-redelivery {}: not among the consumers", stray.display());
+    }
     let mut checker = Checker::new(options(cli));
     for path in files(cli) {
         checker.add_file(path, cli.killed.contains(path));
@@ -99,6 +105,7 @@ fn options(cli: &Cli) -> Options {
     Options {
         allow_duplicates: cli.allow_duplicates.iter().copied().collect(),
         allow_loss: cli.allow_loss.iter().copied().collect(),
+        allow_redelivery: cli.allow_redelivery.iter().map(|path| path.display().to_string()).collect(),
         allow_errors: cli.allow_errors.iter().cloned().collect(),
         max_ack_gap_us: cli.max_ack_gap_ms.map(|ms| ms.saturating_mul(1000)),
         max_ack_latency_us: cli.max_ack_latency_ms.map(|ms| ms.saturating_mul(1000)),

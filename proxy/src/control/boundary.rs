@@ -1,7 +1,7 @@
 //! Reads log ends and producers at their leaders, in the order that proves a log quiet (RULES R11).
 
 use super::Control;
-use super::client::{Address, request};
+use super::client::{Address, Call, request};
 use crossover_core::api::key;
 use crossover_core::cutover::Reading;
 use crossover_core::ids::ClusterSide;
@@ -14,6 +14,8 @@ use std::sync::Arc;
 /// A partition of a topic by its virtual name.
 pub(crate) type Part = (Arc<str>, i32);
 
+/// The newest version of ListOffsets whose answers are understood.
+const LIST_OFFSETS_MAX: i16 = 8;
 const LATEST: i64 = -1;
 pub(crate) const EARLIEST: i64 = -2;
 /// An ordinary consumer: the answer is the high watermark.
@@ -99,11 +101,27 @@ impl Control {
         leads: Vec<Lead>,
     ) -> anyhow::Result<Vec<Quiet>> {
         let at = self.address(side, leader)?;
-        let before = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
-        let mut producers = self.describe_producers(&at, &leads).await?;
-        let high_watermark = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
-        let log_end = self.list_offsets(&at, &leads, LATEST, DEBUGGER, false).await?;
-        let last_stable = self.list_offsets(&at, &leads, LATEST, CONSUMER, true).await?;
+        let high_watermark = ends_request(&leads, LATEST, CONSUMER, false);
+        let log_end = ends_request(&leads, LATEST, DEBUGGER, false);
+        let last_stable = ends_request(&leads, LATEST, CONSUMER, true);
+        let producers = producers_request(&leads);
+        // All at once: the broker answers them one after the other.
+        let asked = [
+            list_offsets(&high_watermark),
+            Call { api_key: key::DESCRIBE_PRODUCERS, version_max: 0, body: &producers },
+            list_offsets(&high_watermark),
+            list_offsets(&log_end),
+            list_offsets(&last_stable),
+        ];
+        let answers = self.boundary_client.calls(&at, &asked).await?;
+        let [before, producers, high_watermark, log_end, last_stable] = answers.as_slice() else {
+            anyhow::bail!("not every question was answered");
+        };
+        let mut producers = read_producers(producers, &leads)?;
+        let [before, high_watermark, log_end, last_stable] =
+            [before, high_watermark, log_end, last_stable].map(|answer| read_offsets(answer, &leads));
+        let (before, high_watermark, log_end, last_stable) =
+            (before?, high_watermark?, log_end?, last_stable?);
         let mut all = Vec::new();
         for lead in leads {
             let end = |of: &BTreeMap<Part, i64>| of.get(&lead.part).copied().unwrap_or(-1);
@@ -129,9 +147,14 @@ impl Control {
     ) -> anyhow::Result<BTreeMap<Part, (i64, i64)>> {
         let reads = by_leader(leads).into_iter().map(|(leader, leads)| async move {
             let at = self.address(side, leader)?;
-            let high_watermark = self.list_offsets(&at, &leads, LATEST, CONSUMER, false).await?;
-            let log_end = self.list_offsets(&at, &leads, LATEST, DEBUGGER, false).await?;
-            anyhow::Ok((high_watermark, log_end))
+            let high_watermark = ends_request(&leads, LATEST, CONSUMER, false);
+            let log_end = ends_request(&leads, LATEST, DEBUGGER, false);
+            let asked = [list_offsets(&high_watermark), list_offsets(&log_end)];
+            let answers = self.boundary_client.calls(&at, &asked).await?;
+            let [high_watermark, log_end] = answers.as_slice() else {
+                anyhow::bail!("not every question was answered");
+            };
+            anyhow::Ok((read_offsets(high_watermark, &leads)?, read_offsets(log_end, &leads)?))
         });
         let mut all = BTreeMap::new();
         for read in join_all(reads).await {
@@ -153,7 +176,9 @@ impl Control {
         let mut all = BTreeMap::new();
         for (leader, leads) in by_leader(leads) {
             let at = self.address(side, leader)?;
-            all.extend(self.list_offsets(&at, &leads, EARLIEST, CONSUMER, false).await?);
+            let earliest = ends_request(&leads, EARLIEST, CONSUMER, false);
+            let answer = self.client.call(&at, key::LIST_OFFSETS, LIST_OFFSETS_MAX, &earliest).await?;
+            all.extend(read_offsets(&answer, &leads)?);
         }
         Ok(all)
     }
@@ -174,93 +199,96 @@ impl Control {
         self.address(side, broker)
     }
 
-    async fn list_offsets(
-        &self,
-        at: &Address,
-        leads: &[Lead],
-        timestamp: i64,
-        replica: i32,
-        committed: bool,
-    ) -> anyhow::Result<BTreeMap<Part, i64>> {
-        let mut body = request(key::LIST_OFFSETS);
-        body.set("ReplicaId", replica);
-        body.set("IsolationLevel", i8::from(committed));
-        body.set("TimeoutMs", 5_000);
-        for (physical, leads) in by_topic(leads) {
-            let mut topic = body.new_element("Topics");
-            topic.set("Name", &physical);
-            for lead in leads {
-                let mut partition = topic.new_element("Partitions");
-                partition.set("PartitionIndex", lead.part.1);
-                partition.set("CurrentLeaderEpoch", lead.epoch);
-                partition.set("Timestamp", timestamp);
-                topic.push("Partitions", partition);
-            }
-            body.push("Topics", topic);
-        }
-        let answer = self.client.call(at, key::LIST_OFFSETS, 8, &body).await?;
-        let mut ends = BTreeMap::new();
-        for_each_partition(&answer, leads, |lead, partition| {
-            let error = partition.i16("ErrorCode");
-            anyhow::ensure!(
-                error == 0,
-                "{}-{}: ListOffsets answers error {error}",
-                lead.physical,
-                lead.part.1
-            );
-            ends.insert(lead.part.clone(), partition.i64("Offset"));
-            Ok(())
-        })?;
-        anyhow::ensure!(ends.len() == leads.len(), "ListOffsets left out a partition");
-        Ok(ends)
-    }
-
     pub(crate) async fn describe_producers(
         &self,
         at: &Address,
         leads: &[Lead],
     ) -> anyhow::Result<BTreeMap<Part, Producers>> {
-        let mut body = request(key::DESCRIBE_PRODUCERS);
-        for (physical, leads) in by_topic(leads) {
-            let mut topic = body.new_element("Topics");
-            topic.set("Name", &physical);
-            topic.set(
-                "PartitionIndexes",
-                Value::Array(Some(leads.iter().map(|l| Value::from(l.part.1)).collect())),
-            );
-            body.push("Topics", topic);
-        }
+        let body = producers_request(leads);
         let answer = self.client.call(at, key::DESCRIBE_PRODUCERS, 0, &body).await?;
-        let mut all = BTreeMap::new();
-        for_each_partition(&answer, leads, |lead, partition| {
-            let error = partition.i16("ErrorCode");
-            anyhow::ensure!(
-                error == 0,
-                "{}-{}: DescribeProducers answers error {error}",
-                lead.physical,
-                lead.part.1
-            );
-            let mut told = Producers::default();
-            for row in partition.structs("ActiveProducers") {
-                let pid = row.i64("ProducerId");
-                let open = row.i64("CurrentTxnStartOffset") >= 0;
-                // A coordinator's epoch comes with the marker that ends a transaction.
-                if open || row.i32("CoordinatorEpoch") >= 0 {
-                    told.transactional.insert(pid);
-                }
-                told.open |= open;
-                told.rows.push(DescribedProducer {
-                    pid,
-                    epoch: row.i32("ProducerEpoch"),
-                    last_sequence: row.i32("LastSequence"),
-                    last_timestamp_ms: row.i64("LastTimestamp"),
-                });
-            }
-            all.insert(lead.part.clone(), told);
-            Ok(())
-        })?;
-        Ok(all)
+        read_producers(&answer, leads)
     }
+}
+
+fn list_offsets(body: &Struct) -> Call<'_> {
+    Call { api_key: key::LIST_OFFSETS, version_max: LIST_OFFSETS_MAX, body }
+}
+
+fn ends_request(leads: &[Lead], timestamp: i64, replica: i32, committed: bool) -> Struct {
+    let mut body = request(key::LIST_OFFSETS);
+    body.set("ReplicaId", replica);
+    body.set("IsolationLevel", i8::from(committed));
+    body.set("TimeoutMs", 5_000);
+    for (physical, leads) in by_topic(leads) {
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", &physical);
+        for lead in leads {
+            let mut partition = topic.new_element("Partitions");
+            partition.set("PartitionIndex", lead.part.1);
+            partition.set("CurrentLeaderEpoch", lead.epoch);
+            partition.set("Timestamp", timestamp);
+            topic.push("Partitions", partition);
+        }
+        body.push("Topics", topic);
+    }
+    body
+}
+
+fn read_offsets(answer: &Struct, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, i64>> {
+    let mut ends = BTreeMap::new();
+    for_each_partition(answer, leads, |lead, partition| {
+        let error = partition.i16("ErrorCode");
+        let (topic, partition_index) = (&lead.physical, lead.part.1);
+        anyhow::ensure!(error == 0, "{topic}-{partition_index}: ListOffsets answers error {error}");
+        ends.insert(lead.part.clone(), partition.i64("Offset"));
+        Ok(())
+    })?;
+    anyhow::ensure!(ends.len() == leads.len(), "ListOffsets left out a partition");
+    Ok(ends)
+}
+
+fn producers_request(leads: &[Lead]) -> Struct {
+    let mut body = request(key::DESCRIBE_PRODUCERS);
+    for (physical, leads) in by_topic(leads) {
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", &physical);
+        let indexes = leads.iter().map(|l| Value::from(l.part.1)).collect();
+        topic.set("PartitionIndexes", Value::Array(Some(indexes)));
+        body.push("Topics", topic);
+    }
+    body
+}
+
+fn read_producers(answer: &Struct, leads: &[Lead]) -> anyhow::Result<BTreeMap<Part, Producers>> {
+    let mut all = BTreeMap::new();
+    for_each_partition(answer, leads, |lead, partition| {
+        let error = partition.i16("ErrorCode");
+        anyhow::ensure!(
+            error == 0,
+            "{}-{}: DescribeProducers answers error {error}",
+            lead.physical,
+            lead.part.1
+        );
+        let mut told = Producers::default();
+        for row in partition.structs("ActiveProducers") {
+            let pid = row.i64("ProducerId");
+            let open = row.i64("CurrentTxnStartOffset") >= 0;
+            // A coordinator's epoch comes with the marker that ends a transaction.
+            if open || row.i32("CoordinatorEpoch") >= 0 {
+                told.transactional.insert(pid);
+            }
+            told.open |= open;
+            told.rows.push(DescribedProducer {
+                pid,
+                epoch: row.i32("ProducerEpoch"),
+                last_sequence: row.i32("LastSequence"),
+                last_timestamp_ms: row.i64("LastTimestamp"),
+            });
+        }
+        all.insert(lead.part.clone(), told);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 fn by_leader(leads: &[Lead]) -> BTreeMap<i32, Vec<Lead>> {

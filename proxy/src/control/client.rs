@@ -20,6 +20,13 @@ pub(crate) type Address = (String, u16);
 /// The versions a broker speaks, per API key.
 pub(crate) type Versions = BTreeMap<i16, (i16, i16)>;
 
+/// A request in the newest version that both sides know, at most `version_max`.
+pub(crate) struct Call<'a> {
+    pub(crate) api_key: i16,
+    pub(crate) version_max: i16,
+    pub(crate) body: &'a Struct,
+}
+
 /// Why a call got no answer.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ClientError {
@@ -65,14 +72,24 @@ impl Client {
         version_max: i16,
         body: &Struct,
     ) -> Result<Struct, ClientError> {
+        let answers = self.calls(at, &[Call { api_key, version_max, body }]).await?;
+        answers.into_iter().next().ok_or_else(|| not_kafka(at, "no answer"))
+    }
+
+    /// Sends several requests at once. A broker takes up a connection's next request when it has answered the one
+    /// before (`SocketServer` mutes the channel meanwhile), so they are carried out strictly in their order.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; then nothing is known of any of them.
+    pub(crate) async fn calls(&self, at: &Address, calls: &[Call<'_>]) -> Result<Vec<Struct>, ClientError> {
         let slot = self.slot(at);
         let mut guard = slot.lock().await;
         let reused = guard.is_some();
-        let first = self.call_on(&mut guard, at, api_key, version_max, body).await;
+        let first = self.calls_on(&mut guard, at, calls).await;
         match first {
             // A connection that stood idle may have been closed by the broker meanwhile.
             Err(ClientError::NotKafka(..) | ClientError::Unreachable(..)) if reused => {
-                self.call_on(&mut guard, at, api_key, version_max, body).await
+                self.calls_on(&mut guard, at, calls).await
             }
             other => other,
         }
@@ -96,30 +113,32 @@ impl Client {
         Arc::clone(slots.entry(at.clone()).or_default())
     }
 
-    async fn call_on(
+    async fn calls_on(
         &self,
         slot: &mut Option<Connection>,
         at: &Address,
-        api_key: i16,
-        version_max: i16,
-        body: &Struct,
-    ) -> Result<Struct, ClientError> {
+        calls: &[Call<'_>],
+    ) -> Result<Vec<Struct>, ClientError> {
         // Taken out while it is used: a call that is dropped half-way leaves no connection with a stale answer behind.
         let mut connection = match slot.take() {
             Some(connection) => connection,
             None => self.dial(at).await?,
         };
-        let message = schema::request(api_key).ok_or_else(|| not_kafka(at, "no schema"))?;
-        let spoken = connection.versions.get(&api_key).copied().unwrap_or((0, -1));
-        let version = spoken.1.min(message.versions.max).min(version_max);
-        if version < spoken.0.max(message.versions.min) {
-            *slot = Some(connection);
-            return Err(ClientError::Unsupported(at.0.clone(), at.1, message.name));
+        let mut versioned = Vec::new();
+        for call in calls {
+            let message = schema::request(call.api_key).ok_or_else(|| not_kafka(at, "no schema"))?;
+            let spoken = connection.versions.get(&call.api_key).copied().unwrap_or((0, -1));
+            let version = spoken.1.min(message.versions.max).min(call.version_max);
+            if version < spoken.0.max(message.versions.min) {
+                *slot = Some(connection);
+                return Err(ClientError::Unsupported(at.0.clone(), at.1, message.name));
+            }
+            versioned.push((call.api_key, version, call.body));
         }
-        let answer = timeout(self.request, connection.exchange(at, api_key, version, body)).await;
-        let body = answer.map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
+        let answers = timeout(self.request, connection.exchange(at, &versioned)).await;
+        let answers = answers.map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
         *slot = Some(connection);
-        Ok(body)
+        Ok(answers)
     }
 
     async fn dial(&self, at: &Address) -> Result<Connection, ClientError> {
@@ -132,11 +151,11 @@ impl Client {
         let decoder = FrameDecoder::responses(RESPONSE_BYTES_MAX);
         let mut connection = Connection { stream, decoder, versions: Versions::new(), correlation: 0 };
         let empty = request(key::API_VERSIONS);
-        let exchange = connection.exchange(at, key::API_VERSIONS, 0, &empty);
-        let answer = timeout(self.request, exchange)
+        let asked = [(key::API_VERSIONS, 0, &empty)];
+        let answers = timeout(self.request, connection.exchange(at, &asked))
             .await
             .map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
-        let ranges = answer.structs("ApiKeys");
+        let ranges = answers.iter().flat_map(|answer| answer.structs("ApiKeys"));
         connection.versions =
             ranges.map(|r| (r.i16("ApiKey"), (r.i16("MinVersion"), r.i16("MaxVersion")))).collect();
         Ok(connection)
@@ -144,28 +163,38 @@ impl Client {
 }
 
 impl Connection {
+    /// Sends all, then reads as many answers.
     async fn exchange(
         &mut self,
         at: &Address,
-        api_key: i16,
-        version: i16,
-        body: &Struct,
-    ) -> Result<Struct, ClientError> {
-        let (Some(asked), Some(answered)) = (schema::request(api_key), schema::response(api_key)) else {
-            return Err(not_kafka(at, "no schema"));
-        };
-        self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
+        calls: &[(i16, i16, &Struct)],
+    ) -> Result<Vec<Struct>, ClientError> {
+        let broken = |e: &dyn std::fmt::Display| not_kafka(at, &e.to_string());
         let client_id = Str::from(CLIENT_ID);
-        let frame = header::encode_request(asked, version, self.correlation, Some(&client_id), body)
-            .map_err(|e| not_kafka(at, &e.to_string()))?;
-        self.stream.write_all(&frame).await.map_err(|e| not_kafka(at, &e.to_string()))?;
-        let frame = self.read_frame(at).await?;
-        let (correlation, body_at) = header::decode_response_header(answered, version, &frame)
-            .map_err(|e| not_kafka(at, &e.to_string()))?;
-        if correlation != self.correlation {
-            return Err(not_kafka(at, "the wrong correlation id"));
+        let (mut frames, mut expected) = (BytesMut::new(), Vec::new());
+        for (api_key, version, body) in calls {
+            let (Some(asked), Some(answered)) = (schema::request(*api_key), schema::response(*api_key))
+            else {
+                return Err(not_kafka(at, "no schema"));
+            };
+            self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
+            let frame = header::encode_request(asked, *version, self.correlation, Some(&client_id), body);
+            frames.extend_from_slice(&frame.map_err(|e| broken(&e))?);
+            expected.push((answered, *version, self.correlation));
         }
-        schema::decode(answered, version, &frame.slice(body_at..)).map_err(|e| not_kafka(at, &e.to_string()))
+        self.stream.write_all(&frames).await.map_err(|e| broken(&e))?;
+        let mut answers = Vec::new();
+        for (answered, version, expected) in expected {
+            let frame = self.read_frame(at).await?;
+            let (correlation, body_at) =
+                header::decode_response_header(answered, version, &frame).map_err(|e| broken(&e))?;
+            if correlation != expected {
+                return Err(not_kafka(at, "the wrong correlation id"));
+            }
+            let answer = schema::decode(answered, version, &frame.slice(body_at..));
+            answers.push(answer.map_err(|e| broken(&e))?);
+        }
+        Ok(answers)
     }
 
     async fn read_frame(&mut self, at: &Address) -> Result<Bytes, ClientError> {

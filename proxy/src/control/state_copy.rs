@@ -13,14 +13,13 @@ use anyhow::{Context, bail, ensure};
 use crossover_core::api::key;
 use crossover_core::ids::ClusterSide;
 use crossover_core::node::Topology;
+use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
 
-/// The topic, the same on both clusters.
-pub(crate) const STATE_TOPIC: &str = "__crossover_state";
 /// The row that is there while a write of several batches is under way.
 const WRITING: &str = "writing";
 /// The largest part of a row in one record, and the largest batch: `max.message.bytes` is 1 MiB by default.

@@ -2,10 +2,10 @@
 
 use super::Control;
 use super::client::{Address, Client, ClientError, request};
-use super::state_copy::STATE_TOPIC;
 use crossover_core::api::key;
 use crossover_core::ids::{ClusterSide, TopicId};
 use crossover_core::node::{ApiRanges, BrokerAddress, PartitionInfo, TopicInfo, Topology};
+use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;

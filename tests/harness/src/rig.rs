@@ -14,7 +14,7 @@ use crate::{Cluster, ClusterSpec, Listener};
 
 const NODE_PORTS: u16 = 16;
 /// The brokers' listener behind relays.
-const RELAYED: &str = "RELAYED";
+pub const RELAYED: &str = "RELAYED";
 const READY_MAX: Duration = Duration::from_secs(60);
 const DRIVER_END_MAX: Duration = Duration::from_secs(40);
 

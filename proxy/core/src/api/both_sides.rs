@@ -4,7 +4,7 @@
 
 use crate::error_code as code;
 use crate::ids::ClusterSide;
-use crate::route::TopicRoute;
+use crate::route::{STATE_TOPIC, TopicRoute};
 use crate::schema::{Struct, Value};
 use crate::session::{Cx, UpstreamKey};
 use std::collections::BTreeMap;
@@ -251,6 +251,10 @@ fn silent<'a>(text: String) -> Fared<'a> {
 /// # Errors
 /// A side that has it cannot be reached, or the route is frozen and `frozen_is_fine` is false: nothing is changed.
 pub(super) fn places(cx: &Cx<'_>, name: &str, frozen_is_fine: bool) -> Result<Vec<UpstreamKey>, Refusal> {
+    if name == STATE_TOPIC {
+        let text = "it holds the copy of Crossover's state: delete it in the clusters when Crossover is gone";
+        return Err((code::POLICY_VIOLATION, text.to_owned()));
+    }
     let route = cx.snapshot.routes.topic(name);
     if let Some(why) = route.and_then(|r| r.frozen.as_ref()).filter(|_| !frozen_is_fine) {
         return Err((code::REQUEST_TIMED_OUT, format!("the topic is frozen: {why}")));

@@ -24,12 +24,25 @@ const RETRY_MS: i64 = 25;
 pub struct HeldPartitions {
     pending: HashMap<(Arc<str>, i32), u32>,
     blocked: HashSet<(Arc<str>, i32)>,
+    /// Producers whose batch was just answered with an error: what waits behind it gets the same error, because the
+    /// client sends them all again, in order (RULES R8).
+    failed: HashMap<FailedKey, i16>,
+    /// The same of the round before, for what had been asked already when it failed.
+    failing: HashMap<FailedKey, i16>,
 }
+
+/// A partition, and the producer id of a batch with sequence numbers.
+type FailedKey = ((Arc<str>, i32), Option<i64>);
 
 impl HeldPartitions {
     /// A new round of asking, in the order of the requests.
     pub fn restart(&mut self) {
         self.blocked.clear();
+        self.failing = std::mem::take(&mut self.failed);
+    }
+
+    fn failure(&self, key: &FailedKey) -> Option<i16> {
+        self.failed.get(key).or_else(|| self.failing.get(key)).copied()
     }
 
     fn add(&mut self, at: &(Arc<str>, i32)) {
@@ -162,6 +175,10 @@ impl Produce {
         };
         if first_time {
             cx.core.produce.add(&at);
+        }
+        if !first_time && let Some(error) = cx.core.produce.failure(&part.key()) {
+            part.answer(cx, error);
+            return None;
         }
         if cx.now_ms >= hold_until {
             cx.emit(Effect::HoldExpired { topic: Arc::clone(&at.0), partition: at.1, reason: part.reason });
@@ -520,6 +537,9 @@ impl Part {
             out = self.duplicate(None);
         }
         self.state = State::Answered(out);
+        if error != code::NONE && !(recall && forgotten.contains(&error)) {
+            self.fail_behind(cx, error);
+        }
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
@@ -543,6 +563,22 @@ impl Part {
     fn answer(&mut self, cx: &mut Cx<'_>, error: i16) {
         self.forget_wait(cx);
         self.state = State::Answered(self.error(error));
+        if error != code::NONE {
+            self.fail_behind(cx, error);
+        }
+    }
+
+    /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
+    fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
+        if cx.core.produce.pending.contains_key(&self.at) {
+            cx.core.produce.failed.insert(self.key(), error);
+            let own = cx.core.id;
+            cx.emit(Effect::Wake(vec![own]));
+        }
+    }
+
+    fn key(&self) -> FailedKey {
+        (self.at.clone(), self.batch.map(|batch| batch.pid))
     }
 
     fn forget_wait(&mut self, cx: &mut Cx<'_>) {

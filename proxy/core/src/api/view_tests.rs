@@ -6,7 +6,9 @@ use crate::ids::{ClusterSide, NativeOffset, Revision, TopicId, VirtualNode};
 use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crate::producer::gate::SessionId;
 use crate::producer::pid;
-use crate::route::{GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, Snapshot, Timelines};
+use crate::route::{
+    GroupTable, LinkMode, RouteRule, RouteRules, RouteTable, RuleMatch, STATE_TOPIC, Snapshot, Timelines,
+};
 use crate::schema::{self, Struct, Value};
 use crate::session::{
     ChangeKind, CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, TopicChanged,
@@ -1306,6 +1308,15 @@ fn r26_a_moved_topic_that_is_gone_from_its_owner_is_not_created_beside_its_timel
     world.snapshot.topologies[1] = Arc::new(without);
     let answer = world.ask(key::CREATE_TOPICS, 7, &create_topics(&["moved"], &[]), &mut no_broker);
     assert_eq!(errors(&answer, "Topics"), [row("moved", code::POLICY_VIOLATION)]);
+}
+
+#[test]
+fn r31_the_copy_of_the_state_is_not_a_clients_to_delete() {
+    let mut world = World::at(Source, 1);
+    let (body, _) = delete_topics(5, &[STATE_TOPIC]);
+    let answer = world.ask(key::DELETE_TOPICS, 5, &body, &mut no_broker);
+    assert_eq!(errors(&answer, "Responses"), [row(STATE_TOPIC, code::POLICY_VIOLATION)]);
+    assert!(world.asked.is_empty());
 }
 
 #[test]

@@ -6,6 +6,9 @@ use crate::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+/// The proxy's own topic, with the copy of its state, on both sides (RULES R31).
+pub const STATE_TOPIC: &str = "__crossover_state";
+
 /// What the new owner holds at a flip (DESIGN §4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkMode {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::producer::carry::DescribedProducer;
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
-use crate::session::{SharedGate, lock};
+use crate::session::{Event, SharedGate, lock};
 
 const PID: i64 = 1 << 62;
 const VERSION: i16 = 10;
@@ -207,4 +207,39 @@ fn r09_after_the_hold_bound_a_held_batch_is_answered() {
     assert!(rig.reply().is_none() && rig.sent().is_empty());
     rig.pass(200);
     assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, -1)));
+}
+
+#[test]
+fn r08_what_waits_behind_a_batch_that_failed_fails_with_it() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(1_000);
+    produce(&mut rig, -1, PID, 1);
+    produce(&mut rig, -1, PID + (1 << 20), 0);
+    // The hold bound of the first one: the leader comes back a moment later.
+    rig.pass(4_100);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    let refused = Some((code::NOT_LEADER_OR_FOLLOWER, -1));
+    assert_eq!((reply(&mut rig), reply(&mut rig)), (refused, refused));
+    let sent = rig.one();
+    assert_eq!(batch_of(&sent).0, PID + (1 << 20), "another producer is not concerned");
+    // The client sends both again, and they pass.
+    produce(&mut rig, -1, PID, 0);
+    produce(&mut rig, -1, PID, 1);
+    assert_eq!(batch_of(&rig.one()), (PID, 0));
+}
+
+#[test]
+fn r08_a_refusal_of_the_broker_fails_what_waits_for_it() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    produce(&mut rig, -1, PID, 1);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::REQUEST_TIMED_OUT, -1);
+    rig.handle(Event::Wake);
+    let refused = Some((code::REQUEST_TIMED_OUT, -1));
+    assert_eq!((reply(&mut rig), reply(&mut rig)), (refused, refused));
+    assert!(rig.sent().is_empty());
 }
