@@ -126,6 +126,8 @@ pub(crate) fn java(heap_mb: u16, classpath: &OsStr, class: &str) -> Result<Comma
         .env("CLASSPATH", classpath)
         .arg(format!("-Xmx{heap_mb}m"))
         .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError"])
+        // Its file in a shared folder is found locked now and then, and the JVM says so among a tool's words.
+        .arg("-XX:-UsePerfData")
         .args(["-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"])
         .args(["-Dorg.slf4j.simpleLogger.showDateTime=true"])
         .arg("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS")
