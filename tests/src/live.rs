@@ -5,6 +5,7 @@ use crate::{check, flip, wait_count};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -243,6 +244,25 @@ pub struct Histories {
 }
 
 impl Histories {
+    /// No group was delivered a record twice. The checker sees that only where a library tells of its commits; it holds
+    /// where every rebalance is an orderly one, in which members commit before they give up partitions.
+    ///
+    /// # Errors
+    /// A group has more deliveries than there are records.
+    pub fn delivered_once(&self) -> Result<()> {
+        let mut twice = Vec::new();
+        for history in &self.consumers {
+            let mut seen = BTreeSet::new();
+            let again = crate::history::lines(history, &["C.poll"])?;
+            let again = again.iter().filter_map(|line| line.at().ok()).filter(|at| !seen.insert(*at)).count();
+            if again > 0 {
+                twice.push(format!("{again} in {}", history.display()));
+            }
+        }
+        ensure!(twice.is_empty(), "records were delivered twice: {}", twice.join(", "));
+        Ok(())
+    }
+
     /// The checker's verdict with a direct read of both clusters: nothing is tolerated.
     ///
     /// # Errors

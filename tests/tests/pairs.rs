@@ -32,6 +32,7 @@ fn over_and_back(source: &str, target: &str, more: &[Kind]) -> Result<()> {
     traffic.move_groups(&rig, "source", &kinds)?;
     let histories = traffic.finish()?;
     histories.judge(&rig)?;
+    histories.delivered_once()?;
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
     Ok(())
 }
