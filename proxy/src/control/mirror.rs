@@ -5,7 +5,9 @@ use super::boundary::Part;
 use super::client::{Address, request};
 use crate::runtime::ControlEvent;
 use crate::upstream::UpstreamEvent;
+use anyhow::bail;
 use crossover_core::api::key;
+use crossover_core::error_code as code;
 use crossover_core::ids::{ClusterSide, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
 use crossover_core::session::CommitMirror;
@@ -47,6 +49,17 @@ impl Pending {
         Some(taken)
     }
 
+    /// Commits that could not be copied now. A later one of the same partition has taken their place.
+    fn put_back(&mut self, commits: Commits) {
+        for commit in commits.into_values() {
+            let newer = self.groups.get(&commit.group);
+            let at = (Arc::clone(&commit.topic), commit.partition);
+            if newer.is_none_or(|newer| !newer.contains_key(&at)) {
+                self.add(commit);
+            }
+        }
+    }
+
     /// Drops what is still to be copied of a group.
     pub(crate) fn forget(&mut self, group: &str, partitions: Option<&[Part]>) {
         if let Some(mut commits) = self.take(group) {
@@ -64,6 +77,18 @@ impl Pending {
         }
     }
 }
+
+/// A coordinator's final no; anything else is worth another attempt.
+#[derive(Debug)]
+struct Refused(i16);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "OffsetCommit answers error {}", self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Takes what connections tell the control tasks.
 pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<ControlEvent>) {
@@ -106,12 +131,17 @@ async fn flush(control: Arc<Control>, groups: Vec<Arc<str>>) {
         let Some(commits) = control.pending_mirrors().take(&group) else { continue };
         let snapshot = control.runtime.snapshot();
         let side = snapshot.group_home(&group).other();
-        // A group that is being moved has its commits copied by the move itself.
+        // While a group is being moved, nobody knows yet which side will be the other one. What cannot be copied now
+        // may be the group's last commit: it is kept, for no other one may follow.
         if snapshot.groups.moving.contains_key(&group) || !snapshot.topology(side).reachable {
+            control.pending_mirrors().put_back(commits);
             continue;
         }
-        if let Err(problem) = control.store_commits(side, &group, commits.into_values()).await {
+        if let Err(problem) = control.store_commits(side, &group, commits.values().cloned()).await {
             tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
+            if !problem.is::<Refused>() {
+                control.pending_mirrors().put_back(commits);
+            }
         }
     }
 }
@@ -165,13 +195,12 @@ impl Control {
         let answer = self.client.call(&at, key::OFFSET_COMMIT, 7, &body).await?;
         for topic in answer.structs("Topics") {
             for partition in topic.structs("Partitions") {
-                let error = partition.i16("ErrorCode");
-                anyhow::ensure!(
-                    error == 0,
-                    "{}-{}: OffsetCommit answers error {error}",
-                    topic.str("Name"),
-                    partition.i32("PartitionIndex")
-                );
+                let at = || format!("{}-{}", topic.str("Name"), partition.i32("PartitionIndex"));
+                match partition.i16("ErrorCode") {
+                    0 => {}
+                    error if is_passing(error) => bail!("{}: OffsetCommit answers error {error}", at()),
+                    error => return Err(anyhow::Error::new(Refused(error)).context(at())),
+                }
             }
         }
         Ok(())
@@ -200,6 +229,17 @@ impl Control {
             let _ = self.coordinator(side, "crossover").await;
         }
     }
+}
+
+/// The coordinator is elsewhere, or not ready: it may say otherwise a moment later.
+fn is_passing(error: i16) -> bool {
+    [
+        code::REQUEST_TIMED_OUT,
+        code::COORDINATOR_LOAD_IN_PROGRESS,
+        code::COORDINATOR_NOT_AVAILABLE,
+        code::NOT_COORDINATOR,
+    ]
+    .contains(&error)
 }
 
 #[cfg(test)]
@@ -236,5 +276,31 @@ mod tests {
         pending.forget_topic("a");
         assert_eq!(left(&mut pending, "g"), [("b".to_owned(), 0)]);
         assert_eq!((left(&mut pending, "h").len(), pending.count), (0, 0));
+    }
+
+    fn commit(partition: i32, position: i64) -> CommitMirror {
+        let (group, topic) = (Arc::from("g"), Arc::from("t"));
+        CommitMirror { group, topic, partition, position, metadata: String::new() }
+    }
+
+    #[test]
+    fn what_could_not_be_copied_comes_back_unless_a_later_commit_has_come() {
+        let mut pending = Pending::default();
+        pending.add(commit(0, 10));
+        pending.add(commit(1, 11));
+        let taken = pending.take("g").unwrap();
+        pending.add(commit(1, 12));
+        pending.put_back(taken);
+        let left = pending.take("g").unwrap();
+        let positions: Vec<_> = left.values().map(|c| (c.partition, c.position)).collect();
+        assert_eq!(positions, [(0, 10), (1, 12)]);
+        assert_eq!(pending.count, 0);
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_coordinator_that_is_not_ready() {
+        assert!(anyhow::Error::new(Refused(25)).context("orders-0").is::<Refused>());
+        assert!(!anyhow::anyhow!("connection refused").is::<Refused>());
+        assert!(is_passing(code::NOT_COORDINATOR) && !is_passing(code::UNKNOWN_MEMBER_ID));
     }
 }

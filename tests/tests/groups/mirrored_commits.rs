@@ -180,3 +180,39 @@ fn is_its_own(cluster: &Cluster, commits: &[Commit], ends: &[i64; PARTITIONS]) -
     }
     Ok(())
 }
+
+/// A commit that cannot be copied is copied later, even when no other one follows it.
+#[test]
+fn the_last_commit_reaches_a_cluster_that_was_away() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 1)?;
+    rig.keep = true;
+    for cluster in [&rig.source, &rig.target] {
+        cluster.create_topic("orders", i32::try_from(PARTITIONS)?, 1, &[])?;
+    }
+    let args = ["--topic", "orders", "--group", "g", "--reset", "earliest", "--commit", "sync-each-second"];
+    let mut member = rig.driver("java-3.9.2", "consumer", "g", &args)?;
+    wait_count(&mut member, "C.assign", 1, WAIT)?;
+    rig.target.stop_broker(1)?;
+    let total = write(&rig, 0)?.values().sum();
+    let (committed, _) = all_committed(&mut member, total)?;
+    // Longer than between two copies: the mirror has failed at least once by then.
+    std::thread::sleep(Duration::from_micros(BEHIND_US.unsigned_abs()));
+    ensure!(member.stop(), "the member did not end well");
+    rig.target.start_broker(1)?;
+    let deadline = Instant::now() + WAIT;
+    loop {
+        // Just started, the coordinator has not loaded its groups.
+        let found = rig.target.commits("g").map_err(anyhow::Error::from).and_then(|commits| {
+            let position = |commit: &Commit| Ok((commit.partition, resolve(&rig, "target", commit)?));
+            commits.iter().map(position).collect::<Result<Positions>>()
+        });
+        if found.as_ref().is_ok_and(|positions| *positions == committed) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the target has {found:?}, not {committed:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
+    Ok(())
+}
