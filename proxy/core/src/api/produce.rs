@@ -511,6 +511,10 @@ impl Part {
             if base >= 0 {
                 appended = timeline.record_to_virtual(era, NativeOffset(base));
                 out.set("BaseOffset", appended.map_or(-1, |v| v.0));
+                if appended.is_none() && error == code::NONE {
+                    let (topic, native) = (Arc::clone(&self.at.0), NativeOffset(base));
+                    cx.emit(Effect::StrayAppend { topic, partition: self.at.1, side, native });
+                }
             }
             let start = answer.i64("LogStartOffset");
             if start >= 0 {
