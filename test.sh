@@ -27,8 +27,9 @@ step "format" cargo fmt --all --check
 step "lint" cargo clippy --workspace --all-targets -- -D warnings
 step "message definitions" official_definitions
 step "pure tests" pure_tests
-step "binaries" cargo build -p crossover -p crossover-loadtest
+step "binaries" cargo build -p crossover -p crossover-loadtest --features crossover/failpoints
 step "client libraries" tests/drivers/setup.sh java-3.9.2 java-4.3.1 librdkafka franz sarama kafkajs
 step "live: real clusters, real clients" cargo test -p crossover-tests --test live -- --nocapture --test-threads=1
+step "live: failures" cargo test -p crossover-tests --test faults slice -- --nocapture
 step "demo, short form" "${CARGO_TARGET_DIR:-target}/debug/crossover" demo --short
 printf '\n=== all passed (%s s)\n' "$SECONDS"

@@ -312,6 +312,9 @@ impl Connection {
                 Effect::Refresh(side) => self.control(ControlEvent::Refresh(side)),
                 Effect::Mirror(commits) => self.control(ControlEvent::Mirror(commits)),
                 Effect::Errand { ticket, errand } => self.run_errand(ticket, errand),
+                Effect::StrayAppend { topic, partition, side, native } => {
+                    self.control(ControlEvent::StrayAppend { topic, partition, side, native });
+                }
                 Effect::HoldExpired { topic, partition, reason } => {
                     self.runtime.metrics.holds_expired.add(1);
                     warn!(%topic, partition, ?reason, "a held batch was not sent in time");

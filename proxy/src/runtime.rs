@@ -20,6 +20,13 @@ use tokio::sync::{Notify, mpsc, watch};
 pub(crate) enum ControlEvent {
     /// The topology of this side is out of date.
     Refresh(ClusterSide),
+    /// A batch was acknowledged outside of its era.
+    StrayAppend {
+        topic: Arc<str>,
+        partition: i32,
+        side: ClusterSide,
+        native: crossover_core::ids::NativeOffset,
+    },
     /// Commits at a group's home, for the other side.
     Mirror(Vec<CommitMirror>),
     /// What an operation of a connection waits for. One that found no room is told so.

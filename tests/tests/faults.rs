@@ -83,6 +83,26 @@ fn killed_proxy() -> Result<()> {
     every_step_impatient(Failure::KillProxy)
 }
 
+/// One failure of each kind, each behind another step: what every change must pass.
+#[test]
+fn slice() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut run = Run::start(&["kafkajs"])?;
+    let cases = [
+        ("FENCE", Failure::Election, Hit::OldOwner),
+        ("DRAIN", Failure::Cut(Cut::Fin), Hit::OldOwner),
+        ("BOUNDARY", Failure::Election, Hit::NewOwner),
+        ("CARRY", Failure::LoseAnswer(Cut::Rst), Hit::NewOwner),
+        ("CARRY", Failure::KillProxy, Hit::OldOwner),
+        ("SEAL", Failure::KillBroker, Hit::OldOwner),
+        ("SEAL", Failure::KillProxy, Hit::OldOwner),
+    ];
+    for (step, failure, hit) in cases {
+        run.case(step, failure, hit).with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
+    }
+    run.finish_impatient()
+}
+
 /// While a broker's session lasts (6 s here), its partitions have no leader; while the only proxy is dead, no broker is
 /// within reach at all. sarama and kafkajs give records up after their default retries, which are shorter, and tell the
 /// application; kafkajs besides goes on with the sequence numbers of what it gave up, so that it is no idempotent producer
@@ -91,8 +111,7 @@ fn every_step_impatient(failure: Failure) -> Result<()> {
     let _turn = one_at_a_time();
     let mut run = Run::start(&["kafkajs"])?;
     run.cases(failure)?;
-    let twice = writer_of("kafkajs").to_string();
-    run.finish(&["--allow-errors", "P.fail,C.error,E.error", "--allow-duplicates", &twice])
+    run.finish_impatient()
 }
 
 fn is_impatient(history: &Path) -> bool {
@@ -293,6 +312,11 @@ impl Run {
             Failure::Election => {}
         }
         Ok(())
+    }
+
+    fn finish_impatient(self) -> Result<()> {
+        let twice = writer_of("kafkajs").to_string();
+        self.finish(&["--allow-errors", "P.fail,C.commit,C.error,E.error", "--allow-duplicates", &twice])
     }
 
     fn finish(self, allowed: &[&str]) -> Result<()> {

@@ -120,7 +120,8 @@ fn r32_every_client_survives_a_clean_restart() -> Result<()> {
         rig.start_proxy()?;
         wait_until_well(&rig, &mut traffic)?;
     }
-    traffic.finish()?.judge(&rig)?;
+    // While the only proxy is away no broker is within reach: sarama's and franz-go's groups tell the application so.
+    traffic.finish()?.judge_allowing(&rig, &["--allow-errors", "C.error,E.error"])?;
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
     Ok(())
 }

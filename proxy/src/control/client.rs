@@ -32,6 +32,8 @@ pub(crate) struct Call<'a> {
 pub(crate) enum ClientError {
     #[error("{0}:{1} cannot be reached: {2}")]
     Unreachable(String, u16, String),
+    #[error("the connection to {0}:{1} was lost: {2}")]
+    Lost(String, u16, String),
     #[error("{0}:{1} did not answer within {2:?}")]
     Timeout(String, u16, Duration),
     #[error("{0}:{1} answers what is not Kafka: {2}")]
@@ -88,7 +90,9 @@ impl Client {
         let first = self.calls_on(&mut guard, at, calls).await;
         match first {
             // A connection that stood idle may have been closed by the broker meanwhile.
-            Err(ClientError::NotKafka(..) | ClientError::Unreachable(..)) if reused => {
+            Err(ClientError::Lost(..) | ClientError::NotKafka(..) | ClientError::Unreachable(..))
+                if reused =>
+            {
                 self.calls_on(&mut guard, at, calls).await
             }
             other => other,
@@ -182,7 +186,7 @@ impl Connection {
             frames.extend_from_slice(&frame.map_err(|e| broken(&e))?);
             expected.push((answered, *version, self.correlation));
         }
-        self.stream.write_all(&frames).await.map_err(|e| broken(&e))?;
+        self.stream.write_all(&frames).await.map_err(|e| lost(at, &e))?;
         let mut answers = Vec::new();
         for (answered, version, expected) in expected {
             let frame = self.read_frame(at).await?;
@@ -204,12 +208,16 @@ impl Connection {
             }
             let spare: &mut BytesMut = self.decoder.spare();
             match self.stream.read_buf(spare).await {
-                Ok(0) => return Err(not_kafka(at, "the connection ended")),
+                Ok(0) => return Err(lost(at, &"the broker closed it")),
                 Ok(_) => {}
-                Err(e) => return Err(not_kafka(at, &e.to_string())),
+                Err(e) => return Err(lost(at, &e)),
             }
         }
     }
+}
+
+fn lost(at: &Address, why: &dyn std::fmt::Display) -> ClientError {
+    ClientError::Lost(at.0.clone(), at.1, why.to_string())
 }
 
 fn not_kafka(at: &Address, why: &str) -> ClientError {

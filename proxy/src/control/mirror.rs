@@ -100,6 +100,11 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
         tokio::select! {
             event = events.recv() => match event {
                 None => return,
+                Some(ControlEvent::StrayAppend { topic, partition, side, native }) => {
+                    let cause = format!("the {side} acknowledged a batch of {topic}-{partition} at {} of its log, outside of the era that it was sent in", native.0);
+                    let remedy = "the records are in no client's view: read them from that offset with a client of that cluster; compare its log end with the boundaries that `crossover status --partitions` shows";
+                    control.alarm("stray-append", &format!("{topic}-{partition}"), cause, remedy);
+                }
                 Some(ControlEvent::Refresh(side)) => control.refresh[side.index()].notify_one(),
                 Some(ControlEvent::Mirror(commits)) => {
                     let mut pending = control.pending_mirrors();

@@ -6,6 +6,7 @@ use super::{common, key};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::producer::batch::{self, BatchHeader};
+use crate::producer::carry::CarryVerdict;
 use crate::producer::gate::{Admission, BatchId, HoldId, HoldReason, Outcome, Refusal, Submission, Ticket};
 use crate::producer::pid;
 use crate::route::TopicRoute;
@@ -510,6 +511,10 @@ impl Part {
             if base >= 0 {
                 appended = timeline.record_to_virtual(era, NativeOffset(base));
                 out.set("BaseOffset", appended.map_or(-1, |v| v.0));
+                if appended.is_none() && error == code::NONE {
+                    let (topic, native) = (Arc::clone(&self.at.0), NativeOffset(base));
+                    cx.emit(Effect::StrayAppend { topic, partition: self.at.1, side, native });
+                }
             }
             let start = answer.i64("LogStartOffset");
             if start >= 0 {
@@ -525,9 +530,14 @@ impl Part {
             code::NOT_LEADER_OR_FOLLOWER,
             code::NOT_ENOUGH_REPLICAS,
         ];
-        if companion && elsewhere.contains(&error) && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
-            cx.refresh(side);
-            return self.again(cx);
+        if companion && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
+            if elsewhere.contains(&error) {
+                cx.refresh(side);
+                return self.again(cx);
+            }
+            if error == code::OUT_OF_ORDER_SEQUENCE_NUMBER && self.lacks_predecessor(cx) {
+                return self.again(cx);
+            }
         }
         if error == code::NOT_LEADER_OR_FOLLOWER {
             cx.refresh(side);
@@ -540,6 +550,16 @@ impl Part {
         if error != code::NONE && !(recall && forgotten.contains(&error)) {
             self.fail_behind(cx, error);
         }
+    }
+
+    /// Whether a batch before this one is still to be appended. Its first attempt failed and is being repeated here, so
+    /// the client must not learn that the broker missed it: with that one acknowledged, it would take this for fatal.
+    fn lacks_predecessor(&self, cx: &Cx<'_>) -> bool {
+        let Some(batch) = self.batch else { return false };
+        let gate = cx.shared.gates.get(&self.at.0, self.at.1);
+        let verdict =
+            crate::session::lock(&gate).carry().judge(batch.pid, batch.epoch, batch.first, batch.last);
+        verdict == CarryVerdict::Gap
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.

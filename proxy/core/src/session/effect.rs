@@ -1,7 +1,7 @@
 //! What a session is told and what it asks for.
 
 use super::upstream::UpstreamId;
-use crate::ids::{ClusterSide, VirtualNode, VirtualOffset};
+use crate::ids::{ClusterSide, NativeOffset, VirtualNode, VirtualOffset};
 use crate::producer::gate::{HoldReason, SessionId};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -31,11 +31,21 @@ pub enum Event {
 #[derive(Debug)]
 pub enum Effect {
     /// Connect to a broker; frames sent meanwhile are queued in order.
-    Dial { upstream: UpstreamId, node: VirtualNode, host: String, port: u16 },
+    Dial {
+        upstream: UpstreamId,
+        node: VirtualNode,
+        host: String,
+        port: u16,
+    },
     /// Send a frame, length prefix included.
-    Send { upstream: UpstreamId, frame: Bytes },
+    Send {
+        upstream: UpstreamId,
+        frame: Bytes,
+    },
     /// Stop writing and read to the end: upstream connections are never reset (live.md §5).
-    HangUp { upstream: UpstreamId },
+    HangUp {
+        upstream: UpstreamId,
+    },
     /// Send a response to the client, length prefix included.
     Reply(Bytes),
     /// Close the client's connection.
@@ -49,11 +59,28 @@ pub enum Effect {
     /// A group committed at its home: the other side gets a copy (DESIGN decision 5).
     Mirror(Vec<CommitMirror>),
     /// Do this and tell the outcome with [`Event::ErrandDone`]: the operation waits for it.
-    Errand { ticket: Ticket, errand: Errand },
+    Errand {
+        ticket: Ticket,
+        errand: Errand,
+    },
     /// A batch was held as long as is allowed and is answered with a retriable error (RULES R9).
-    HoldExpired { topic: Arc<str>, partition: i32, reason: Option<HoldReason> },
+    /// A broker acknowledged a batch at an offset that lies outside of its era: it is in no client's view.
+    StrayAppend {
+        topic: Arc<str>,
+        partition: i32,
+        side: ClusterSide,
+        native: NativeOffset,
+    },
+    HoldExpired {
+        topic: Arc<str>,
+        partition: i32,
+        reason: Option<HoldReason>,
+    },
     /// A broker sent something that is not a Kafka response to what was asked.
-    BadAnswer { upstream: UpstreamId, error: String },
+    BadAnswer {
+        upstream: UpstreamId,
+        error: String,
+    },
 }
 
 /// Names the operation that waits for an errand, and which one of its errands it is.

@@ -243,3 +243,30 @@ fn r08_a_refusal_of_the_broker_fails_what_waits_for_it() {
     assert_eq!((reply(&mut rig), reply(&mut rig)), (refused, refused));
     assert!(rig.sent().is_empty());
 }
+
+#[test]
+fn r08_what_the_broker_misses_because_of_a_hidden_failure_is_tried_again_behind_it() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 40);
+    assert_eq!(reply(&mut rig), Some((0, 100)));
+    produce(&mut rig, -1, PID, 1);
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.sent();
+    // The broker became the leader between the two.
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert!(rig.reply().is_none());
+    rig.pass(60);
+    let again = rig.sent();
+    assert_eq!(again.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
+    answer(&mut rig, &again[0], 0, 41);
+    answer(&mut rig, &again[1], 0, 42);
+    assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 101)), Some((0, 102))));
+    // A gap that is the client's own is the client's to hear of.
+    produce(&mut rig, -1, PID, 3);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+}
