@@ -53,8 +53,7 @@ pub fn names_to_virtual(cx: &Cx<'_>, response: &mut Struct, side: ClusterSide) {
     }
 }
 
-/// Where produce of a partition goes now: to the client's own broker where that is of the owner, which then judges
-/// its leadership itself, else by a companion to the owner's leader. `None` while no leader is known.
+/// Where produce of a partition goes now, see [`owner_upstream`]. `None` while no leader is known.
 #[must_use]
 pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32) -> Option<ProduceTarget> {
     let route = cx.snapshot.routes.topic(topic)?;
@@ -63,15 +62,19 @@ pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32) -> Option<Produc
     Some(ProduceTarget { upstream, era })
 }
 
-/// The connection to a partition's owner: the client's own where its broker is of that side.
+/// The connection to a partition's owner: the client's own where its broker is of that side, which then judges its
+/// leadership itself.
+///
+/// A topic that was moved is served by its leader at any node: the client's metadata may be from before the owner's
+/// brokers changed their leaders, of which it could not learn while they were not the owner's.
 #[must_use]
 pub fn owner_upstream(cx: &Cx<'_>, route: &TopicRoute, partition: i32, class: Class) -> Option<UpstreamKey> {
     let node = cx.core.node;
-    if node.side == route.owner {
+    let leader = cx.snapshot.leader(route, partition, route.owner);
+    if node.side == route.owner && (!route.is_moved() || leader.is_none()) {
         return Some(cx.upstream(node.side, node.broker, class));
     }
-    let leader = cx.snapshot.leader(route, partition, route.owner)?;
-    Some(cx.upstream(route.owner, leader, class))
+    Some(cx.upstream(route.owner, leader?, class))
 }
 
 /// A native log start seen in an answer of `era`'s side, as clients see it; −1 where an older era's side has not been

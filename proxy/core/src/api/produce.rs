@@ -73,6 +73,8 @@ struct Part {
     hold: Option<HoldId>,
     /// Why it was last held.
     reason: Option<HoldReason>,
+    /// A fence held it: the flip is not the client's to notice.
+    was_held: bool,
 }
 
 enum State {
@@ -139,6 +141,7 @@ impl Produce {
                     retry_at_ms: 0,
                     hold: None,
                     reason: None,
+                    was_held: false,
                 };
                 part.look_inside(route.as_deref(), by_id, cx);
                 self.parts.push(part);
@@ -436,6 +439,7 @@ impl Part {
             Admission::Hold { hold, reason, deadline_ms } => {
                 self.hold = Some(hold);
                 self.reason = Some(reason);
+                self.was_held |= reason == HoldReason::Fence;
                 let at = deadline_ms.unwrap_or(i64::MAX);
                 return self.wait(cx, at);
             }
@@ -530,7 +534,7 @@ impl Part {
             code::NOT_LEADER_OR_FOLLOWER,
             code::NOT_ENOUGH_REPLICAS,
         ];
-        if companion && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
+        if (companion || self.was_held) && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
             if elsewhere.contains(&error) {
                 cx.refresh(side);
                 return self.again(cx);

@@ -672,11 +672,27 @@ fn r20_unknown_clients_are_not_sent_on() {
 
 #[test]
 fn r20_a_new_leader_is_named_instead_of_an_error() {
-    let mut rig = java(Target, 1, 20_000);
+    let mut rig = java(Target, 0, 20_000);
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
     let sent = rig.one();
+    // The leader changes while the fetch is under way.
+    let side = Target.index();
+    let mut topology = (*rig.snapshot.topologies[side]).clone();
+    let mut topic = (**topology.topic(TOPIC).unwrap()).clone();
+    topic.partitions[0].leader = 1;
+    topology.topics.insert(Arc::from(TOPIC), Arc::new(topic));
+    rig.snapshot.topologies[side] = Arc::new(topology);
     answer(&mut rig, &sent, &[error(0, code::NOT_LEADER_OR_FOLLOWER)]);
     let reply = rig.reply().unwrap();
     assert_eq!(only(&reply, "Responses").i16("ErrorCode"), 0);
-    assert_eq!(preferred(&reply), crate::ids::to_virtual_node(Target, 0));
+    assert_eq!(preferred(&reply), crate::ids::to_virtual_node(Target, 1));
+}
+
+#[test]
+fn r20_a_node_that_does_not_lead_a_moved_topic_sends_on_or_serves() {
+    let mut rig = java(Target, 1, 20_000);
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    assert_eq!(preferred(&rig.reply().unwrap()), crate::ids::to_virtual_node(Target, 0));
+    fetch(&mut rig, WAIT_MS, &[(0, 120)]);
+    assert_eq!(rig.one().node, crate::ids::VirtualNode::new(Target, 0));
 }

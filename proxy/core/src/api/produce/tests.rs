@@ -270,3 +270,25 @@ fn r08_what_the_broker_misses_because_of_a_hidden_failure_is_tried_again_behind_
     answer(&mut rig, &sent, code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
     assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
 }
+
+#[test]
+fn r08_a_moved_topic_is_served_by_its_leader_whatever_the_client_knows() {
+    // The client believes that broker 1 leads partition 0 of the source, which broker 0 does.
+    let mut rig = Rig::new(Source, 1);
+    flip(&mut rig, Target, ENDS.0, ENDS.1);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty());
+    flip(&mut rig, Source, 60, 100);
+    rig.handle(Event::Wake);
+    let sent = rig.one();
+    assert_eq!(sent.node, crate::ids::VirtualNode::new(Source, 0));
+    answer(&mut rig, &sent, 0, 100);
+    assert_eq!(reply(&mut rig), Some((0, 120)));
+    // And so does what comes later, until its metadata ages.
+    produce(&mut rig, -1, PID, 1);
+    let sent = rig.one();
+    assert_eq!(sent.node, crate::ids::VirtualNode::new(Source, 0));
+    answer(&mut rig, &sent, 0, 101);
+    assert_eq!(reply(&mut rig), Some((0, 121)));
+}
