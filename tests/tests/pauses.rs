@@ -4,13 +4,16 @@
 //! `CROSSOVER_RATE` sets the records per second of all producers together, `CROSSOVER_FLIPS` the flips.
 
 use anyhow::{Context, Result, ensure};
+use crossover_harness::rig::Rig;
 use crossover_tests::live::{KINDS, Traffic, create_topic, median};
 use crossover_tests::measure::{cpu_seconds, machine_load};
-use crossover_tests::{one_at_a_time, rig};
+use crossover_tests::{one_at_a_time, rig, wait_count};
 use std::time::{Duration, Instant};
 
 /// With the command itself, ten seconds from flip to flip.
 const BETWEEN: Duration = Duration::from_millis(8_500);
+const WARM: usize = 20_000;
+const WARM_MAX: Duration = Duration::from_secs(60);
 const HOLD_MEDIAN_MAX_MS: f64 = 10.0;
 const MEDIAN_EXCESS_MAX_MS: f64 = 50.0;
 const MAX_EXCESS_MAX_MS: f64 = 500.0;
@@ -22,6 +25,25 @@ fn setting(name: &str, default: u32) -> Result<u32> {
     }
 }
 
+/// Traffic of their own for both clusters: a broker that nobody has produced to or fetched from takes a second for its
+/// first requests, and a cluster in use has that behind it.
+fn warm(rig: &Rig) -> Result<()> {
+    for (name, cluster) in [("source", &rig.source), ("target", &rig.target)] {
+        cluster.create_topic("warm", 12, 2, &[])?;
+        let producer = ["--topic", "warm", "--partitions", "12", "--rate", "3000", "--writer", "99"];
+        let producer_name = format!("warm-{name}-producer");
+        let bootstrap = cluster.bootstrap();
+        let mut producer = rig.driver_at(&bootstrap, "java-3.9.2", "producer", &producer_name, &producer)?;
+        let consumer = ["--topic", "warm", "--group", "warm", "--reset", "earliest"];
+        let consumer_name = format!("warm-{name}-consumer");
+        let mut consumer = rig.driver_at(&bootstrap, "java-3.9.2", "consumer", &consumer_name, &consumer)?;
+        wait_count(&mut producer, "P.ok", WARM, WARM_MAX)?;
+        wait_count(&mut consumer, "C.poll", WARM, WARM_MAX)?;
+        ensure!(producer.stop() && consumer.stop(), "the warm-up did not end well");
+    }
+    Ok(())
+}
+
 /// Every client library, 5,000 records per second, twelve flips ten seconds apart.
 #[test]
 fn clients_notice_nothing() -> Result<()> {
@@ -30,6 +52,7 @@ fn clients_notice_nothing() -> Result<()> {
     let mut rig = rig("3.9.2", "4.3.1", 2)?;
     rig.keep = true;
     create_topic(&rig)?;
+    warm(&rig)?;
     let each = rate.div_ceil(u32::try_from(KINDS.len())?);
     let mut traffic = Traffic::start(&rig, &KINDS, each)?;
     println!("all clients work; {}", machine_load());
