@@ -41,8 +41,8 @@ fn r20_consumers_move_to_the_owner() -> Result<()> {
     let kinds: Vec<Kind> = KINDS.into_iter().filter(|kind| kind.has_group).collect();
     let mut traffic = Traffic::start(&rig, &kinds, 60)?;
     // Each client has a connection to each of two brokers. Producers move when their metadata ages, as do the
-    // consumers of sarama and kafkajs, which get no signal.
-    let stay = 2 * (kinds.len() as u64 + 2);
+    // consumers of Java, sarama and kafkajs, which get no signal.
+    let stay = 2 * (kinds.len() as u64 + 4);
     for verb in ["cutover", "rollback"] {
         traffic.flip(&rig, 1, Duration::from_millis(200))?;
         println!("{} connections on companions", companions(&rig)?);

@@ -1,9 +1,11 @@
 //! Moves consumers to the owner's node: an empty answer with `preferred_read_replica` (KIP-392) instead of an error.
 //!
 //! A client that fetches at a node whose side lost the partition is served by a companion for as long as it stays. To
-//! have it go, it is pointed once at the owner's leader. What a client makes of that was tried (RULES R20): the Java
-//! client and franz-go fetch there at once, librdkafka does but backs off when it is sent twice within a minute,
-//! kafkajs stalls. Clients that are not known here get no signal and move when their metadata ages.
+//! have it go, it is pointed once at the owner's leader. What a client makes of that was tried (RULES R20): franz-go
+//! fetches there at once, librdkafka does but backs off when it is sent twice within a minute, kafkajs stalls. The Java
+//! client takes a node that its metadata does not list as a replica for a reason to refresh them; then it checks its
+//! positions, and leaves those under check out of a commit, so that a rebalance in that moment delivers records twice.
+//! It and clients that are not known here get no signal and move when their metadata ages.
 
 use super::fetch_entry::EntryKey;
 use crate::session::Cx;
@@ -52,7 +54,7 @@ fn settled_ms(cx: &Cx<'_>) -> Option<i64> {
         return None;
     }
     match cx.core.client.software.as_str() {
-        "apache-kafka-java" | "kgo" => Some(SETTLED_MS),
+        "kgo" => Some(SETTLED_MS),
         // The name librdkafka gives, or the binding that sets its own.
         "librdkafka" | "confluent-kafka-python" | "confluent-kafka-go" | "confluent-kafka-dotnet" => {
             Some(LIBRDKAFKA_MS)

@@ -612,12 +612,12 @@ fn every_version_goes_through() {
     }
 }
 
-/// A Java client of a node, at a cutover's boundary (virtual 100, target 40), `age_ms` after the SEAL.
-fn java(side: ClusterSide, broker: i32, age_ms: i64) -> Rig {
+/// A franz-go client of a node, at a cutover's boundary (virtual 100, target 40), `age_ms` after the SEAL.
+fn franz(side: ClusterSide, broker: i32, age_ms: i64) -> Rig {
     let mut rig = Rig::new(side, broker);
     rig.ask(key::API_VERSIONS, 3, |body| {
-        body.set("ClientSoftwareName", "apache-kafka-java");
-        body.set("ClientSoftwareVersion", "4.3.1");
+        body.set("ClientSoftwareName", "kgo");
+        body.set("ClientSoftwareVersion", "1.22.2");
     });
     rig.reply().unwrap();
     rig.flip(Target, 100, 40);
@@ -631,7 +631,7 @@ fn preferred(reply: &Struct) -> i32 {
 
 #[test]
 fn r20_a_consumer_is_sent_on_once_and_served_when_it_comes_back() {
-    let mut rig = java(Source, 0, 20_000);
+    let mut rig = franz(Source, 0, 20_000);
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
     let reply = rig.reply().unwrap();
     assert!(only(&reply, "Responses").bytes("Records").is_empty());
@@ -653,7 +653,7 @@ fn r20_a_consumer_is_sent_on_once_and_served_when_it_comes_back() {
 #[test]
 fn r20_nobody_is_sent_on_right_after_a_flip_or_from_history() {
     for (age_ms, position) in [(100, 120), (20_000, 99)] {
-        let mut rig = java(Source, 0, age_ms);
+        let mut rig = franz(Source, 0, age_ms);
         fetch(&mut rig, WAIT_MS, &[(0, position)]);
         assert!(rig.reply().is_none());
         assert_eq!(rig.sent().len(), 1);
@@ -672,7 +672,7 @@ fn r20_unknown_clients_are_not_sent_on() {
 
 #[test]
 fn r20_a_new_leader_is_named_instead_of_an_error() {
-    let mut rig = java(Target, 0, 20_000);
+    let mut rig = franz(Target, 0, 20_000);
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
     let sent = rig.one();
     // The leader changes while the fetch is under way.
@@ -690,7 +690,7 @@ fn r20_a_new_leader_is_named_instead_of_an_error() {
 
 #[test]
 fn r20_a_node_that_does_not_lead_a_moved_topic_sends_on_or_serves() {
-    let mut rig = java(Target, 1, 20_000);
+    let mut rig = franz(Target, 1, 20_000);
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
     assert_eq!(preferred(&rig.reply().unwrap()), crate::ids::to_virtual_node(Target, 0));
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
