@@ -316,7 +316,12 @@ impl Run {
 
     fn finish_impatient(self) -> Result<()> {
         let twice = writer_of("kafkajs").to_string();
-        self.finish(&["--allow-errors", "P.fail,C.commit,C.error,E.error", "--allow-duplicates", &twice])
+        self.finish(&[
+            "--allow-errors",
+            "P.fail,C.commit,C.lost,C.error,E.error",
+            "--allow-duplicates",
+            &twice,
+        ])
     }
 
     fn finish(self, allowed: &[&str]) -> Result<()> {
