@@ -4,7 +4,8 @@
 mod mirrored_commits;
 
 use anyhow::{Result, ensure};
-use crossover_tests::{flip, one_at_a_time, rig, wait_count};
+use crossover_harness::rig::{Driver, count};
+use crossover_tests::{check, flip, one_at_a_time, rig, wait_count, wait_for};
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -45,5 +46,46 @@ fn groups_move_along_or_refuse_the_cutover() -> Result<()> {
     let read = both.count("C.poll");
     wait_count(&mut both, "C.poll", read + 200, WAIT)?;
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();
+    Ok(())
+}
+
+/// A group of the KIP-848 protocol stays at its home and reads over flips; a move of it is refused.
+#[test]
+fn a_kip_848_group_reads_over_flips_and_is_not_moved() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("4.3.1", "4.3.1", 2)?;
+    rig.keep = true;
+    for cluster in [&rig.source, &rig.target] {
+        cluster.create_topic("orders", 12, 2, &[])?;
+    }
+    let args = ["--topic", "orders", "--partitions", "12", "--rate", "200", "--writer", "1"];
+    let producer = rig.driver("java-4.3.1", "producer", "p1", &args)?;
+    let group = ["--topic", "orders", "--group", "new", "--reset", "earliest", "--protocol", "consumer"];
+    let mut members = Vec::new();
+    for name in ["c1", "c2"] {
+        let mut member = rig.driver("java-4.3.1", "consumer", name, &group)?;
+        wait_count(&mut member, "C.poll", 100, WAIT)?;
+        members.push(member);
+    }
+    for verb in ["cutover", "rollback"] {
+        flip(&rig, verb, &["orders"])?;
+        for member in &mut members {
+            let read = member.count("C.poll");
+            wait_count(member, "C.poll", read + 300, WAIT)?;
+        }
+    }
+    let moved = rig.crossover(&["groups", "move", "new", "--to", "target"])?;
+    let said = String::from_utf8_lossy(&moved.stderr).into_owned() + &String::from_utf8_lossy(&moved.stdout);
+    ensure!(!moved.status.success() && said.contains("KIP-848"), "a move was not refused for this: {said}");
+    let written = producer.history.clone();
+    ensure!(producer.stop(), "the producer did not end well");
+    let total = count(&written, "P.ok");
+    wait_for(WAIT, "the group to read everything", || {
+        Ok(members.iter_mut().map(|member| member.count("C.poll")).sum::<usize>() >= total)
+    })?;
+    let read: Vec<_> = members.iter().map(|member| member.history.clone()).collect();
+    ensure!(members.into_iter().all(Driver::stop), "a member did not end well");
+    println!("{}", check(&rig, "orders", &[written], &read, &[])?);
+    rig.keep = false;
     Ok(())
 }

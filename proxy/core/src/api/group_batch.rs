@@ -23,6 +23,8 @@ pub(super) struct GroupBatch {
     results: &'static str,
     /// The groups are deleted: so are the copies of their commits at the other side.
     deletes: bool,
+    /// Puts a group of a response into the client's terms.
+    shown: fn(&Cx<'_>, ClusterSide, &mut Struct),
     bundles: Vec<Bundle>,
     /// What became of the copies, by the group's place in the request. `None`: not told yet.
     copies: BTreeMap<u32, Option<ErrandDone>>,
@@ -55,10 +57,15 @@ impl GroupBatch {
             names,
             results,
             deletes,
+            shown: |_, _, _| {},
             bundles: Vec::new(),
             copies: BTreeMap::new(),
             copies_asked: false,
         }
+    }
+
+    pub(super) fn shown_by(self, shown: fn(&Cx<'_>, ClusterSide, &mut Struct)) -> GroupBatch {
+        GroupBatch { shown, ..self }
     }
 
     fn bundles(&self, cx: &Cx<'_>) -> Vec<Bundle> {
@@ -103,7 +110,11 @@ impl GroupBatch {
         let native = upstream.class == Class::Native;
         let response = match answer {
             Answer::Frame { frame, body_at, version } => {
-                Some(cx.decode(cx.header.api_key, &frame, body_at, version)?)
+                let mut response = cx.decode(cx.header.api_key, &frame, body_at, version)?;
+                for group in response.structs_mut(self.results) {
+                    (self.shown)(cx, bundle.home, group);
+                }
+                Some(response)
             }
             Answer::Lost { .. } if native => return Err(CloseReason::UpstreamLost),
             Answer::Lost { .. } => None,

@@ -5,6 +5,7 @@ mod api_versions;
 mod both_sides;
 pub mod common;
 mod configs;
+mod consumer_group;
 mod delete_groups;
 mod delete_records;
 mod describe_cluster;
@@ -120,6 +121,10 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::OFFSET_COMMIT => Opened::new(GroupCall::new(offset_commit::OffsetCommit::new(body))),
         key::OFFSET_FETCH => Opened::new(GroupCall::new(offset_fetch::OffsetFetch::new(body))),
         key::TXN_OFFSET_COMMIT => Opened::new(GroupCall::new(txn_offset_commit::TxnOffsetCommit::new(body))),
+        key::CONSUMER_GROUP_HEARTBEAT => {
+            Opened::new(GroupCall::new(consumer_group::ConsumerGroupHeartbeat(body)))
+        }
+        key::CONSUMER_GROUP_DESCRIBE => Opened::new(consumer_group::consumer_group_describe(body)),
         key::DESCRIBE_GROUPS => Opened::new(describe_groups::describe_groups(body)),
         key::DELETE_GROUPS => Opened::new(delete_groups::delete_groups(body)),
         key::OFFSET_DELETE => Opened::new(GroupCall::new(offset_delete::OffsetDelete::new(body))),

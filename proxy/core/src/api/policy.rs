@@ -251,8 +251,12 @@ impl ApiKey {
                 (Translate, "At the owner's leader, producer ids as clients know them.")
             }
             ApiKey::DescribeTransactions | ApiKey::ListTransactions => (Pass, OWN_NODE),
-            ApiKey::ConsumerGroupHeartbeat | ApiKey::ConsumerGroupDescribe => {
-                (Refuse, "The KIP-848 group protocol is not offered yet; classic groups are.")
+            ApiKey::ConsumerGroupHeartbeat => (
+                Translate,
+                "At the coordinator on the group's home side, topics by that cluster's ids. Such groups are not moved yet.",
+            ),
+            ApiKey::ConsumerGroupDescribe => {
+                (Translate, "Each group at its home side, topics by virtual names and ids.")
             }
             ApiKey::DescribeTopicPartitions => (BothSides, "As Metadata, in pages."),
             ApiKey::SaslHandshake | ApiKey::SaslAuthenticate => (Refuse, SASL),
@@ -390,9 +394,7 @@ mod tests {
             assert!(request.versions.contains(max) && response.versions.contains(max), "key {key}");
             assert!(request.versions.contains(min) || key == 0, "key {key}");
         }
-        for key in
-            [17, 27, 36, 38, 43, 45, 46, 55, 57, 64, 68, 69, 71, 72, 76, 77, 78, 79, 80, 88, 89, 90, 91, 92]
-        {
+        for key in [17, 27, 36, 38, 43, 45, 46, 55, 57, 64, 71, 72, 76, 77, 78, 79, 80, 88, 89, 90, 91, 92] {
             assert_eq!(supported().range(key), None, "key {key}");
         }
     }
@@ -404,7 +406,8 @@ mod tests {
         let target =
             ranges(&[(0, (0, 13)), (3, (2, 13)), (18, (0, 4)), (68, (0, 1)), (76, (1, 1)), (75, (0, 0))]);
         let none = ApiRanges::default();
-        assert_eq!(advertised(&source, &target), ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4))]));
+        let shared = ranges(&[(0, (0, 9)), (3, (2, 12)), (18, (0, 4)), (68, (0, 1))]);
+        assert_eq!(advertised(&source, &target), shared);
         assert_eq!(advertised(&none, &target).range(75), Some((0, 0)));
         assert_eq!(advertised(&none, &none), ranges(&[(18, (0, 4))]));
         let newer = ranges(&[(0, (1, 13))]);
