@@ -79,7 +79,7 @@ fn cut_connections() -> Result<()> {
 }
 
 #[test]
-fn killed_proxy() -> Result<()> {
+fn r13_killed_proxy() -> Result<()> {
     every_step_impatient(Failure::KillProxy)
 }
 

@@ -208,4 +208,33 @@ mod tests {
         assert_eq!(response.structs("Topics").next().unwrap().str("Name"), "t");
         assert_eq!((mirrors[0].0.position, mirrors[0].0.metadata.as_str()), (7, "mine"));
     }
+
+    #[test]
+    fn r28_a_tools_commit_is_refused_while_its_group_is_being_moved() {
+        use crate::route::GroupTable;
+        use crate::session::testing::{Rig, Source, TOPIC, Target};
+        let commit = |rig: &mut Rig, generation: i32| {
+            rig.ask(key::OFFSET_COMMIT, 7, |body| {
+                body.set("GroupId", "g");
+                body.set("GenerationIdOrMemberEpoch", generation);
+                let mut topic = body.new_element("Topics");
+                let mut partition = topic.new_element("Partitions");
+                partition.set("CommittedOffset", 7_i64);
+                topic.set("Name", TOPIC);
+                topic.push("Partitions", partition);
+                body.push("Topics", topic);
+            });
+        };
+        let mut settled = Rig::new(Source, 0);
+        commit(&mut settled, -1);
+        assert_eq!(settled.one().node.side, Source);
+        let mut rig = Rig::new(Source, 0);
+        let moving = [(Arc::from("g"), Target)].into();
+        rig.snapshot.groups = Arc::new(GroupTable { moving, ..GroupTable::default() });
+        commit(&mut rig, -1);
+        assert!(rig.sent().is_empty());
+        // A member's own commit, before it comes to the rebalance, still goes to the old home.
+        commit(&mut rig, 3);
+        assert_eq!(rig.one().node.side, Source);
+    }
 }
