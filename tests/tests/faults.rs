@@ -330,8 +330,8 @@ impl Run {
         for patient in histories.producers.iter().filter(|path| !is_impatient(path)) {
             ensure!(count(patient, "P.fail") == 0, "records were given up: {}", patient.display());
         }
-        // It gives a record again when a fetch is answered while it checks its position after a change of leader; so it
-        // does on a bare Kafka, see `bare_kafka`.
+        // Twice in 128 cases of cut connections, on a machine with a load of 60, it was given two records again right after
+        // the flip, without a rebalance. Not explained: `bare_kafka` has not shown it in 120 elections.
         let again = histories.consumers.iter().filter(|path| path.to_string_lossy().contains("librdkafka"));
         let again: Vec<String> = again.map(|path| path.display().to_string()).collect();
         let mut allowed = allowed.to_vec();
