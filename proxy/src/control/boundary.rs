@@ -105,23 +105,20 @@ impl Control {
         let log_end = ends_request(&leads, LATEST, DEBUGGER, false);
         let last_stable = ends_request(&leads, LATEST, CONSUMER, true);
         let producers = producers_request(&leads);
-        // All at once: the broker answers them one after the other.
+        // Both at once: the broker carries them out one after the other.
         let asked = [
             list_offsets(&high_watermark),
             Call { api_key: key::DESCRIBE_PRODUCERS, version_max: 0, body: &producers },
-            list_offsets(&high_watermark),
-            list_offsets(&log_end),
-            list_offsets(&last_stable),
         ];
-        let answers = self.boundary_client.calls(&at, &asked).await?;
-        let [before, producers, high_watermark, log_end, last_stable] = answers.as_slice() else {
+        let answers = self.boundary_clients[0].calls(&at, &asked).await?;
+        let [before, producers] = answers.as_slice() else {
             anyhow::bail!("not every question was answered");
         };
+        let before = read_offsets(before, &leads)?;
         let mut producers = read_producers(producers, &leads)?;
-        let [before, high_watermark, log_end, last_stable] =
-            [before, high_watermark, log_end, last_stable].map(|answer| read_offsets(answer, &leads));
-        let (before, high_watermark, log_end, last_stable) =
-            (before?, high_watermark?, log_end?, last_stable?);
+        // Behind the barrier nothing depends on their order.
+        let [high_watermark, log_end, last_stable] =
+            self.ask_ends(&at, &leads, [&high_watermark, &log_end, &last_stable]).await?;
         let mut all = Vec::new();
         for lead in leads {
             let end = |of: &BTreeMap<Part, i64>| of.get(&lead.part).copied().unwrap_or(-1);
@@ -149,22 +146,32 @@ impl Control {
             let at = self.address(side, leader)?;
             let high_watermark = ends_request(&leads, LATEST, CONSUMER, false);
             let log_end = ends_request(&leads, LATEST, DEBUGGER, false);
-            let asked = [list_offsets(&high_watermark), list_offsets(&log_end)];
-            let answers = self.boundary_client.calls(&at, &asked).await?;
-            let [high_watermark, log_end] = answers.as_slice() else {
-                anyhow::bail!("not every question was answered");
-            };
-            anyhow::Ok((read_offsets(high_watermark, &leads)?, read_offsets(log_end, &leads)?))
+            self.ask_ends(&at, &leads, [&high_watermark, &log_end]).await
         });
         let mut all = BTreeMap::new();
         for read in join_all(reads).await {
-            let (high_watermark, log_end) = read?;
+            let [high_watermark, log_end] = read?;
             for (part, end) in log_end {
                 let watermark = high_watermark.get(&part).copied().unwrap_or(-1);
                 all.insert(part, (watermark, end));
             }
         }
         Ok(all)
+    }
+
+    /// Asks a leader for several ends side by side, each on a connection of its own.
+    async fn ask_ends<const N: usize>(
+        &self,
+        at: &Address,
+        leads: &[Lead],
+        bodies: [&Struct; N],
+    ) -> anyhow::Result<[BTreeMap<Part, i64>; N]> {
+        let asked = self.boundary_clients.iter().zip(bodies).map(|(client, body)| async move {
+            let answer = client.call(at, key::LIST_OFFSETS, LIST_OFFSETS_MAX, body).await?;
+            read_offsets(&answer, leads)
+        });
+        let read = join_all(asked).await.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+        read.try_into().map_err(|_| anyhow::anyhow!("not every question was answered"))
     }
 
     /// The first offset of each partition.

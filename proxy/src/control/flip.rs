@@ -158,6 +158,7 @@ impl Flip {
         let sealed = self.under_fence(&routes, &mut fence, &old, &new, &prepared, held_since).await?;
         failpoint::reached("SEAL").await;
         self.step(OperationState::Publish);
+        self.control.state().preparing.clear();
         self.control.publish();
         failpoint::reached("PUBLISH").await;
         self.step(OperationState::Release);

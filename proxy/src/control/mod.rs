@@ -62,8 +62,9 @@ pub(crate) struct State {
 pub(crate) struct Control {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) client: Client,
-    /// Connections for what is read under the fence: nothing else may be in its way there.
-    pub(crate) boundary_client: Client,
+    /// Connections for what is read under the fence: nothing else may be in its way there, and three questions are put
+    /// side by side.
+    pub(crate) boundary_clients: [Client; 3],
     pub(crate) store: Arc<Store>,
     /// Somebody found the topology of a side out of date.
     pub(crate) refresh: [Notify; 2],
@@ -97,8 +98,8 @@ impl Control {
     /// The restored state does not fit.
     pub(crate) fn new(runtime: Arc<Runtime>, store: Store, restored: Restored) -> Arc<Control> {
         let timeouts = &runtime.config.timeouts;
-        let [client, boundary_client] =
-            [(), ()].map(|()| Client::new(timeouts.connect, timeouts.control_request));
+        let new_client = || Client::new(timeouts.connect, timeouts.control_request);
+        let (client, boundary_clients) = (new_client(), [(); 3].map(|()| new_client()));
         let state = State::from_restored(&restored);
         let mut closed = seed::Closed::default();
         for (topic, partition, mut carry) in restored.carry {
@@ -118,7 +119,7 @@ impl Control {
         Arc::new(Control {
             runtime,
             client,
-            boundary_client,
+            boundary_clients,
             store: Arc::new(store),
             refresh: [Notify::new(), Notify::new()],
             store_changed: [Notify::new(), Notify::new()],

@@ -198,6 +198,11 @@ impl Produce {
             cx.refresh(cx.snapshot.routes.owner(&at.0));
             return part.wait(cx, cx.now_ms + RETRY_MS);
         };
+        if cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE) {
+            // Kept here it costs nothing, because a broker takes a connection's requests one after the other anyway;
+            // in flight, every one of them would lengthen the drain.
+            return part.wait(cx, cx.now_ms + RETRY_MS);
+        }
         let submission = Submission {
             session: cx.core.id,
             client: cx.core.client_key(),
@@ -334,6 +339,7 @@ impl Operation for Produce {
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, call: u32, answer: Answer) -> Step {
+        wake_narrowed(cx);
         let (frame, body_at, version) = match answer {
             Answer::Lost { sent } => return self.lost(cx, call, sent),
             Answer::Frame { frame, body_at, version } => (frame, body_at, version),
@@ -370,6 +376,14 @@ impl Operation for Produce {
             }
         }
         if self.finish_silently() { Step::Done } else { Step::Pending }
+    }
+}
+
+/// While a flip is prepared, produce waits for its connection to be free, which it is now.
+fn wake_narrowed(cx: &mut Cx<'_>) {
+    if !cx.snapshot.preparing.is_empty() && !cx.core.produce.pending.is_empty() {
+        let own = cx.core.id;
+        cx.emit(Effect::Wake(vec![own]));
     }
 }
 

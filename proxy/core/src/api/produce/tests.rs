@@ -292,3 +292,20 @@ fn r08_a_moved_topic_is_served_by_its_leader_whatever_the_client_knows() {
     answer(&mut rig, &sent, 0, 101);
     assert_eq!(reply(&mut rig), Some((0, 121)));
 }
+
+#[test]
+fn while_a_flip_is_prepared_a_connection_has_one_produce_under_way() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    produce(&mut rig, -1, PID, 0);
+    let first = rig.one();
+    produce(&mut rig, -1, PID, 1);
+    assert!(rig.sent().is_empty(), "the second would lengthen the drain");
+    answer(&mut rig, &first, 0, 7);
+    assert_eq!(reply(&mut rig), Some((0, 7)));
+    rig.handle(Event::Wake);
+    let second = rig.one();
+    assert_eq!(batch_of(&second).1, 1);
+    answer(&mut rig, &second, 0, 8);
+    assert_eq!(reply(&mut rig), Some((0, 8)));
+}
