@@ -1,13 +1,17 @@
 //! Failures of brokers, connections and the proxy, placed behind each step of a flip. Needs
 //! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
 //!
-//! Prints a row per case: step, failure, direction, how the flip ended, and how long until everything was well again.
-//! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case.
+//! Each step is a run of its own: its clusters, its clients, a verdict over their histories. A row per case (step, failure,
+//! direction, how the flip ended, how long until everything was well again) goes to a table when the verdict has passed,
+//! and a step that the table holds already is left out: what was interrupted goes on where it was.
+//! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case, `CROSSOVER_TABLE` names the table
+//! (default `target/faults.tsv`).
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::Cluster;
 use crossover_harness::relay::{Cut, Fault};
 use crossover_harness::rig::{RELAYED, Rig, count};
+use crossover_tests::fault_table::{Row, Table};
 use crossover_tests::faults::{Outcome, STEPS, owner, stop_behind, wait_until_well};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
 use crossover_tests::measure::machine_load;
@@ -20,6 +24,8 @@ use std::time::{Duration, Instant};
 const PROPERTIES: [(&str, &str); 2] =
     [("min.insync.replicas", "2"), ("auto.leader.rebalance.enable", "false")];
 const RATE: u32 = 20;
+const ACKS_1: &str = "java-acks-1";
+const KAFKAJS: &str = "kafkajs";
 /// Longer than the hold bound, shorter than a broker's session.
 const PAUSE: Duration = Duration::from_secs(7);
 
@@ -50,44 +56,56 @@ enum Hit {
 struct Run {
     rig: Rig,
     traffic: Traffic,
+    rows: Vec<Row>,
+}
+
+/// The clients of a run, and what may be said of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clients {
+    /// Every library with an idempotent producer.
+    Idempotent,
+    /// These, and one producer with acks=1, which may write again what was not answered.
+    WithAcksOne,
+    /// While a broker's session lasts (6 s here), its partitions have no leader; while the only proxy is dead, no broker
+    /// is within reach at all. sarama and kafkajs give records up after their default retries, which are shorter, and
+    /// tell the application; kafkajs besides goes on with the sequence numbers of what it gave up, so that it is no
+    /// idempotent producer any more: here it is run without, and may write a record twice. The others must not give
+    /// anything up.
+    SomeImpatient,
 }
 
 #[test]
 fn elections() -> Result<()> {
-    every_step(Failure::Election)
+    every_step(&[Failure::Election], Clients::Idempotent)
 }
 
 #[test]
 fn killed_brokers() -> Result<()> {
-    every_step_impatient(Failure::KillBroker)
+    every_step(&[Failure::KillBroker], Clients::SomeImpatient)
 }
 
 #[test]
 fn paused_brokers() -> Result<()> {
-    every_step_impatient(Failure::PauseBroker)
+    every_step(&[Failure::PauseBroker], Clients::SomeImpatient)
 }
 
 #[test]
 fn cut_connections() -> Result<()> {
-    let _turn = one_at_a_time();
-    let mut run = Run::start(&[])?;
-    for cut in [Cut::Fin, Cut::Rst] {
-        run.cases(Failure::Cut(cut))?;
-        run.cases(Failure::LoseAnswer(cut))?;
-    }
-    run.finish(&[])
+    let cuts = [Cut::Fin, Cut::Rst];
+    let failures = cuts.into_iter().flat_map(|cut| [Failure::Cut(cut), Failure::LoseAnswer(cut)]);
+    every_step(&failures.collect::<Vec<_>>(), Clients::WithAcksOne)
 }
 
 #[test]
 fn r13_killed_proxy() -> Result<()> {
-    every_step_impatient(Failure::KillProxy)
+    every_step(&[Failure::KillProxy], Clients::SomeImpatient)
 }
 
 /// One failure of each kind, each behind another step: what every change must pass.
 #[test]
 fn slice() -> Result<()> {
     let _turn = one_at_a_time();
-    let mut run = Run::start(&["kafkajs"])?;
+    let mut run = Run::start(Clients::SomeImpatient)?;
     let cases = [
         ("FENCE", Failure::Election, Hit::OldOwner),
         ("DRAIN", Failure::Cut(Cut::Fin), Hit::OldOwner),
@@ -100,18 +118,7 @@ fn slice() -> Result<()> {
     for (step, failure, hit) in cases {
         run.case(step, failure, hit).with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
     }
-    run.finish_impatient()
-}
-
-/// While a broker's session lasts (6 s here), its partitions have no leader; while the only proxy is dead, no broker is
-/// within reach at all. sarama and kafkajs give records up after their default retries, which are shorter, and tell the
-/// application; kafkajs besides goes on with the sequence numbers of what it gave up, so that it is no idempotent producer
-/// any more: here it is run without, and may write a record twice. The others must not give anything up.
-fn every_step_impatient(failure: Failure) -> Result<()> {
-    let _turn = one_at_a_time();
-    let mut run = Run::start(&["kafkajs"])?;
-    run.cases(failure)?;
-    run.finish_impatient()
+    run.finish(Clients::SomeImpatient).map(|_| ())
 }
 
 fn is_impatient(history: &Path) -> bool {
@@ -170,11 +177,27 @@ fn backwards(history: &Path) -> Result<usize> {
     Ok(steps.count())
 }
 
-fn every_step(failure: Failure) -> Result<()> {
+fn every_step(failures: &[Failure], clients: Clients) -> Result<()> {
     let _turn = one_at_a_time();
-    let mut run = Run::start(&[])?;
-    run.cases(failure)?;
-    run.finish(&[])
+    let repeats: usize = std::env::var("CROSSOVER_REPEATS").map_or(Ok(1), |n| n.parse())?;
+    let table = Table::open()?;
+    for step in steps() {
+        let open: Vec<(Failure, usize)> = failures
+            .iter()
+            .map(|failure| (*failure, repeats.saturating_sub(table.repeats(step, &format!("{failure:?}")))))
+            .filter(|(_, left)| *left > 0)
+            .collect();
+        if open.is_empty() {
+            println!("{step}: {failures:?} stand in the table");
+            continue;
+        }
+        let mut run = Run::start(clients)?;
+        for (failure, left) in open {
+            (0..left).try_for_each(|_| run.cases(step, failure))?;
+        }
+        table.add(&run.finish(clients)?)?;
+    }
+    Ok(())
 }
 
 fn steps() -> Vec<&'static str> {
@@ -184,38 +207,34 @@ fn steps() -> Vec<&'static str> {
 }
 
 impl Run {
-    /// `plain`: kinds whose producer is not idempotent.
-    fn start(plain: &[&str]) -> Result<Run> {
+    fn start(clients: Clients) -> Result<Run> {
         let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
         rig.keep = true;
         create_topic(&rig)?;
-        // Every library as an idempotent producer; a group of three of them.
-        let kinds: Vec<Kind> = KINDS[..6].to_vec();
+        // A group of three of them.
         let readers = ["java-4.3.1", "librdkafka", "franz"];
-        let kinds = kinds.into_iter().map(|kind| {
-            let producer =
-                if plain.contains(&kind.name) { &["--idempotent", "false"] } else { kind.producer };
+        let kinds = KINDS.into_iter().filter(|kind| clients == Clients::WithAcksOne || kind.name != ACKS_1);
+        let kinds = kinds.map(|kind| {
+            let plain = clients == Clients::SomeImpatient && kind.name == KAFKAJS;
+            let producer = if plain { &["--idempotent", "false"] } else { kind.producer };
             Kind { has_group: readers.contains(&kind.name), producer, ..kind }
         });
         let kinds: Vec<Kind> = kinds.collect();
         let traffic = Traffic::start(&rig, &kinds, RATE)?;
-        println!("step\tfailure\tof\tflip\toutcome\twell after s\t{}", machine_load());
-        Ok(Run { rig, traffic })
+        println!("{}\t{}", Row::TITLES, machine_load());
+        Ok(Run { rig, traffic, rows: Vec::new() })
     }
 
-    fn cases(&mut self, failure: Failure) -> Result<()> {
-        let repeats: u32 = std::env::var("CROSSOVER_REPEATS").map_or(Ok(1), |n| n.parse())?;
-        for step in steps() {
-            for _ in 0..repeats {
-                for hit in [Hit::OldOwner, Hit::NewOwner] {
-                    for _ in ["cutover", "rollback"] {
-                        self.case(step, failure, hit)
-                            .with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
-                    }
-                    if failure == Failure::KillProxy {
-                        break;
-                    }
-                }
+    /// Both owners, both directions.
+    fn cases(&mut self, step: &'static str, failure: Failure) -> Result<()> {
+        let hits: &[Hit] = match failure {
+            Failure::KillProxy => &[Hit::OldOwner],
+            _ => &[Hit::OldOwner, Hit::NewOwner],
+        };
+        for hit in hits {
+            for _ in ["cutover", "rollback"] {
+                self.case(step, failure, *hit)
+                    .with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
             }
         }
         Ok(())
@@ -241,11 +260,16 @@ impl Run {
         let began = Instant::now();
         self.heal(failure, side)?;
         wait_until_well(&self.rig, &mut self.traffic)?;
-        println!(
-            "{step}\t{failure:?}\t{hit:?}\t{verb}\t{outcome:?}\t{:.1}\t{}",
-            began.elapsed().as_secs_f64(),
-            machine_load()
-        );
+        let row = Row {
+            step: step.to_owned(),
+            failure: format!("{failure:?}"),
+            hit: format!("{hit:?}"),
+            verb: verb.to_owned(),
+            outcome: format!("{outcome:?}"),
+            well_after_s: format!("{:.1}", began.elapsed().as_secs_f64()),
+        };
+        println!("{row}\t{}", machine_load());
+        self.rows.push(row);
         let moved = owner(&self.rig)? == if verb == "cutover" { "target" } else { "source" };
         match outcome {
             Outcome::Flipped => ensure!(moved, "it says that it flipped, and did not"),
@@ -314,33 +338,32 @@ impl Run {
         Ok(())
     }
 
-    fn finish_impatient(self) -> Result<()> {
-        let twice = writer_of("kafkajs").to_string();
-        self.finish(&[
-            "--allow-errors",
-            "P.fail,C.commit,C.lost,C.error,E.error",
-            "--allow-duplicates",
-            &twice,
-        ])
-    }
-
-    fn finish(self, allowed: &[&str]) -> Result<()> {
-        let Run { mut rig, traffic } = self;
+    /// The rows of all cases, if the verdict over the whole run is good.
+    fn finish(self, clients: Clients) -> Result<Vec<Row>> {
+        let Run { mut rig, traffic, rows } = self;
         let histories = traffic.finish()?;
         for patient in histories.producers.iter().filter(|path| !is_impatient(path)) {
             ensure!(count(patient, "P.fail") == 0, "records were given up: {}", patient.display());
         }
+        let [acks_1, kafkajs] = [ACKS_1, KAFKAJS].map(|name| writer_of(name).to_string());
+        let mut allowed = match clients {
+            Clients::Idempotent => Vec::new(),
+            Clients::WithAcksOne => vec!["--allow-duplicates", &acks_1],
+            Clients::SomeImpatient => {
+                let errors = "P.fail,C.commit,C.lost,C.error,E.error";
+                vec!["--allow-duplicates", &kafkajs, "--allow-errors", errors]
+            }
+        };
         // Twice in 128 cases of cut connections, on a machine with a load of 60, it was given two records again right after
         // the flip, without a rebalance. Not explained: `bare_kafka` has not shown it in 120 elections.
         let again = histories.consumers.iter().filter(|path| path.to_string_lossy().contains("librdkafka"));
         let again: Vec<String> = again.map(|path| path.display().to_string()).collect();
-        let mut allowed = allowed.to_vec();
         for path in &again {
             allowed.extend(["--allow-redelivery", path]);
         }
         histories.judge_allowing(&rig, &allowed)?;
         rig.keep = false;
-        Ok(())
+        Ok(rows)
     }
 }
 
