@@ -1,5 +1,6 @@
 //! What the end-to-end tests share.
 
+pub mod commits;
 pub mod fault_table;
 pub mod faults;
 pub mod history;

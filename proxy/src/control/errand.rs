@@ -32,10 +32,11 @@ impl Control {
     ///
     /// # Errors
     /// It cannot be done now; it may be asked for again.
-    pub(crate) async fn run_errand(&self, errand: Errand) -> anyhow::Result<bool> {
+    pub(crate) async fn run_errand(self: &Arc<Self>, errand: Errand) -> anyhow::Result<bool> {
         match errand {
             Errand::RaiseFloors(floors) => self.raise_floors(floors).await,
             Errand::TopicsChanged(changed) => self.topics_changed(&changed).await,
+            Errand::MirrorCommits(commits) => Ok(self.mirror_now(commits).await),
             Errand::ForgetCommits { group, partitions } => {
                 self.forget_commits(&group, partitions.as_deref()).await
             }

@@ -12,14 +12,16 @@ use crossover_core::ids::{ClusterSide, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
 use crossover_core::session::CommitMirror;
 use crossover_core::timeline;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 const EVERY: Duration = Duration::from_secs(1);
+/// How long a tool waits for the copy of what it has committed.
+const SYNCHRONOUS_MAX: Duration = Duration::from_secs(3);
 /// `offset.metadata.max.bytes` of a broker with defaults.
 pub(crate) const METADATA_MAX: usize = 4096;
 /// Commits that wait for one flush at most; the rest comes with the groups' next commits.
@@ -122,36 +124,51 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
             _ = tick.tick() => {
                 let groups: Vec<Arc<str>> = control.pending_mirrors().groups.keys().cloned().collect();
                 if !groups.is_empty() && flushing.as_ref().is_none_or(JoinHandle::is_finished) {
-                    flushing = Some(tokio::spawn(flush(Arc::clone(&control), groups)));
+                    let control = Arc::clone(&control);
+                    flushing = Some(tokio::spawn(async move { control.flush_mirrors(&groups).await }));
                 }
             },
         }
     }
 }
 
-async fn flush(control: Arc<Control>, groups: Vec<Arc<str>>) {
-    for group in groups {
-        let _turn = control.commits.lock().await;
-        // Taken under the lock: what was deleted before its turn is not there any more (RULES R27).
-        let Some(commits) = control.pending_mirrors().take(&group) else { continue };
-        let snapshot = control.runtime.snapshot();
-        let side = snapshot.group_home(&group).other();
-        // While a group is being moved, nobody knows yet which side will be the other one. What cannot be copied now
-        // may be the group's last commit: it is kept, for no other one may follow.
-        if snapshot.groups.moving.contains_key(&group) || !snapshot.topology(side).reachable {
-            control.pending_mirrors().put_back(commits);
-            continue;
+impl Control {
+    /// Copies what tools have committed, before they are told that it is done (RULES R28). Waits no longer than
+    /// [`SYNCHRONOUS_MAX`]: what a side cannot take now is copied later.
+    pub(crate) async fn mirror_now(self: &Arc<Self>, commits: Vec<CommitMirror>) -> bool {
+        let groups: BTreeSet<Arc<str>> = commits.iter().map(|commit| Arc::clone(&commit.group)).collect();
+        let groups: Vec<Arc<str>> = groups.into_iter().collect();
+        {
+            let mut pending = self.pending_mirrors();
+            commits.into_iter().for_each(|commit| pending.add(commit));
         }
-        if let Err(problem) = control.store_commits(side, &group, commits.values().cloned()).await {
-            tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
-            if !problem.is::<Refused>() {
-                control.pending_mirrors().put_back(commits);
+        let control = Arc::clone(self);
+        let copying = tokio::spawn(async move { control.flush_mirrors(&groups).await });
+        timeout(SYNCHRONOUS_MAX, copying).await.is_ok()
+    }
+
+    async fn flush_mirrors(&self, groups: &[Arc<str>]) {
+        for group in groups {
+            let _turn = self.commits.lock().await;
+            // Taken under the lock: what was deleted before its turn is not there any more (RULES R27).
+            let Some(commits) = self.pending_mirrors().take(group) else { continue };
+            let snapshot = self.runtime.snapshot();
+            let side = snapshot.group_home(group).other();
+            // While a group is being moved, nobody knows yet which side will be the other one. What cannot be copied now
+            // may be the group's last commit: it is kept, for no other one may follow.
+            if snapshot.groups.moving.contains_key(group) || !snapshot.topology(side).reachable {
+                self.pending_mirrors().put_back(commits);
+                continue;
+            }
+            if let Err(problem) = self.store_commits(side, group, commits.values().cloned()).await {
+                tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
+                if !problem.is::<Refused>() {
+                    self.pending_mirrors().put_back(commits);
+                }
             }
         }
     }
-}
 
-impl Control {
     /// Stores virtual positions as simple commits in one cluster.
     ///
     /// # Errors

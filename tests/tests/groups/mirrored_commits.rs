@@ -3,10 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use crossover_harness::{Cluster, Commit};
+use crossover_tests::commits::{Positions, resolve_all};
 use crossover_tests::history::{lines, written};
 use crossover_tests::measure::now_us;
 use crossover_tests::{flip, one_at_a_time, rig, wait_count};
-use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,9 +23,6 @@ const GROUPS: [(&str, &str, &[&str]); 4] = [
     ("librdkafka", "librdkafka", &[]),
     ("kafkajs", "kafkajs", &[]),
 ];
-
-/// Position by partition.
-type Positions = BTreeMap<i32, i64>;
 
 /// In the first era, after a cutover and after a rollback: 3 s after a group's last commit, its commits as either cluster
 /// has them stand for the virtual positions that the group has committed, and neither cluster holds a number or an epoch
@@ -96,10 +93,7 @@ fn judge(rig: &Rig, group: &str, member: &mut Driver, ends: &[[i64; PARTITIONS];
         tagged[1]
     );
     for (side, commits) in ["source", "target"].into_iter().zip(&found) {
-        let mut positions = Positions::new();
-        for commit in commits.iter().filter(|commit| commit.topic == "orders") {
-            positions.insert(commit.partition, resolve(rig, side, commit)?);
-        }
+        let positions = resolve_all(rig, side, "orders", commits)?;
         ensure!(
             positions == committed,
             "the {side} has {commits:?}, which is {positions:?}, not {committed:?}"
@@ -142,33 +136,6 @@ fn last_commits(history: &Path) -> Result<(Positions, i64)> {
     Ok((positions, last_us))
 }
 
-/// The virtual position of a commit, by what is documented of commits: the tag where there is one, else "the record before,
-/// and one", else the record it names.
-fn resolve(rig: &Rig, side: &str, commit: &Commit) -> Result<i64> {
-    if let Some(tag) = commit.metadata.strip_prefix("xo1:") {
-        let position = tag.split(':').nth(1).context("a tag without a position")?;
-        return Ok(position.parse()?);
-    }
-    if let Some(before) = translate(rig, side, commit.partition, commit.offset - 1)? {
-        return Ok(before + 1);
-    }
-    let position = translate(rig, side, commit.partition, commit.offset)?;
-    position.with_context(|| format!("{commit:?} of the {side} stands for nothing"))
-}
-
-fn translate(rig: &Rig, side: &str, partition: i32, native: i64) -> Result<Option<i64>> {
-    if native < 0 {
-        return Ok(None);
-    }
-    let (partition, native) = (partition.to_string(), native.to_string());
-    let mut args = vec!["translate", "--json", "--topic", "orders", "--partition", &partition];
-    args.extend(["--side", side, "--native", &native]);
-    let output = rig.crossover(&args)?;
-    let answer: Value = serde_json::from_slice(&output.stdout)
-        .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
-    Ok(answer["virtual_offset"].as_i64())
-}
-
 /// Whoever uses a cluster without the proxy must not be sent beyond its log, nor into an epoch it has never had.
 fn is_its_own(cluster: &Cluster, commits: &[Commit], ends: &[i64; PARTITIONS]) -> Result<()> {
     let topic = cluster.topic("orders")?.context("the topic is gone")?;
@@ -203,10 +170,11 @@ fn the_last_commit_reaches_a_cluster_that_was_away() -> Result<()> {
     let deadline = Instant::now() + WAIT;
     loop {
         // Just started, the coordinator has not loaded its groups.
-        let found = rig.target.commits("g").map_err(anyhow::Error::from).and_then(|commits| {
-            let position = |commit: &Commit| Ok((commit.partition, resolve(&rig, "target", commit)?));
-            commits.iter().map(position).collect::<Result<Positions>>()
-        });
+        let found = rig
+            .target
+            .commits("g")
+            .map_err(anyhow::Error::from)
+            .and_then(|commits| resolve_all(&rig, "target", "orders", &commits));
         if found.as_ref().is_ok_and(|positions| *positions == committed) {
             break;
         }

@@ -4,6 +4,7 @@ use super::run;
 use anyhow::{Context, Result, ensure};
 use crossover_harness::Kafka;
 use crossover_harness::rig::Rig;
+use crossover_tests::commits::resolve_all;
 use crossover_tests::history::{reads_exactly, written};
 use crossover_tests::live::wait_end;
 use crossover_tests::measure::now_us;
@@ -234,6 +235,12 @@ fn reset(rig: &Rig, log: &Log, to: &[&str], expected: [i64; PARTITIONS]) -> Resu
     args.extend(to);
     let lines = run(kafka, &rig.bootstrap, "kafka-consumer-groups", &args)?;
     ensure!(positions(&lines)? == expected, "{to:?}: {lines:?}, not {expected:?}");
+    // The tool has ended: both sides have it (RULES R28).
+    for (side, cluster) in [("source", &rig.source), ("target", &rig.target)] {
+        let found = resolve_all(rig, side, "orders", &cluster.commits("g")?)?;
+        let found: Vec<i64> = found.into_values().collect();
+        ensure!(found == expected, "{to:?}: the {side} has {found:?}, not {expected:?}");
+    }
     let rest = (log.total() - expected.iter().sum::<i64>()).to_string();
     let args = ["--topic", "orders", "--group", "g", "--reset", "none", "--stop-at-end-count", &rest];
     let name = format!("reads{}", to.join("-"));

@@ -1,12 +1,12 @@
 //! OffsetCommit (key 8): virtual positions to the group's home, in that cluster's own numbers (RULES R27, R28).
 
-use super::group::GroupApi;
+use super::group::{GroupApi, IGNORED};
 use super::{common, key};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualOffset};
 use crate::route::{RouteTable, TopicRoute};
 use crate::schema::{self, Struct, Value};
-use crate::session::{CommitMirror, Cx, Effect, Step};
+use crate::session::{CommitMirror, Cx, Effect, Errand, ErrandDone, Step};
 use crate::timeline;
 use std::sync::Arc;
 
@@ -16,6 +16,8 @@ pub(super) const METADATA_MAX: usize = 4096;
 pub(super) struct OffsetCommit {
     original: Struct,
     plan: Plan,
+    /// The home's answer to a tool, while its commits are copied to the other side.
+    response: Option<Struct>,
 }
 
 /// What the answer is put together from.
@@ -29,7 +31,12 @@ struct Plan {
 
 impl OffsetCommit {
     pub(super) fn new(request: Struct) -> OffsetCommit {
-        OffsetCommit { original: request, plan: Plan::default() }
+        OffsetCommit { original: request, plan: Plan::default(), response: None }
+    }
+
+    /// Whether it comes from outside of the group's membership: a tool, or a consumer that assigns itself.
+    fn is_simple(&self) -> bool {
+        self.original.i32("GenerationIdOrMemberEpoch") == -1
     }
 
     fn reply(&mut self, cx: &Cx<'_>) -> Option<Step> {
@@ -46,7 +53,7 @@ impl GroupApi for OffsetCommit {
 
     fn local(&mut self, cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
         let moving = cx.snapshot.groups.moving.contains_key(self.original.str("GroupId"));
-        if moving && self.original.i32("GenerationIdOrMemberEpoch") == -1 {
+        if moving && self.is_simple() {
             let topics = self.original.structs("Topics");
             self.plan.refused = topics.map(|t| refuse(t, code::UNKNOWN_MEMBER_ID)).collect();
             return self.reply(cx);
@@ -72,11 +79,24 @@ impl GroupApi for OffsetCommit {
         for (commit, tagged) in &accepted {
             cx.shared.groups.note_commit(&commit.group, &commit.topic, commit.partition, *tagged);
         }
-        if !accepted.is_empty() {
-            cx.emit(Effect::Mirror(accepted.into_iter().map(|(commit, _)| commit).collect()));
-        }
         self.plan.refused.drain(..).for_each(|topic| response.push("Topics", topic));
+        if accepted.is_empty() {
+            return Step::Reply(response);
+        }
+        let accepted = accepted.into_iter().map(|(commit, _)| commit).collect();
+        if self.is_simple() {
+            // What a tool has set is set on both sides when the tool says so (RULES R28).
+            cx.run_errand(IGNORED, Errand::MirrorCommits(accepted));
+            self.response = Some(response);
+            return Step::Pending;
+        }
+        cx.emit(Effect::Mirror(accepted));
         Step::Reply(response)
+    }
+
+    /// The home has accepted them: what cannot be copied now is copied later.
+    fn errand_done(&mut self, _done: ErrandDone) -> Step {
+        self.response.take().map_or(Step::Pending, Step::Reply)
     }
 }
 
@@ -236,5 +256,39 @@ mod tests {
         // A member's own commit, before it comes to the rebalance, still goes to the old home.
         commit(&mut rig, 3);
         assert_eq!(rig.one().node.side, Source);
+    }
+
+    #[test]
+    fn r28_a_tools_commit_is_answered_when_it_stands_on_both_sides() {
+        use crate::session::testing::{Rig, Source, TOPIC};
+        let answered = |generation: i32| {
+            let mut rig = Rig::new(Source, 0);
+            let topics = |body: &mut Struct, offset: Option<i64>| {
+                let mut topic = body.new_element("Topics");
+                let mut partition = topic.new_element("Partitions");
+                if let Some(offset) = offset {
+                    partition.set("CommittedOffset", offset);
+                }
+                topic.set("Name", TOPIC);
+                topic.push("Partitions", partition);
+                body.push("Topics", topic);
+            };
+            rig.ask(key::OFFSET_COMMIT, 7, |body| {
+                body.set("GroupId", "g");
+                body.set("GenerationIdOrMemberEpoch", generation);
+                topics(body, Some(7));
+            });
+            let sent = rig.one();
+            rig.answer(&sent, |body| topics(body, None));
+            rig
+        };
+        assert!(answered(3).reply().is_some(), "a member's commit follows within a second");
+        let mut rig = answered(-1);
+        assert!(rig.reply().is_none(), "answered before the other side has it");
+        let errand = rig.errand().unwrap();
+        let Errand::MirrorCommits(commits) = &errand.1 else { panic!("{:?}", errand.1) };
+        assert_eq!((commits.len(), commits[0].position), (1, 7));
+        rig.run_errand(errand, Err("the other side is down".to_owned()));
+        assert!(rig.reply().is_some());
     }
 }

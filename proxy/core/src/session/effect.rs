@@ -102,6 +102,9 @@ pub enum Errand {
     /// A group, or some of its commits, was deleted at its home: the copies at the other side go too (RULES R27). Done:
     /// false where there was no copy.
     ForgetCommits { group: Arc<str>, partitions: Option<Vec<(Arc<str>, i32)>> },
+    /// A tool has committed at its group's home: the other side gets it too (RULES R28). Done: false where that side
+    /// could not take it in time; then it gets it later.
+    MirrorCommits(Vec<CommitMirror>),
 }
 
 /// How a topic was changed.
