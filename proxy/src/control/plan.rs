@@ -2,7 +2,7 @@
 
 use super::Control;
 use super::boundary::{Lead, Part, Quiet};
-use super::client::request;
+use super::client::{Address, request};
 use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
 use crossover_core::api::key;
 use crossover_core::ids::ClusterSide;
@@ -267,21 +267,39 @@ impl Control {
         physical: &Arc<str>,
     ) -> anyhow::Result<BTreeMap<String, (String, bool)>> {
         const TOPIC: i8 = 2;
-        const SOURCE_TOPIC: i8 = 1;
-        let mut body = request(key::DESCRIBE_CONFIGS);
-        let mut resource = body.new_element("Resources");
-        resource.set("ResourceType", TOPIC);
-        resource.set("ResourceName", physical);
-        resource.set("ConfigurationKeys", Value::Array(None));
-        body.push("Resources", resource);
         // Its leader must be up for a flip; any other broker may hang.
         let leader = self.topology(side).leader(physical, 0).and_then(|id| self.address(side, id).ok());
         let at = leader.map_or_else(|| self.any_address(side), Ok)?;
-        let answer = self.client.call(&at, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
+        self.configs_of(&at, TOPIC, physical).await
+    }
+
+    /// How long a cluster's coordinators let a group's first members wait for others, milliseconds.
+    async fn first_rebalance_ms(&self, side: ClusterSide) -> Option<String> {
+        const BROKER: i8 = 4;
+        let broker = self.topology(side).any_broker()?;
+        let at = self.address(side, broker).ok()?;
+        let mut all = self.configs_of(&at, BROKER, &broker.to_string()).await.ok()?;
+        all.remove("group.initial.rebalance.delay.ms").map(|(value, _)| value)
+    }
+
+    async fn configs_of(
+        &self,
+        at: &Address,
+        kind: i8,
+        name: &str,
+    ) -> anyhow::Result<BTreeMap<String, (String, bool)>> {
+        const SOURCE_TOPIC: i8 = 1;
+        let mut body = request(key::DESCRIBE_CONFIGS);
+        let mut resource = body.new_element("Resources");
+        resource.set("ResourceType", kind);
+        resource.set("ResourceName", name);
+        resource.set("ConfigurationKeys", Value::Array(None));
+        body.push("Resources", resource);
+        let answer = self.client.call(at, key::DESCRIBE_CONFIGS, i16::MAX, &body).await?;
         let mut all = BTreeMap::new();
         for result in answer.structs("Results") {
             let error = result.i16("ErrorCode");
-            anyhow::ensure!(error == 0, "DescribeConfigs of {physical} answers error {error}");
+            anyhow::ensure!(error == 0, "DescribeConfigs of {name} answers error {error}");
             for config in result.structs("Configs") {
                 let own = config.i8("ConfigSource") == SOURCE_TOPIC;
                 all.insert(config.str("Name").to_owned(), (config.str("Value").to_owned(), own));
@@ -593,6 +611,10 @@ impl Control {
             return;
         }
         let created: &[String] = if request.create { &request.topics } else { &[] };
+        let wait = match self.first_rebalance_ms(to).await {
+            Some(ms) => format!("about {ms} ms (the {to}'s group.initial.rebalance.delay.ms)"),
+            None => format!("the {to}'s group.initial.rebalance.delay.ms, which it did not tell"),
+        };
         for group in self.groups_of(&request.groups, request.with_groups, &request.topics, to).await {
             let problem = self
                 .check_group(&group, to, created)
@@ -602,7 +624,7 @@ impl Control {
             checks.judge(
                 "groups",
                 problem,
-                format!("group {group} moves along"),
+                format!("group {group} moves along; its members rejoin together, which takes {wait}"),
                 "leave the group out, or remove the cause",
             );
         }

@@ -282,3 +282,6 @@ impl GroupApi for Plain {
         self.request.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+use super::*;
+use crate::route::GroupTable;
+use crate::session::Event;
+use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
+use std::sync::Arc;
+
+const COORDINATOR: i32 = 1;
+
+/// A client of the source's node whose group lives at the target.
+fn moved() -> Rig {
+    let mut rig = Rig::new(Source, 0);
+    let homes = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig
+}
+
+fn heartbeat(rig: &mut Rig) {
+    rig.ask(key::HEARTBEAT, 3, |body| body.set("GroupId", "g"));
+}
+
+fn join(rig: &mut Rig) {
+    rig.ask(key::JOIN_GROUP, 5, |body| {
+        body.set("GroupId", "g");
+        body.set("ProtocolType", "consumer");
+        body.set("SessionTimeoutMs", 10_000);
+        body.set("RebalanceTimeoutMs", 10_000);
+    });
+}
+
+/// The target names the coordinator.
+fn look_up(rig: &mut Rig) {
+    let lookup = rig.one();
+    assert_eq!((lookup.api_key, lookup.node.side), (key::FIND_COORDINATOR, Target));
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+}
+
+fn answer(rig: &mut Rig, to: &Sent, error: i16) {
+    rig.answer(to, |body| body.set("ErrorCode", error));
+}
+
+#[test]
+fn r29_a_member_at_the_wrong_side_never_learns_that_its_coordinator_is_elsewhere() {
+    let mut rig = moved();
+    heartbeat(&mut rig);
+    look_up(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.node.side, sent.node.broker), (Target, COORDINATOR));
+    answer(&mut rig, &sent, code::NONE);
+    // The coordinator moves from broker to broker: that is for the proxy to find out.
+    for error in [code::NOT_COORDINATOR, code::COORDINATOR_NOT_AVAILABLE, code::COORDINATOR_LOAD_IN_PROGRESS]
+    {
+        heartbeat(&mut rig);
+        let sent = rig.one();
+        answer(&mut rig, &sent, error);
+        rig.pass(RETRY_MS);
+        look_up(&mut rig);
+        let again = rig.one();
+        assert_eq!(again.api_key, key::HEARTBEAT);
+        answer(&mut rig, &again, code::NONE);
+    }
+    let replies: Vec<i16> = std::iter::from_fn(|| rig.reply()).map(|r| r.i16("ErrorCode")).collect();
+    assert_eq!((replies, rig.closed.is_none()), (vec![code::NONE; 4], true));
+}
+
+#[test]
+fn r29_what_the_coordinator_means_is_passed_on() {
+    let mut rig = moved();
+    heartbeat(&mut rig);
+    look_up(&mut rig);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::REBALANCE_IN_PROGRESS);
+    assert_eq!(rig.reply().map(|r| r.i16("ErrorCode")), Some(code::REBALANCE_IN_PROGRESS));
+}
+
+#[test]
+fn r19_a_parked_join_blocks_neither_heartbeats_nor_produce() {
+    let mut rig = moved();
+    rig.flip(Target, 100, 40);
+    let gate = rig.shared.gates.get(&Arc::from(TOPIC), 0);
+    crate::session::lock(&gate).release(0, 1, crate::producer::carry::Carry::default());
+    join(&mut rig);
+    look_up(&mut rig);
+    let parked = rig.one();
+    assert_eq!(parked.api_key, key::JOIN_GROUP);
+    heartbeat(&mut rig);
+    let beat = rig.one();
+    rig.ask(key::LIST_OFFSETS, 5, |body| {
+        let mut topic = body.new_element("Topics");
+        let mut partition = topic.new_element("Partitions");
+        partition.set("Timestamp", -1_i64);
+        topic.set("Name", TOPIC);
+        topic.push("Partitions", partition);
+        body.push("Topics", topic);
+    });
+    let listed = rig.one();
+    for other in [&beat, &listed] {
+        assert_eq!(other.node.side, Target);
+        assert_ne!(other.upstream, parked.upstream, "a broker answers a connection's requests one by one");
+    }
+}
+
+#[test]
+fn r19_the_loss_of_a_companion_fails_only_what_needs_it() {
+    let mut rig = moved();
+    join(&mut rig);
+    look_up(&mut rig);
+    let parked = rig.one();
+    heartbeat(&mut rig);
+    let beat = rig.one();
+    rig.handle(Event::Lost { upstream: parked.upstream });
+    assert!(rig.closed.is_none(), "the client's connection outlives a companion");
+    answer(&mut rig, &beat, code::NONE);
+    // The join is asked again at the coordinator; answers still come in the client's order.
+    rig.pass(RETRY_MS);
+    look_up(&mut rig);
+    let again = rig.one();
+    assert_eq!(again.api_key, key::JOIN_GROUP);
+    answer(&mut rig, &again, code::NONE);
+    let replies: Vec<Struct> = std::iter::from_fn(|| rig.reply()).collect();
+    assert_eq!(replies.len(), 2);
+}
