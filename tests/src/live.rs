@@ -89,10 +89,18 @@ impl Traffic {
     /// # Errors
     /// One of them does not work through the proxy.
     pub fn start(rig: &Rig, kinds: &[Kind], rate: u32) -> Result<Traffic> {
+        Traffic::start_with(rig, kinds, rate, &[])
+    }
+
+    /// As [`Traffic::start`], with more options for every client.
+    ///
+    /// # Errors
+    /// One of them does not work through the proxy.
+    pub fn start_with(rig: &Rig, kinds: &[Kind], rate: u32, more: &[&str]) -> Result<Traffic> {
         let mut traffic =
             Traffic { producers: Vec::new(), consumers: Vec::new(), past: Vec::new(), flips: 0 };
         for kind in kinds.iter().filter(|kind| kind.has_group) {
-            traffic.consumers.push(group(rig, kind, "live", &[])?);
+            traffic.consumers.push(group(rig, kind, "live", more)?);
             traffic.past.push(Vec::new());
         }
         for (index, kind) in kinds.iter().enumerate() {
@@ -100,6 +108,7 @@ impl Traffic {
             let mut args =
                 vec!["--topic", TOPIC, "--partitions", PARTITIONS, "--rate", &rate, "--writer", &writer];
             args.extend(kind.producer);
+            args.extend(more);
             traffic.producers.push(rig.driver(
                 kind.driver,
                 "producer",

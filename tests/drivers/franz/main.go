@@ -37,7 +37,11 @@ func version() string {
 	return "?"
 }
 
-func client(h *history, options []kgo.Opt) *kgo.Client {
+func client(a args, h *history, options []kgo.Opt) *kgo.Client {
+	if _, ok := a["metadata-max-age-ms"]; ok {
+		age := time.Duration(a.int("metadata-max-age-ms", "0")) * time.Millisecond
+		options = append(options, kgo.MetadataMaxAge(age), kgo.MetadataMinAge(min(age, time.Second)))
+	}
 	cl, err := kgo.NewClient(options...)
 	if err != nil {
 		h.line("E.error", err)
@@ -85,7 +89,7 @@ func codec(name string) kgo.CompressionCodec {
 func produce(a args, h *history, stop <-chan struct{}) {
 	idempotent := a.get("acks", "all") == "all" && a.get("idempotent", "true") == "true"
 	h.start(fmt.Sprintf("writer=%s\trun=%s\tacks=%s\tidempotent=%t", a.need("writer"), a.get("run", "r"), a.get("acks", "all"), idempotent))
-	cl := client(h, producerOptions(a))
+	cl := client(a, h, producerOptions(a))
 	topic, writer, run := a.need("topic"), a.need("writer"), a.get("run", "r")
 	partitions, size := a.int("partitions", "1"), a.int("size", "100")
 	next := make([]uint64, partitions)
@@ -136,7 +140,7 @@ func consume(a args, h *history, stop <-chan struct{}) {
 	r := &reader{a: a, h: h, sync: a.get("commit", "auto") == "sync-each-second", delivered: map[string]map[int32]kgo.EpochOffset{}}
 	reset := a.get("reset", "earliest")
 	h.start(fmt.Sprintf("group=%s\tmember=%s\treset=%s\tcommit=%s", a.need("group"), a.get("member", "m"), reset, a.get("commit", "auto")))
-	r.cl = client(h, r.options(reset))
+	r.cl = client(a, h, r.options(reset))
 	limit, polled, committed := a.int("stop-at-end-count", "0"), 0, time.Now()
 	for running(stop) && (limit == 0 || polled < limit) {
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)

@@ -111,6 +111,9 @@ public final class Driver {
     private static Properties common(Args args) {
         Properties config = new Properties();
         config.put("bootstrap.servers", args.need("bootstrap"));
+        if (args.has("metadata-max-age-ms")) {
+            config.put("metadata.max.age.ms", args.need("metadata-max-age-ms"));
+        }
         for (String pair : args.get("conf", "").split(",")) {
             if (pair.indexOf('=') > 0) {
                 config.put(pair.substring(0, pair.indexOf('=')), pair.substring(pair.indexOf('=') + 1));

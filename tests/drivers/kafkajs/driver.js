@@ -108,6 +108,11 @@ function client(args, history) {
   return new Kafka(config)
 }
 
+/** What producers and consumers take alike. */
+function common(args) {
+  return args.has('metadata-max-age-ms') ? { metadataMaxAge: Number(args.get('metadata-max-age-ms')) } : {}
+}
+
 async function produce(args, history) {
   const acks = { all: -1, 1: 1, 0: 0 }[args.get('acks', 'all')]
   const writer = args.need('writer')
@@ -116,7 +121,7 @@ async function produce(args, history) {
   const compression = { none: CompressionTypes.None, gzip: CompressionTypes.GZIP }[args.get('compression', 'none')]
   if (compression === undefined) refuse('kafkajs itself has only gzip')
   history.start({ writer, run: args.get('run', 'r'), acks: args.get('acks', 'all'), idempotent })
-  const producer = client(args, history).producer(args.has('idempotent') ? { idempotent } : {})
+  const producer = client(args, history).producer({ ...common(args), ...(args.has('idempotent') ? { idempotent } : {}) })
   await producer.connect()
   const counts = { sent: 0, ok: 0, failed: 0 }
   const next = new Array(Number(args.need('partitions'))).fill(0)
@@ -200,7 +205,7 @@ class Reader {
     history.start({
       group: args.need('group'), member: args.get('member', 'm'), reset: args.get('reset', 'latest'), commit: args.get('commit', 'auto')
     })
-    this.consumer = client(args, history).consumer({ groupId: args.need('group') })
+    this.consumer = client(args, history).consumer({ ...common(args), groupId: args.need('group') })
     this.listen()
     await this.consumer.connect()
     await this.consumer.subscribe({ topics: history.topics, fromBeginning })

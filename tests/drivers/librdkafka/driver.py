@@ -40,6 +40,10 @@ def common(args, history):
         history.line("E.note" if transient else "E.error", f"{error.name()} {error.str()}")
 
     config = {"bootstrap.servers": args.need("bootstrap"), "error_cb": on_error, "logger": log}
+    if args.get("metadata-max-age-ms") is not None:
+        age = args.get("metadata-max-age-ms")
+        # As Java means it: refreshed that often, forgotten after three times that.
+        config |= {"topic.metadata.refresh.interval.ms": age, "metadata.max.age.ms": int(age) * 3}
     for pair in filter(None, args.get("conf", "").split(",")):
         key, value = pair.split("=", 1)
         config[key] = value

@@ -113,6 +113,9 @@ func base(a args) (*sarama.Config, error) {
 	config := sarama.NewConfig()
 	level, err := sarama.ParseKafkaVersion(a.get("kafka-version", "2.8.0"))
 	config.Version = level
+	if _, ok := a["metadata-max-age-ms"]; ok {
+		config.Metadata.RefreshFrequency = time.Duration(a.int("metadata-max-age-ms", "0")) * time.Millisecond
+	}
 	return config, err
 }
 
