@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{HarnessError, Result};
 use crate::kafka::Kafka;
 use crate::layout::{INTERNAL, Layout, NodePlan, Plan};
-use crate::ports::PortLease;
+use crate::ports::{PortLease, lease_ports};
 use crate::process::{self, Process};
 use crate::spec::ClusterSpec;
 use crate::version::Version;
@@ -52,7 +52,7 @@ struct Node {
     votes: bool,
     running: Mutex<Option<Running>>,
     /// Held while the broker is down too: its ports stay its own.
-    _leases: Vec<PortLease>,
+    leases: Vec<PortLease>,
 }
 
 #[derive(Debug)]
@@ -215,6 +215,23 @@ impl Cluster {
         self.wait_until_serving(&[id])
     }
 
+    /// Gives a stopped broker another port on the harness's listener, and starts it there.
+    ///
+    /// # Errors
+    /// It runs, or no port is free; else as [`Cluster::start_broker`].
+    pub fn start_broker_elsewhere(&mut self, id: i32) -> Result<()> {
+        if self.node(id)?.lock().is_some() {
+            return Err(HarnessError::Broker(id, "is running"));
+        }
+        let leases = lease_ports(1)?;
+        let node = self.nodes.get_mut(&id).ok_or(HarnessError::Broker(id, "is not of this cluster"))?;
+        let new = leases.first().map_or(0, PortLease::port);
+        let old = node.ports.insert(INTERNAL.to_owned(), new).unwrap_or_default();
+        self.layout.replace_port(id, old, new)?;
+        node.leases.extend(leases);
+        self.start_broker(id)
+    }
+
     /// Like [`Cluster::start_broker`] for every broker that is down; the only way back when all are.
     ///
     /// # Errors
@@ -361,7 +378,7 @@ impl Drop for Cluster {
 impl Node {
     fn new(plan: NodePlan) -> Self {
         let NodePlan { ports, votes, leases } = plan;
-        Self { ports, votes, running: Mutex::new(None), _leases: leases }
+        Self { ports, votes, running: Mutex::new(None), leases }
     }
 
     fn address(&self) -> SocketAddr {

@@ -85,6 +85,14 @@ impl Layout {
         self.root.join(format!("server-{id}.properties"))
     }
 
+    /// Puts another port into a node's configuration.
+    pub(crate) fn replace_port(&self, id: i32, old: u16, new: u16) -> Result<()> {
+        let path = self.server_properties(id);
+        let text = fs::read_to_string(&path).context("read", &path)?;
+        // Only in `listeners` and `advertised.listeners`: ports are leased once.
+        write(&path, &text.replace(&format!(":{old}"), &format!(":{new}")))
+    }
+
     pub(crate) fn zookeeper_properties(&self) -> PathBuf {
         self.root.join("zookeeper.properties")
     }

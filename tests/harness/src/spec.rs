@@ -8,7 +8,7 @@ use crate::version::Version;
 pub struct ClusterSpec {
     /// Such as `4.3.1`. Before 3.3 with ZooKeeper, from then on KRaft.
     pub version: String,
-    /// 1 to 3.
+    /// 1 to 5.
     pub brokers: u8,
     /// The first broker's id; the others follow.
     pub first_node_id: i32,
@@ -57,8 +57,8 @@ impl ClusterSpec {
 
     pub(crate) fn check(&self) -> Result<Version> {
         let refuse = |reason: &str| Err(HarnessError::Spec(reason.to_owned()));
-        if !(1..=3).contains(&self.brokers) {
-            return refuse("brokers must be 1 to 3");
+        if !(1..=5).contains(&self.brokers) {
+            return refuse("brokers must be 1 to 5");
         }
         if !(1..=self.brokers).contains(&self.voters) {
             return refuse("voters must be 1 to the number of brokers");

@@ -118,6 +118,29 @@ impl Cluster {
         self.controller()?.reassign(topic, &rotated, CALL_LIMIT)
     }
 
+    /// Spreads a topic's partitions over these brokers, as many replicas as before, and waits until all are in sync.
+    ///
+    /// # Errors
+    /// The cluster refuses, or they do not come into sync within 60 s.
+    pub fn spread(&self, topic: &str, brokers: &[i32]) -> Result<()> {
+        let known = self.topic(topic)?.ok_or(HarnessError::Malformed("the topic does not exist"))?;
+        let spread = known.partitions.into_iter().enumerate().map(|(index, p)| {
+            let from = brokers.iter().cycle().skip(index % brokers.len().max(1));
+            (p.partition, from.take(p.replicas.len()).copied().collect())
+        });
+        let spread: Vec<(i32, Vec<i32>)> = spread.collect();
+        self.controller()?.reassign(topic, &spread, CALL_LIMIT)?;
+        self.wait_for_topic(topic, "its new replicas", |topic| {
+            topic.partitions.iter().zip(&spread).all(|(p, (_, wanted))| {
+                let mut now = p.replicas.clone();
+                let mut wanted = wanted.clone();
+                now.sort_unstable();
+                wanted.sort_unstable();
+                p.leader >= 0 && now == wanted && p.isr.len() == wanted.len()
+            })
+        })
+    }
+
     /// An election that gives every partition to its preferred leader.
     ///
     /// # Errors
