@@ -1,7 +1,8 @@
 //! Live traffic by many client libraries over flips, and the verdict on it.
 
+use crate::history::{At, lines};
 use crate::measure::{self, Pause, Window, machine_load, now_us};
-use crate::{check, flip, wait_count};
+use crate::{check, flip, wait_count, wait_for};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use serde_json::Value;
@@ -186,13 +187,50 @@ impl Traffic {
             ensure!(member.stop(), "{name} did not end well: see {}", history.display());
             past.push(history);
             let group = group_name("live", kind);
-            // Commits are all there is to start from: who must reset, fails.
-            let args = ["--topic", TOPIC, "--group", &group, "--reset", "none"];
+            let mut args = vec!["--topic", TOPIC, "--group", &group];
+            args.extend(only_from_commits(kind));
             let name = format!("{}-live-group-{}", kind.name, past.len());
             self.consumers.push(rig.driver(kind.driver, "consumer", &name, &args)?);
         }
         for consumer in &mut self.consumers {
             wait_count(consumer, "C.poll", WARM, START_MAX)?;
+        }
+        Ok(())
+    }
+
+    /// A second member for every group; returns when each has got partitions.
+    ///
+    /// # Errors
+    /// One does not join.
+    pub fn second_members(&self, rig: &Rig, kinds: &[Kind]) -> Result<Vec<Driver>> {
+        let mut members = Vec::new();
+        for kind in kinds.iter().filter(|kind| kind.has_group) {
+            let group = group_name("live", kind);
+            let mut args = vec!["--topic", TOPIC, "--group", &group, "--member", "second"];
+            args.extend(only_from_commits(kind));
+            members.push(rig.driver(
+                kind.driver,
+                "consumer",
+                &format!("{}-second-member", kind.name),
+                &args,
+            )?);
+        }
+        for member in &mut members {
+            wait_count(member, "C.assign", 1, START_MAX)?;
+            wait_count(member, "C.poll", WARM, START_MAX)?;
+        }
+        Ok(members)
+    }
+
+    /// Ends second members: the first ones take over.
+    ///
+    /// # Errors
+    /// One does not end well.
+    pub fn end_members(&mut self, members: Vec<Driver>) -> Result<()> {
+        for (member, past) in members.into_iter().zip(&mut self.past) {
+            let (name, history) = (member.name.clone(), member.history.clone());
+            ensure!(member.stop(), "{name} did not end well: see {}", history.display());
+            past.push(history);
         }
         Ok(())
     }
@@ -218,8 +256,14 @@ impl Traffic {
         let written: usize = producers.iter().map(|history| count(history, "P.ok")).sum();
         let mut consumers = Vec::new();
         for (mut consumer, past) in self.consumers.drain(..).zip(self.past) {
-            let read: usize = past.iter().map(|history| count(history, "C.poll")).sum();
-            wait_count(&mut consumer, "C.poll", written.saturating_sub(read), DRAIN_MAX)?;
+            if past.is_empty() {
+                wait_count(&mut consumer, "C.poll", written, DRAIN_MAX)?;
+            } else {
+                // A rebalance may deliver records to the next member again.
+                let all = [past.as_slice(), std::slice::from_ref(&consumer.history)].concat();
+                let what = format!("the group of {} to have read everything", consumer.name);
+                wait_for(DRAIN_MAX, &what, || Ok(delivered(&all)?.len() >= written))?;
+            }
             consumers.extend(past);
             let (name, history) = (consumer.name.clone(), consumer.history.clone());
             ensure!(consumer.stop(), "{name} did not end well: see {}", history.display());
@@ -244,6 +288,24 @@ fn flip_when_quiet(rig: &Rig, verb: &str) -> Result<Vec<Value>> {
     }
 }
 
+/// Commits are all there is to start from. Who must reset fails; where a library cannot fail, it skips what the checker then
+/// misses.
+fn only_from_commits(kind: &Kind) -> [&'static str; 2] {
+    let cannot_fail = ["sarama", "kafkajs"].contains(&kind.driver);
+    ["--reset", if cannot_fail { "latest" } else { "none" }]
+}
+
+/// Where the records lie that a group was given.
+fn delivered(histories: &[PathBuf]) -> Result<BTreeSet<At>> {
+    let mut all = BTreeSet::new();
+    for history in histories {
+        for line in lines(history, &["C.poll"])? {
+            all.insert(line.at()?);
+        }
+    }
+    Ok(all)
+}
+
 /// What a run left behind.
 pub struct Histories {
     pub producers: Vec<PathBuf>,
@@ -262,7 +324,7 @@ impl Histories {
         let mut twice = Vec::new();
         for history in &self.consumers {
             let mut seen = BTreeSet::new();
-            let again = crate::history::lines(history, &["C.poll"])?;
+            let again = lines(history, &["C.poll"])?;
             let again = again.iter().filter_map(|line| line.at().ok()).filter(|at| !seen.insert(*at)).count();
             if again > 0 {
                 twice.push(format!("{again} in {}", history.display()));
