@@ -31,6 +31,8 @@ pub struct Target {
     pub native: NativeOffset,
     /// The era's native end: nothing at or after it may be handed out from this read.
     pub end: Option<NativeOffset>,
+    /// The leader epoch the proxy knows the partition by; −1 where the cluster does not tell.
+    pub leader_epoch: i32,
 }
 
 /// One partition of a fetch.
@@ -152,7 +154,15 @@ impl Entry {
         if is_owner && upstream.class != Class::Native && self.is_sent_on(cx, timeline.current()) {
             return self.point_at(upstream.node);
         }
-        self.target = Some(Target { upstream, side: place.side, era: place.era, native, end: place.end });
+        let known = cx.snapshot.topology(place.side).partition(route.physical(place.side), self.key.partition);
+        self.target = Some(Target {
+            upstream,
+            side: place.side,
+            era: place.era,
+            native,
+            end: place.end,
+            leader_epoch: known.map_or(-1, |p| p.epoch),
+        });
     }
 
     /// Whether the client is to fetch at the owner's node from now on (RULES R20). History is read here.
@@ -180,7 +190,13 @@ impl Entry {
         };
         let mut partition = topic.new_element("Partitions");
         partition.set("Partition", self.key.partition);
-        partition.set("CurrentLeaderEpoch", epoch(self.current_leader_epoch));
+        // The client does not learn that a companion's leader finds its epoch too old, and would send it for ever.
+        let known = if target.upstream.class == Class::Native { -1 } else { target.leader_epoch };
+        let current = match epoch(self.current_leader_epoch) {
+            current if current >= 0 => current.max(known),
+            none => none,
+        };
+        partition.set("CurrentLeaderEpoch", current);
         partition.set("FetchOffset", target.native.0);
         partition.set(
             "LastFetchedEpoch",

@@ -6,8 +6,10 @@ use super::{common, key};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::producer::batch::{self, BatchHeader};
-use crate::producer::carry::CarryVerdict;
-use crate::producer::gate::{Admission, BatchId, HoldId, HoldReason, Outcome, Refusal, Submission, Ticket};
+use crate::producer::carry::{self, CarryVerdict};
+use crate::producer::gate::{
+    Admission, BatchId, HoldId, HoldReason, Kept, Outcome, Refusal, Submission, Ticket,
+};
 use crate::producer::pid;
 use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
@@ -27,13 +29,20 @@ pub struct HeldPartitions {
     blocked: HashSet<(Arc<str>, i32)>,
     /// Producers whose batch was just answered with an error: what waits behind it gets the same error, because the
     /// client sends them all again, in order (RULES R8).
-    failed: HashMap<FailedKey, i16>,
+    failed: HashMap<FailedKey, Failed>,
     /// The same of the round before, for what had been asked already when it failed.
-    failing: HashMap<FailedKey, i16>,
+    failing: HashMap<FailedKey, Failed>,
 }
 
 /// A partition, and the producer id of a batch with sequence numbers.
 type FailedKey = ((Arc<str>, i32), Option<i64>);
+
+/// The first batch of a producer that was answered with an error, and that error.
+#[derive(Clone, Copy)]
+struct Failed {
+    error: i16,
+    batch: Option<BatchId>,
+}
 
 impl HeldPartitions {
     /// A new round of asking, in the order of the requests.
@@ -42,8 +51,19 @@ impl HeldPartitions {
         self.failing = std::mem::take(&mut self.failed);
     }
 
-    fn failure(&self, key: &FailedKey) -> Option<i16> {
-        self.failed.get(key).or_else(|| self.failing.get(key)).copied()
+    /// The error a waiting batch gets because one before it failed. One that was sent again by the client may wait
+    /// behind a later one, and does not share its error: the refusal of the first missing batch would be fatal.
+    fn failure(&self, key: &FailedKey, batch: Option<BatchId>) -> Option<i16> {
+        let found = [&self.failed, &self.failing].into_iter().filter_map(|all| all.get(key));
+        let mut shared = found.filter(|failed| !is_before(batch, failed.batch));
+        shared.next().map(|failed| failed.error)
+    }
+
+    fn fail(&mut self, key: FailedKey, error: i16, batch: Option<BatchId>) {
+        let known = self.failed.entry(key).or_insert(Failed { error, batch });
+        if is_before(batch, known.batch) {
+            *known = Failed { error, batch };
+        }
     }
 
     fn add(&mut self, at: &(Arc<str>, i32)) {
@@ -180,7 +200,7 @@ impl Produce {
         if first_time {
             cx.core.produce.add(&at);
         }
-        if !first_time && let Some(error) = cx.core.produce.failure(&part.key()) {
+        if !first_time && let Some(error) = cx.core.produce.failure(&part.key(), part.batch) {
             part.answer(cx, error);
             return None;
         }
@@ -193,9 +213,12 @@ impl Produce {
         let gate = cx.shared.gates.get(&at.0, at.1);
         let target = common::produce_target(cx, &at.0, at.1);
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));
+        let (session, client) = (cx.core.id, cx.core.client_key());
+        let kept = Kept { session, client, batch: part.batch, hold: part.hold };
         let (Some(target), Some(path)) = (target, path) else {
             // No leader known: the topology is on its way.
             cx.refresh(cx.snapshot.routes.owner(&at.0));
+            part.hold = Some(crate::session::lock(&gate).queue(&kept));
             return part.wait(cx, cx.now_ms + RETRY_MS);
         };
         if cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE) {
@@ -204,8 +227,8 @@ impl Produce {
             return part.wait(cx, cx.now_ms + RETRY_MS);
         }
         let submission = Submission {
-            session: cx.core.id,
-            client: cx.core.client_key(),
+            session,
+            client,
             path,
             direct: target.upstream.class == Class::Native,
             era: target.era,
@@ -215,7 +238,7 @@ impl Produce {
         };
         let mut gate = crate::session::lock(&gate);
         if queued || cx.now_ms < part.retry_at_ms {
-            part.hold = Some(gate.queue(&submission));
+            part.hold = Some(gate.queue(&kept));
             drop(gate);
             return part.wait(cx, part.retry_at_ms.max(cx.now_ms + RETRY_MS));
         }
@@ -518,7 +541,7 @@ impl Part {
 
     fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
         let State::InFlight { side, era, companion, recall, .. } = self.state else { return };
-        let error = answer.i16("ErrorCode");
+        let mut error = answer.i16("ErrorCode");
         let route = cx.snapshot.routes.topic(&self.at.0).cloned();
         let mut out = answer.clone();
         let mut appended = None;
@@ -548,13 +571,19 @@ impl Part {
             code::NOT_LEADER_OR_FOLLOWER,
             code::NOT_ENOUGH_REPLICAS,
         ];
-        if (companion || self.was_held) && cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max {
-            if elsewhere.contains(&error) {
+        if companion || self.was_held {
+            let in_time = cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max;
+            if elsewhere.contains(&error) && in_time {
                 cx.refresh(side);
                 return self.again(cx);
             }
             if error == code::OUT_OF_ORDER_SEQUENCE_NUMBER && self.lacks_predecessor(cx) {
-                return self.again(cx);
+                if in_time {
+                    return self.again(cx);
+                }
+                // The one before may still be appended, and then 45 would be fatal.
+                error = code::NOT_LEADER_OR_FOLLOWER;
+                out.set("ErrorCode", error);
             }
         }
         if error == code::NOT_LEADER_OR_FOLLOWER {
@@ -609,7 +638,7 @@ impl Part {
     /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
     fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
         if cx.core.produce.pending.contains_key(&self.at) {
-            cx.core.produce.failed.insert(self.key(), error);
+            cx.core.produce.fail(self.key(), error, self.batch);
             let own = cx.core.id;
             cx.emit(Effect::Wake(vec![own]));
         }
@@ -658,6 +687,14 @@ fn batch_id(header: &BatchHeader) -> BatchId {
         epoch: header.producer_epoch,
         first: header.base_sequence,
         last: header.last_sequence(),
+    }
+}
+
+/// Whether a batch comes before another one of its producer.
+fn is_before(batch: Option<BatchId>, other: Option<BatchId>) -> bool {
+    match (batch, other) {
+        (Some(batch), Some(other)) if batch.epoch == other.epoch => carry::is_before(batch.first, other.first),
+        _ => false,
     }
 }
 

@@ -298,6 +298,12 @@ fn is_newer(a: (i16, i32), b: (i16, i32)) -> bool {
     a.0 > b.0 || (a.0 == b.0 && is_ahead(a.1, b.1))
 }
 
+/// Sequence `a` comes before `b`.
+#[must_use]
+pub fn is_before(a: i32, b: i32) -> bool {
+    (1..HALF).contains(&distance(a, b))
+}
+
 /// Sequence `a` comes after `b`; −1 comes before all.
 fn is_ahead(a: i32, b: i32) -> bool {
     a >= 0 && (b < 0 || (1..HALF).contains(&distance(b, a)))

@@ -64,6 +64,22 @@ pub struct Submission {
     pub arrived_ms: i64,
 }
 
+/// A batch that is kept without being asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    pub session: SessionId,
+    pub client: ClientKey,
+    pub batch: Option<BatchId>,
+    /// Set when the batch was kept before.
+    pub hold: Option<HoldId>,
+}
+
+impl Submission {
+    fn kept(&self) -> Kept {
+        Kept { session: self.session, client: self.client, batch: self.batch, hold: self.hold }
+    }
+}
+
 /// The gate's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -155,6 +171,9 @@ pub struct PartitionGate {
     in_flight: BTreeMap<Ticket, InFlight>,
     held: BTreeMap<HoldId, SessionId>,
     held_in_flight: u32,
+    /// Batches without sequences that are kept, for whatever reason, in the order they came: those of one client must
+    /// not overtake each other by another connection (RULES R1).
+    plain: BTreeMap<HoldId, (ClientKey, SessionId)>,
     waiting: BTreeSet<SessionId>,
     /// When an outcome last became unknown and was not resolved since.
     unknown_since_ms: Option<i64>,
@@ -175,18 +194,33 @@ impl PartitionGate {
         if submission.era != self.era {
             return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
-        let held_before = submission.hold.is_some_and(|id| self.held.contains_key(&id));
-        if submission.direct && !held_before && (!self.held.is_empty() || self.held_in_flight > 0) {
+        if submission.direct && self.held_goes_first(submission) {
             return self.wait(submission, HoldReason::HeldFirst, None);
         }
         let Some(batch) = submission.batch else {
             let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
-            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f)) {
+            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f)) || self.is_behind(submission) {
                 return self.wait(submission, HoldReason::OtherPath, None);
             }
             return self.forward(submission);
         };
         self.admit_sequenced(now_ms, submission, batch)
+    }
+
+    /// Whether something that the fence held, and that came before, is not appended yet.
+    fn held_goes_first(&self, submission: &Submission) -> bool {
+        let held_before = submission.hold.is_some_and(|id| self.held.contains_key(&id));
+        let first = self.held.first_key_value().map(|(id, _)| *id);
+        let waits = first.is_some_and(|first| submission.hold.is_none_or(|own| first < own));
+        !held_before && (waits || self.held_in_flight > 0)
+    }
+
+    /// Whether an earlier batch without sequences of the same client is kept on another connection.
+    fn is_behind(&self, submission: &Submission) -> bool {
+        let is_earlier = |id: &HoldId| submission.hold.is_none_or(|own| *id < own);
+        self.plain.iter().take_while(|(id, _)| is_earlier(id)).any(|(_, (client, session))| {
+            *client == submission.client && *session != submission.session
+        })
     }
 
     fn admit_sequenced(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {
@@ -252,6 +286,7 @@ impl PartitionGate {
     fn forward(&mut self, submission: &Submission) -> Admission {
         let ticket = Ticket(self.fresh_id());
         let was_held = submission.hold.is_some_and(|id| self.held.remove(&id).is_some());
+        submission.hold.map(|id| self.plain.remove(&id));
         self.held_in_flight += u32::from(was_held);
         self.in_flight.insert(
             ticket,
@@ -270,19 +305,27 @@ impl PartitionGate {
     }
 
     fn hold(&mut self, submission: &Submission, reason: HoldReason, deadline_ms: Option<i64>) -> Admission {
-        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        let hold = self.keep(&submission.kept());
         self.held.insert(hold, submission.session);
         Admission::Hold { hold, reason, deadline_ms }
     }
 
     /// Keeps a batch that queues behind an earlier one of its own connection. It counts as held only where that one
     /// does: what is held must never wait for what waits for the held.
-    pub fn queue(&mut self, submission: &Submission) -> HoldId {
-        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
-        if self.held.values().any(|session| *session == submission.session) {
-            self.held.insert(hold, submission.session);
+    pub fn queue(&mut self, kept: &Kept) -> HoldId {
+        let hold = self.keep(kept);
+        if self.held.values().any(|session| *session == kept.session) {
+            self.held.insert(hold, kept.session);
         } else {
-            self.waiting.insert(submission.session);
+            self.waiting.insert(kept.session);
+        }
+        hold
+    }
+
+    fn keep(&mut self, kept: &Kept) -> HoldId {
+        let hold = kept.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        if kept.batch.is_none() {
+            self.plain.insert(hold, (kept.client, kept.session));
         }
         hold
     }
@@ -290,13 +333,14 @@ impl PartitionGate {
     /// Keeps a batch that the fence did not hold, or keeps it held if it did.
     fn wait(&mut self, submission: &Submission, reason: HoldReason, deadline_ms: Option<i64>) -> Admission {
         self.waiting.insert(submission.session);
-        let hold = submission.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
+        let hold = self.keep(&submission.kept());
         Admission::Hold { hold, reason, deadline_ms }
     }
 
     /// The client of a held batch has gone, or the batch is answered otherwise.
     pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
-        let freed = self.held.remove(&hold).is_some() && self.held.is_empty();
+        let was_plain = self.plain.remove(&hold).is_some();
+        let freed = self.held.remove(&hold).is_some() && self.held.is_empty() || was_plain;
         GateSignal { wake: if freed { self.take_waiting() } else { Vec::new() }, drained: false }
     }
 

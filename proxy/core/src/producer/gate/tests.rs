@@ -160,7 +160,7 @@ fn a_batch_queued_behind_a_waiting_one_does_not_block_it() {
     let first = forwarded(gate.admit(NOW, &submission(1, Some((10, 14)), 1)));
     let second = submission(1, Some((15, 19)), 1);
     let Admission::Hold { hold, .. } = gate.admit(NOW, &second) else { panic!("not held") };
-    gate.queue(&submission(1, Some((20, 24)), 1));
+    gate.queue(&submission(1, Some((20, 24)), 1).kept());
     gate.complete(NOW, first, acked(200));
     forwarded(gate.admit(NOW, &Submission { hold: Some(hold), ..second }));
 }

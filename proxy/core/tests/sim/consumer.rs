@@ -1,0 +1,379 @@
+//! Consumers: they read each partition from the first record to the end, with and without fetch sessions.
+
+use crate::coverage::Seen;
+use crate::wire;
+use crate::world::{Ev, MS, Who, World, trace};
+use bytes::Bytes;
+use crossover_core::ids::{TopicId, VirtualNode};
+use crossover_core::schema::Struct;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes of one batch.
+const BATCH: i32 = 73;
+
+pub(crate) struct Consumer {
+    version: i16,
+    client_id: String,
+    software: &'static str,
+    places: Vec<Place>,
+    fetchers: BTreeMap<VirtualNode, Fetcher>,
+    tick_at: u64,
+    correlation: i32,
+    wait_ms: i32,
+    batches: i32,
+}
+
+/// Where it stands in one partition.
+struct Place {
+    partition: i32,
+    position: i64,
+    node: Option<VirtualNode>,
+    epoch: i32,
+    last_epoch: i32,
+    learning: bool,
+    high_watermark: i64,
+    log_start: i64,
+}
+
+/// The fetches at one node.
+struct Fetcher {
+    conn: usize,
+    /// Of the request under way, and whether it asks who the proxy is.
+    asked: Option<(i32, bool)>,
+    introduced: bool,
+    session: i32,
+    epoch: i32,
+    /// What the session knows of each partition.
+    known: BTreeMap<usize, (i64, i32)>,
+}
+
+impl World {
+    pub(crate) fn add_consumers(&mut self) {
+        for index in 0..self.rng.between(1, 2) as usize {
+            let places = (0..self.shape.partitions).map(|partition| Place {
+                partition,
+                position: self.clusters[0].logs[partition as usize].start,
+                node: None,
+                epoch: -1,
+                last_epoch: -1,
+                learning: false,
+                high_watermark: -1,
+                log_start: -1,
+            });
+            let places = places.collect();
+            self.consumers.push(Consumer {
+                version: self.rng.pick(&[4, 11, 12, 17]),
+                client_id: format!("consumer-{index}"),
+                software: self.rng.pick(&["apache-kafka-java", "librdkafka", "kgo", ""]),
+                places,
+                fetchers: BTreeMap::new(),
+                tick_at: u64::MAX,
+                correlation: 0,
+                wait_ms: self.rng.pick(&[20, 100, 500]),
+                batches: self.rng.between(1, 5) as i32,
+            });
+            // Some come late, and have history to read.
+            let after = if self.rng.chance(400) { self.rng.up_to(self.shape.heal_at) } else { 0 };
+            for place in 0..self.shape.partitions as usize {
+                self.consumers[index].places[place].learning = true;
+                self.plan(after, Ev::Learn { who: Who::Consumer(index), partition: place });
+            }
+        }
+    }
+
+    /// What it has not read yet.
+    pub(crate) fn behind(&self, consumer: &Consumer) -> Option<String> {
+        let behind = |place: &&Place| place.position < self.oracle.end(place.partition, &self.clusters);
+        let place = consumer.places.iter().find(behind)?;
+        let end = self.oracle.end(place.partition, &self.clusters);
+        Some(format!("{} stands at {} of {end} of {}", consumer.client_id, place.position, place.partition))
+    }
+
+    fn consume_soon(&mut self, index: usize, after: u64) {
+        let at = self.now + after;
+        if at < self.consumers[index].tick_at {
+            self.consumers[index].tick_at = at;
+            self.plan_at(at, Ev::Tick(Who::Consumer(index)));
+        }
+    }
+
+    fn look_again(&mut self, index: usize, place: usize, from: u64, to: u64) {
+        if !std::mem::replace(&mut self.consumers[index].places[place].learning, true) {
+            let after = self.rng.between(from, to) * MS;
+            self.plan(after, Ev::Learn { who: Who::Consumer(index), partition: place });
+        }
+    }
+
+    pub(crate) fn consumer_looks(&mut self, index: usize) {
+        for place in 0..self.consumers[index].places.len() {
+            if self.rng.chance(500) {
+                self.look_again(index, place, 1, 20);
+            }
+        }
+    }
+
+    pub(crate) fn consumer_learns(&mut self, index: usize, place: usize) {
+        let known = if self.proxy.up { self.metadata(self.consumers[index].places[place].partition) } else { None };
+        let at = &mut self.consumers[index].places[place];
+        at.learning = false;
+        match known {
+            Some((node, epoch)) => {
+                if epoch < at.epoch {
+                    let was = at.epoch;
+                    return self.fail(format!("consumer {index} is told epoch {epoch} after {was}"));
+                }
+                at.node = Some(node);
+                at.epoch = epoch;
+                self.consume_soon(index, 0);
+            }
+            None => self.look_again(index, place, 20, 100),
+        }
+    }
+
+    pub(crate) fn tick_consumer(&mut self, index: usize) {
+        if self.consumers[index].tick_at > self.now {
+            return;
+        }
+        self.consumers[index].tick_at = u64::MAX;
+        let nodes: BTreeSet<VirtualNode> =
+            self.consumers[index].places.iter().filter_map(|p| p.node).collect();
+        for node in nodes {
+            if !self.consumers[index].fetchers.contains_key(&node) {
+                let Some(conn) = self.connect(Who::Consumer(index), node) else {
+                    self.consume_soon(index, 50 * MS);
+                    continue;
+                };
+                let fetcher = Fetcher {
+                    conn,
+                    asked: None,
+                    introduced: false,
+                    session: 0,
+                    epoch: 0,
+                    known: BTreeMap::new(),
+                };
+                self.consumers[index].fetchers.insert(node, fetcher);
+            }
+            self.fetch_at(index, node);
+        }
+    }
+
+    fn fetch_at(&mut self, index: usize, node: VirtualNode) {
+        let consumer = &mut self.consumers[index];
+        let Some(fetcher) = consumer.fetchers.get_mut(&node).filter(|f| f.asked.is_none()) else { return };
+        consumer.correlation += 1;
+        let (conn, correlation) = (fetcher.conn, consumer.correlation);
+        fetcher.asked = Some((correlation, !fetcher.introduced));
+        let frame = if fetcher.introduced {
+            let body = fetch_body(consumer.version, &consumer.places, fetcher, node, consumer.wait_ms, consumer.batches);
+            wire::ask(wire::FETCH, consumer.version, correlation, &consumer.client_id, &body)
+        } else {
+            let mut body = wire::request(wire::API_VERSIONS);
+            body.set("ClientSoftwareName", consumer.software);
+            body.set("ClientSoftwareVersion", "1");
+            wire::ask(wire::API_VERSIONS, 3, correlation, &consumer.client_id, &body)
+        };
+        trace!(self, "consumer {index} asks at {node:?} for {:?}", self.consumers[index].places.iter().map(|p| p.position).collect::<Vec<_>>());
+        self.send(conn, frame);
+    }
+
+    pub(crate) fn consumer_hears(&mut self, index: usize, conn: usize, frame: &Bytes) {
+        let consumer = &mut self.consumers[index];
+        let found = consumer.fetchers.iter_mut().find(|(_, f)| f.conn == conn);
+        let Some((node, fetcher)) = found else { return };
+        let node = *node;
+        let Some((correlation, introduces)) = fetcher.asked.take() else {
+            return self.fail(format!("consumer {index} got an answer to nothing"));
+        };
+        if introduces {
+            fetcher.introduced = true;
+            return self.consume_soon(index, 0);
+        }
+        match wire::read_response(wire::FETCH, consumer.version, frame) {
+            Ok((answered, body)) if answered == correlation => self.take(index, node, &body),
+            Ok((answered, _)) => {
+                self.fail(format!("consumer {index} got the answer to {answered} for {correlation}"))
+            }
+            Err(error) => self.fail(format!("consumer {index} cannot read an answer: {error}")),
+        }
+    }
+
+    fn take(&mut self, index: usize, node: VirtualNode, body: &Struct) {
+        let error = body.i16("ErrorCode");
+        let fetcher = self.consumers[index].fetchers.get_mut(&node).expect("the fetcher that asked");
+        if error == 70 || error == 71 {
+            self.coverage.note(Seen::SessionReset);
+            fetcher.session = 0;
+            fetcher.epoch = 0;
+            fetcher.known.clear();
+            return self.consume_soon(index, 0);
+        } else if error != 0 {
+            return self.fail(format!("consumer {index}: fetch error {error}"));
+        }
+        fetcher.session = body.i32("SessionId");
+        fetcher.epoch = if fetcher.session == 0 { 0 } else { fetcher.epoch + 1 };
+        let answers = body.structs("Responses").flat_map(|t| t.structs("Partitions"));
+        for answer in answers {
+            self.take_partition(index, node, answer);
+        }
+        self.consume_soon(index, 0);
+    }
+
+    fn take_partition(&mut self, index: usize, node: VirtualNode, answer: &Struct) {
+        let partition = answer.i32("PartitionIndex");
+        let Some(place) = self.consumers[index].places.iter().position(|p| p.partition == partition) else {
+            return self.fail(format!("consumer {index} was answered {partition}, which it did not ask for"));
+        };
+        trace!(
+            self,
+            "consumer {index} hears of {partition} by {node:?}: error {}, ends {} {}, {} bytes",
+            answer.i16("ErrorCode"),
+            answer.i64("LogStartOffset"),
+            answer.i64("HighWatermark"),
+            answer.bytes("Records").len()
+        );
+        let known = self.consumers[index].fetchers[&node].known.get(&place).copied();
+        let at = &self.consumers[index].places[place];
+        if at.node != Some(node) || known.is_none_or(|(position, _)| position != at.position) {
+            return;
+        }
+        match answer.i16("ErrorCode") {
+            0 => {}
+            1 => return self.out_of_range(index, place),
+            3 | 5 | 6 | 74 | 75 | 78 | 100 => {
+                self.consumers[index].places[place].node = None;
+                return self.look_again(index, place, 20, 100);
+            }
+            other => return self.fail(format!("consumer {index}: error {other} of {partition}")),
+        }
+        if answer.has("PreferredReadReplica")
+            && let Some(other) = VirtualNode::from_virtual(answer.i32("PreferredReadReplica"))
+        {
+            self.see(Seen::Signalled);
+            self.consumers[index].places[place].node = Some(other);
+            return;
+        }
+        if answer.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0) {
+            return self.fail(format!("consumer {index} is told that its log diverges: {answer:?}"));
+        }
+        self.check_ends(index, place, answer);
+        self.take_records(index, place, answer.bytes("Records"));
+    }
+
+    fn take_records(&mut self, index: usize, place: usize, records: &[u8]) {
+        for head in wire::heads(records) {
+            let at = &self.consumers[index].places[place];
+            let (partition, position) = (at.partition, at.position);
+            if head.base + i64::from(head.count) <= position {
+                // A broker starts with the batch that holds the position, clients drop what is before it.
+                return self.fail(format!("at {position} a batch from {} was read", head.base));
+            }
+            let judged = self.oracle.read(partition, position, &head, &self.clusters);
+            self.judge(judged);
+            let at = &mut self.consumers[index].places[place];
+            if head.leader_epoch < at.last_epoch {
+                let was = at.last_epoch;
+                return self.fail(format!("at {position} epoch {} follows {was}", head.leader_epoch));
+            }
+            at.last_epoch = head.leader_epoch;
+            at.position = head.base + i64::from(head.count);
+            let eras = self.oracle.eras(partition);
+            if eras > 1 && self.oracle.owner(partition).first > position {
+                self.see(Seen::HistoricRead);
+            }
+        }
+    }
+
+    /// What answers say of the log's ends never goes back, and is never more than there is.
+    fn check_ends(&mut self, index: usize, place: usize, answer: &Struct) {
+        let (watermark, start) = (answer.i64("HighWatermark"), answer.i64("LogStartOffset"));
+        let at = &mut self.consumers[index].places[place];
+        let partition = at.partition;
+        at.high_watermark = at.high_watermark.max(watermark);
+        at.log_start = at.log_start.max(start);
+        let committed = self.oracle.committed(partition, &self.clusters);
+        if watermark > committed {
+            return self.fail(format!("consumer {index} is told the end {watermark}, it is {committed}"));
+        }
+        let first = self.oracle.next_record(partition, 0, &self.clusters);
+        if start > first {
+            self.fail(format!("consumer {index} is told the start {start}, it is {first}"));
+        }
+    }
+
+    fn out_of_range(&mut self, index: usize, place: usize) {
+        self.see(Seen::OutOfRange);
+        let at = &self.consumers[index].places[place];
+        let (partition, position) = (at.partition, at.position);
+        let judged = self.oracle.out_of_range(partition, position, &self.clusters);
+        self.judge(judged);
+        trace!(self, "consumer {index} is out of range at {position} of {partition}");
+        // auto.offset.reset = earliest
+        let first = self.oracle.next_record(partition, 0, &self.clusters);
+        self.consumers[index].places[place].position = first;
+        self.consumers[index].places[place].last_epoch = -1;
+    }
+
+    pub(crate) fn consumer_loses(&mut self, index: usize, conn: usize) {
+        let consumer = &mut self.consumers[index];
+        consumer.fetchers.retain(|_, f| f.conn != conn);
+        for place in 0..self.consumers[index].places.len() {
+            self.look_again(index, place, 20, 100);
+        }
+        self.consume_soon(index, 20 * MS);
+    }
+}
+
+fn fetch_body(
+    version: i16,
+    places: &[Place],
+    fetcher: &mut Fetcher,
+    node: VirtualNode,
+    wait_ms: i32,
+    batches: i32,
+) -> Struct {
+    let mut body = wire::request(wire::FETCH);
+    body.set("ReplicaId", -1);
+    body.set("MaxWaitMs", wait_ms);
+    body.set("MinBytes", 1);
+    body.set("MaxBytes", BATCH * batches);
+    body.set("SessionId", fetcher.session);
+    body.set("SessionEpoch", if version < 7 { -1 } else { fetcher.epoch });
+    let mut topic = body.new_element("Topics");
+    topic.set("Topic", wire::TOPIC);
+    topic.set("TopicId", TopicId(wire::IDS[0]));
+    let mut forgotten = Vec::new();
+    for (index, place) in places.iter().enumerate() {
+        if place.node != Some(node) {
+            if fetcher.known.remove(&index).is_some() {
+                forgotten.push(place.partition);
+            }
+            continue;
+        }
+        let state = (place.position, place.epoch);
+        if fetcher.known.insert(index, state) == Some(state) && fetcher.session != 0 {
+            continue;
+        }
+        let mut partition = topic.new_element("Partitions");
+        partition.set("Partition", place.partition);
+        partition.set("CurrentLeaderEpoch", place.epoch);
+        partition.set("FetchOffset", place.position);
+        if version >= 12 {
+            partition.set("LastFetchedEpoch", place.last_epoch);
+        }
+        partition.set("PartitionMaxBytes", BATCH * batches);
+        topic.push("Partitions", partition);
+    }
+    if !topic.array("Partitions").is_empty() {
+        body.push("Topics", topic);
+    }
+    if !forgotten.is_empty() && version >= 7 {
+        let mut topic = body.new_element("ForgottenTopicsData");
+        topic.set("Topic", wire::TOPIC);
+        topic.set("TopicId", TopicId(wire::IDS[0]));
+        for partition in forgotten {
+            topic.push("Partitions", partition);
+        }
+        body.push("ForgottenTopicsData", topic);
+    }
+    body
+}

@@ -1,0 +1,43 @@
+//! What must have happened in a run: a rule that was never needed is not tested.
+
+macro_rules! seen {
+    ($($name:ident),* $(,)?) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Seen { $($name),* }
+        pub(crate) const ALL: &[Seen] = &[$(Seen::$name),*];
+    };
+}
+
+seen! {
+    CrashInPrepare, CrashInFence, CrashInDrain, CrashInBoundary, CrashInSeal, CrashInPublish,
+    AbortInPrepare, AbortInFence, AbortInDrain, AbortInBoundary,
+    DeadlineBeforeSeal, LossAborts, SealNotWritten, SealUnknownKept, SealUnknownLost, GraceRefuses,
+    ThreeEras, Rollback,
+    AckWithoutOffset, AckFromCarry, HoldExpired, HeldForwarded, StaleCompanion, Retried,
+    LostWithProduceInFlight, LateAppend, ErrorAfterAppend,
+    HistoricRead, ReadOverBoundary, OutOfRange, Signalled, SessionReset,
+    ElectionLosesTail, EpochFenced, Seeded,
+}
+
+#[derive(Clone)]
+pub(crate) struct Coverage([u64; ALL.len()]);
+
+impl Default for Coverage {
+    fn default() -> Coverage {
+        Coverage([0; ALL.len()])
+    }
+}
+
+impl Coverage {
+    pub(crate) fn note(&mut self, seen: Seen) {
+        self.0[seen as usize] += 1;
+    }
+
+    pub(crate) fn add(&mut self, other: &Coverage) {
+        self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own += other);
+    }
+
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Seen, u64)> + '_ {
+        ALL.iter().map(|seen| (*seen, self.0[*seen as usize]))
+    }
+}

@@ -1,0 +1,89 @@
+//! A deterministic simulator of the core: the real sessions, gates, timelines and flip decisions in a model world, one
+//! thread and one seed, with what must hold judged after every step.
+
+mod bugs;
+mod cluster;
+mod consumer;
+mod coverage;
+mod faults;
+mod net;
+mod operator;
+mod oracle;
+mod producer;
+mod proxy;
+mod queue;
+mod rng;
+mod store;
+mod wire;
+mod world;
+
+use coverage::Coverage;
+use std::time::{Duration, Instant};
+
+/// `from..to`, or one seed.
+fn seeds(text: &str) -> (u64, u64) {
+    let number = |text: &str| text.trim().parse().expect("a number");
+    match text.split_once("..") {
+        Some((from, to)) => (number(from), number(to)),
+        None => (number(text), number(text) + 1),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Says which seed it was when the core, or the model, panics.
+struct Naming(u64);
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("seed {}: repeat it with CROSSOVER_SEED={}", self.0, self.0);
+        }
+    }
+}
+
+/// Prints what happened, and fails where it must not have.
+fn replay(seed: u64) -> String {
+    let outcome = world::play(seed, None, true);
+    outcome.trace.iter().for_each(|line| println!("{line}"));
+    outcome.violation.unwrap_or_else(|| "nothing".to_owned())
+}
+
+#[test]
+fn schedules_hold() {
+    if let Some(seed) = variable("CROSSOVER_SEED") {
+        let why = replay(seeds(&seed).0);
+        assert_eq!(why, "nothing");
+        return;
+    }
+    let (mut seed, to) = variable("CROSSOVER_SEEDS").map_or((0, u64::MAX), |text| seeds(&text));
+    let budget = match to {
+        u64::MAX => variable("CROSSOVER_SIM_SECONDS").map_or(10, |s| s.parse().expect("seconds")),
+        _ => u64::MAX / 2_000,
+    };
+    let (from, started) = (seed, Instant::now());
+    let (mut events, mut flips) = (0, 0);
+    let mut coverage = Coverage::default();
+    while seed < to && started.elapsed() < Duration::from_secs(budget) {
+        let _naming = Naming(seed);
+        let outcome = world::play(seed, None, false);
+        if let Some(why) = outcome.violation {
+            replay(seed);
+            panic!("seed {seed}: {why}\nrepeat it with CROSSOVER_SEED={seed}");
+        }
+        events += outcome.events;
+        flips += u64::from(outcome.flips);
+        coverage.add(&outcome.coverage);
+        seed += 1;
+    }
+    let (count, took) = (seed - from, started.elapsed().as_secs_f64());
+    println!(
+        "seeds {from}..{seed}: {count} schedules, {events} events, {flips} flips, {:.0} schedules/s",
+        count as f64 / took
+    );
+    for (seen, times) in coverage.counts() {
+        println!("{times:>10} {seen:?}");
+    }
+}

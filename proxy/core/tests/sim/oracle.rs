@@ -1,0 +1,314 @@
+//! What must hold after every step. It is judged by the model's logs and by what clients were told, and knows nothing of
+//! how the core numbers or routes anything: its virtual log is the owners' logs, one behind the other.
+
+use crate::cluster::{Batch, Cluster};
+use crate::wire::{Head, Mark};
+use crossover_core::ids::ClusterSide;
+
+/// A run of one cluster's log that is part of the virtual log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    pub(crate) side: ClusterSide,
+    pub(crate) native: i64,
+    pub(crate) first: i64,
+    /// Exclusive, native. `None`: the side owns the partition.
+    pub(crate) end: Option<i64>,
+}
+
+impl Run {
+    /// Exclusive.
+    fn virtual_end(&self, logs_end: i64) -> i64 {
+        self.first + self.end.unwrap_or(logs_end) - self.native
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    /// Where it is: side and native base.
+    at: Option<(ClusterSide, i64)>,
+    /// The virtual offset a client was told, −1 where it was told none.
+    acked: Option<i64>,
+    /// An election took it away.
+    lost: bool,
+    /// A broker refused it once.
+    refused: bool,
+    /// When it came to the proxy for the first time.
+    came: u64,
+}
+
+/// What a producer may rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// Once, in order, without a gap; acknowledged is kept.
+    Exactly,
+    /// At most once, what is acknowledged in order, and kept where all replicas had it.
+    AtMostOnce { all: bool },
+}
+
+struct Writer {
+    promise: Promise,
+    batches: Vec<Written>,
+    /// The highest number in the log, −1 for none.
+    last: i64,
+}
+
+pub(crate) struct Oracle {
+    runs: Vec<Vec<Run>>,
+    writers: Vec<Writer>,
+    /// Nothing below shows any more, by partition.
+    pub(crate) floors: Vec<i64>,
+}
+
+type Judged = Result<(), String>;
+
+impl Oracle {
+    pub(crate) fn new(partitions: i32) -> Oracle {
+        let run = Run { side: ClusterSide::Source, native: 0, first: 0, end: None };
+        let count = partitions as usize;
+        Oracle { runs: vec![vec![run]; count], writers: Vec::new(), floors: vec![0; count] }
+    }
+
+    /// A producer of one partition; its number goes into the marks of its batches.
+    pub(crate) fn add_writer(&mut self, promise: Promise) -> u32 {
+        self.writers.push(Writer { promise, batches: Vec::new(), last: -1 });
+        (self.writers.len() - 1) as u32
+    }
+
+    fn written(&mut self, mark: Mark) -> &mut Written {
+        let writer = &mut self.writers[mark.producer as usize];
+        let index = mark.number as usize;
+        if writer.batches.len() <= index {
+            writer.batches.resize(index + 1, Written::default());
+        }
+        &mut writer.batches[index]
+    }
+
+    pub(crate) fn owner(&self, partition: i32) -> Run {
+        let runs = &self.runs[partition as usize];
+        runs[runs.len() - 1]
+    }
+
+    pub(crate) fn eras(&self, partition: i32) -> usize {
+        self.runs[partition as usize].len()
+    }
+
+    /// A cluster has appended a batch.
+    pub(crate) fn appended(&mut self, side: ClusterSide, partition: i32, batch: &Batch) -> Judged {
+        let mark = batch.mark;
+        let owner = self.owner(partition);
+        if owner.side != side {
+            return Err(format!("{mark:?} was appended at the {side}, the {} owns {partition}", owner.side));
+        }
+        let writer = &mut self.writers[mark.producer as usize];
+        let (number, last) = (i64::from(mark.number), writer.last);
+        if writer.promise == Promise::Exactly && number != last + 1 {
+            return Err(format!("{mark:?} was appended behind {last}: twice, or out of order"));
+        }
+        writer.last = last.max(number);
+        let written = self.written(mark);
+        if written.at.is_some() {
+            return Err(format!("{mark:?} was appended twice"));
+        }
+        written.at = Some((side, batch.base));
+        Ok(())
+    }
+
+    /// A broker has not taken a batch.
+    pub(crate) fn refused(&mut self, mark: Mark) {
+        self.written(mark).refused = true;
+    }
+
+    /// An election took batches away that were not on all replicas.
+    pub(crate) fn truncated(&mut self, lost: &[Batch]) -> Judged {
+        for batch in lost {
+            let mark = batch.mark;
+            let writer = &mut self.writers[mark.producer as usize];
+            let written = &mut writer.batches[mark.number as usize];
+            written.at = None;
+            written.lost = true;
+            if written.acked.is_some() && writer.promise != (Promise::AtMostOnce { all: false }) {
+                return Err(format!("the model lost {mark:?}, which was acknowledged"));
+            }
+            let placed = writer.batches.iter().rposition(|w| w.at.is_some());
+            writer.last = placed.map_or(-1, |at| at as i64);
+        }
+        Ok(())
+    }
+
+    /// A producer was told that its batch is in the log.
+    pub(crate) fn acked(
+        &mut self,
+        partition: i32,
+        mark: Mark,
+        base: i64,
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let written = *self.written(mark);
+        let promise = self.writers[mark.producer as usize].promise;
+        let Some((side, native)) = written.at else {
+            if promise == (Promise::AtMostOnce { all: false }) && written.lost {
+                return Ok(());
+            }
+            return Err(format!("{mark:?} was acknowledged and is in no log"));
+        };
+        let log = &clusters[side.index()].logs[partition as usize];
+        if promise != (Promise::AtMostOnce { all: false }) && native >= log.committed {
+            return Err(format!("{mark:?} was acknowledged before all replicas had it"));
+        }
+        let shown = self.to_virtual(partition, side, native);
+        if base >= 0 && shown != Some(base) {
+            return Err(format!("{mark:?} was acknowledged at {base}, it is at {shown:?}"));
+        }
+        self.written(mark).acked = Some(base);
+        Ok(())
+    }
+
+    fn to_virtual(&self, partition: i32, side: ClusterSide, native: i64) -> Option<i64> {
+        let runs = self.runs[partition as usize].iter().filter(|r| r.side == side);
+        let mut inside = runs.filter(|r| native >= r.native && r.end.is_none_or(|end| native < end));
+        inside.next().map(|run| run.first + native - run.native)
+    }
+
+    /// Where a virtual position lies. Of runs that start together the last: the others are empty.
+    fn run_of(&self, partition: i32, position: i64) -> Run {
+        let runs = &self.runs[partition as usize];
+        let after = runs.partition_point(|run| run.first <= position);
+        runs[after.saturating_sub(1)]
+    }
+
+    /// The first position at or behind `position` that holds a record, as the logs are now.
+    pub(crate) fn next_record(&self, partition: i32, position: i64, clusters: &[Cluster; 2]) -> i64 {
+        let mut position = position.max(self.floors[partition as usize]);
+        loop {
+            let run = self.run_of(partition, position);
+            let log = &clusters[run.side.index()].logs[partition as usize];
+            let native = (position - run.first + run.native).max(log.start);
+            match run.end {
+                Some(end) if native >= end => position = run.virtual_end(end),
+                _ => return native - run.native + run.first,
+            }
+        }
+    }
+
+    /// Exclusive.
+    pub(crate) fn end(&self, partition: i32, clusters: &[Cluster; 2]) -> i64 {
+        let run = self.owner(partition);
+        run.virtual_end(clusters[run.side.index()].logs[partition as usize].end)
+    }
+
+    /// What every replica of the owner has. Exclusive.
+    pub(crate) fn committed(&self, partition: i32, clusters: &[Cluster; 2]) -> i64 {
+        let run = self.owner(partition);
+        run.virtual_end(clusters[run.side.index()].logs[partition as usize].committed)
+    }
+
+    /// A consumer at `position` was given a batch.
+    pub(crate) fn read(
+        &self,
+        partition: i32,
+        position: i64,
+        head: &Head,
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let end = head.base + i64::from(head.count);
+        if end <= position {
+            return Err(format!("at {position} a batch of {}..{end} was read", head.base));
+        }
+        let run = self.run_of(partition, head.base);
+        let native = head.base - run.first + run.native;
+        let log = &clusters[run.side.index()].logs[partition as usize];
+        let Some(batch) = log.batch_at(native).filter(|b| b.base == native) else {
+            return Err(format!("{:?} was read at {}, where no batch begins", head.mark, head.base));
+        };
+        if batch.mark != head.mark || batch.count != head.count || !head.sound {
+            return Err(format!("{:?} was read at {}, {:?} is there", head.mark, head.base, batch.mark));
+        }
+        if run.end.is_some_and(|end| batch.end() > end) || batch.end() > log.committed {
+            return Err(format!("{:?} was read behind the end of what is committed", head.mark));
+        }
+        let hole = self.next_record(partition, position, clusters);
+        if head.base > position && head.base > hole {
+            return Err(format!("at {position} the next record is {hole}, {} was read", head.base));
+        }
+        Ok(())
+    }
+
+    /// A consumer was told that its position is out of range.
+    pub(crate) fn out_of_range(&self, partition: i32, position: i64, clusters: &[Cluster; 2]) -> Judged {
+        let (first, end) = (self.next_record(partition, 0, clusters), self.end(partition, clusters));
+        if position >= first && position <= end {
+            return Err(format!("{position} of {first}..{end} was called out of range"));
+        }
+        Ok(())
+    }
+
+    /// SEAL has become durable: `old_end` and `new_start` are where it lets the eras meet.
+    pub(crate) fn sealed(
+        &mut self,
+        partition: i32,
+        to: ClusterSide,
+        meeting: (i64, i64),
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let owner = self.owner(partition);
+        let old_end = clusters[owner.side.index()].logs[partition as usize].end;
+        let new_start = clusters[to.index()].logs[partition as usize].end;
+        if owner.side == to {
+            return Err(format!("{partition} was sealed to the {to}, which owns it"));
+        }
+        if (old_end, new_start) != meeting {
+            return Err(format!("{partition} was sealed at {meeting:?}, the logs end at {old_end}, {new_start}"));
+        }
+        let first = owner.virtual_end(old_end);
+        let runs = &mut self.runs[partition as usize];
+        if let Some(last) = runs.last_mut() {
+            last.end = Some(old_end);
+        }
+        runs.push(Run { side: to, native: new_start, first, end: None });
+        Ok(())
+    }
+
+    /// A producer has sent a batch; it comes to the proxy at `at`.
+    pub(crate) fn sent(&mut self, mark: Mark, at: u64) {
+        let written = self.written(mark);
+        if written.came == 0 {
+            written.came = at;
+        }
+    }
+
+    /// Whether the order of two batches is promised to hold in the log, for those that it does not hold for.
+    fn may_swap(&self, first: Mark, second: Mark) -> bool {
+        let writer = &self.writers[first.producer as usize];
+        let of = |mark: Mark| writer.batches[mark.number as usize];
+        let (first, second) = (of(first), of(second));
+        // Of a batch that was not acknowledged nobody knows whether it is behind or before later ones; one that was
+        // refused and sent again may stand behind those that were under way with it.
+        let is_told = |w: Written| w.acked.is_some() && !w.refused;
+        writer.promise != Promise::Exactly
+            && (!is_told(first) || !is_told(second) || first.came <= second.came)
+    }
+
+    /// Everything in the virtual log stands in order.
+    pub(crate) fn whole(&self, partition: i32, clusters: &[Cluster; 2]) -> Judged {
+        let mut before: Vec<Vec<Mark>> = vec![Vec::new(); self.writers.len()];
+        for run in &self.runs[partition as usize] {
+            let log = &clusters[run.side.index()].logs[partition as usize];
+            let inside = |b: &&Batch| b.base >= run.native && run.end.is_none_or(|end| b.base < end);
+            for batch in log.batches.iter().filter(inside) {
+                let mark = batch.mark;
+                let before = &mut before[mark.producer as usize];
+                let later = before.iter().find(|m| m.number >= mark.number && !self.may_swap(**m, mark));
+                if let Some(later) = later {
+                    return Err(format!("{mark:?} stands behind {later:?} in the virtual log"));
+                }
+                before.push(mark);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many of a writer's batches are acknowledged.
+    pub(crate) fn count_acked(&self, writer: u32) -> usize {
+        self.writers[writer as usize].batches.iter().filter(|w| w.acked.is_some()).count()
+    }
+}

@@ -1,0 +1,361 @@
+//! One schedule: the clusters, the proxy, the clients and the operator under one clock and one source of chance.
+
+use crate::bugs::Bug;
+use crate::cluster::Cluster;
+use crate::consumer::Consumer;
+use crate::coverage::{Coverage, Seen};
+use crate::faults::Fault;
+use crate::net::{Conn, Link};
+use crate::operator::Flip;
+use crate::oracle::Oracle;
+use crate::producer::Producer;
+use crate::proxy::Proxy;
+use crate::queue::Queue;
+use crate::rng::Rng;
+use crate::store::Disk;
+use bytes::Bytes;
+use crossover_core::ids::ClusterSide;
+
+pub(crate) const MS: u64 = 1_000;
+/// After this the schedule is stuck.
+const PATIENCE: u64 = 150_000 * MS;
+const EVENTS_MIN: u64 = 300;
+/// Unix time at the start, so that nothing is taken for older than it can be.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+
+/// A client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Producer(usize),
+    Consumer(usize),
+}
+
+/// What happens next.
+#[derive(Debug)]
+pub(crate) enum Ev {
+    /// A request has arrived at the proxy.
+    Request { conn: usize, frame: Bytes },
+    /// The proxy learns that the client has hung up.
+    ClientGone { conn: usize },
+    /// An answer has arrived at the client.
+    Reply { conn: usize, frame: Bytes },
+    /// The client learns that its connection has ended.
+    Hangup { conn: usize },
+    Dialled { link: usize, conn: usize },
+    /// A request has arrived at a broker.
+    BrokerIn { link: usize, frame: Bytes },
+    /// A broker takes the next request of a connection.
+    BrokerRun { link: usize },
+    /// A broker waits no longer for what an answer waits for.
+    BrokerTimeout { link: usize, token: u64 },
+    /// An answer has arrived at the proxy.
+    Answer { link: usize, frame: Bytes },
+    /// The proxy learns that a connection to a broker has ended.
+    Lost { link: usize },
+    Timer { conn: usize, at: u64 },
+    Wake { conn: usize },
+    Orphan { conn: usize },
+    Replicate { side: ClusterSide, partition: i32 },
+    Refresh { side: ClusterSide, incarnation: u32 },
+    Tick(Who),
+    /// A client learns where a partition is.
+    Learn { who: Who, partition: usize },
+    Fault(Fault),
+    Heal,
+    Elect { side: ClusterSide, partition: i32 },
+    BrokerUp { side: ClusterSide, broker: i32 },
+    IsrBack { side: ClusterSide, partition: i32 },
+    Restart,
+    Seed { incarnation: u32 },
+    Operate,
+    Flip { serial: u32, step: crate::operator::At },
+    Abort,
+}
+
+/// What a schedule is made of, drawn from its seed.
+pub(crate) struct Shape {
+    pub(crate) partitions: i32,
+    pub(crate) hold_ms: i64,
+    pub(crate) grace_ms: i64,
+    pub(crate) pace: u64,
+    /// Per mille of deliveries that take long.
+    pub(crate) rough: u64,
+    pub(crate) flips: u32,
+    pub(crate) faults: u64,
+    pub(crate) heal_at: u64,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    pub(crate) rng: Rng,
+    pub(crate) queue: Queue<Ev>,
+    pub(crate) shape: Shape,
+    pub(crate) clusters: [Cluster; 2],
+    pub(crate) proxy: Proxy,
+    pub(crate) disk: Disk,
+    pub(crate) conns: Vec<Conn>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) parked: Vec<usize>,
+    pub(crate) producers: Vec<Producer>,
+    pub(crate) consumers: Vec<Consumer>,
+    pub(crate) flip: Option<Flip>,
+    pub(crate) flip_serial: u32,
+    pub(crate) flips_sealed: u32,
+    pub(crate) operating: bool,
+    pub(crate) oracle: Oracle,
+    pub(crate) coverage: Coverage,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) healed: bool,
+    pub(crate) events: u64,
+    pub(crate) violation: Option<String>,
+    pub(crate) trace: Option<Vec<String>>,
+    pub(crate) fresh: u64,
+}
+
+/// What a schedule came to.
+pub(crate) struct Outcome {
+    pub(crate) events: u64,
+    pub(crate) flips: u32,
+    pub(crate) violation: Option<String>,
+    pub(crate) coverage: Coverage,
+    pub(crate) trace: Vec<String>,
+    /// Of all that happened: equal for equal seeds.
+    pub(crate) digest: u64,
+}
+
+impl Shape {
+    fn draw(rng: &mut Rng) -> Shape {
+        Shape {
+            partitions: rng.between(1, 2) as i32,
+            hold_ms: rng.pick(&[300, 1_000, 5_000, 5_000]),
+            grace_ms: 10_000,
+            pace: rng.pick(&[300, 1_000, 3_000]),
+            rough: rng.pick(&[0, 5, 30]),
+            flips: rng.between(1, 4) as u32,
+            faults: rng.pick(&[0, 2, 5, 10]),
+            heal_at: rng.between(500, 3_000) * MS,
+        }
+    }
+}
+
+/// Lets a trace line be made only when somebody reads it.
+macro_rules! trace {
+    ($world:expr, $($arg:tt)*) => {
+        if let Some(lines) = &mut $world.trace {
+            lines.push(format!("{:>12.3} {}", $world.now as f64 / 1000.0, format_args!($($arg)*)));
+        }
+    };
+}
+pub(crate) use trace;
+
+/// Plays the schedule of a seed.
+pub(crate) fn play(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
+    let mut world = World::new(seed, bug, traced);
+    world.begin();
+    let mut digest = 0_u64;
+    while world.violation.is_none() && !world.is_over() {
+        let Some((at, event)) = world.queue.pop() else {
+            world.fail("nothing is to happen any more, and not everything is done".to_owned());
+            break;
+        };
+        world.now = world.now.max(at);
+        if world.now > world.shape.heal_at + PATIENCE {
+            let why = world.unfinished().unwrap_or_default();
+            world.fail(format!("stuck: {why}"));
+            break;
+        }
+        world.events += 1;
+        digest = digest.rotate_left(5) ^ at.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        world.happen(event);
+    }
+    if world.violation.is_none() {
+        world.judge_the_end();
+    }
+    Outcome {
+        events: world.events,
+        flips: world.flips_sealed,
+        violation: world.violation,
+        coverage: world.coverage,
+        trace: world.trace.unwrap_or_default(),
+        digest,
+    }
+}
+
+impl World {
+    fn new(seed: u64, bug: Option<Bug>, traced: bool) -> World {
+        let mut rng = Rng::new(seed);
+        let shape = Shape::draw(&mut rng);
+        let clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
+        let proxy = Proxy::new(&clusters);
+        World {
+            now: 0,
+            queue: Queue::new(),
+            proxy,
+            disk: Disk::default(),
+            conns: Vec::new(),
+            links: Vec::new(),
+            parked: Vec::new(),
+            producers: Vec::new(),
+            consumers: Vec::new(),
+            flip: None,
+            flip_serial: 0,
+            flips_sealed: 0,
+            operating: false,
+            oracle: Oracle::new(shape.partitions),
+            coverage: Coverage::default(),
+            bug,
+            healed: false,
+            events: 0,
+            violation: None,
+            trace: traced.then(Vec::new),
+            fresh: 0,
+            shape,
+            clusters,
+            rng,
+        }
+    }
+
+    fn begin(&mut self) {
+        self.add_producers();
+        self.add_consumers();
+        self.plan_faults();
+        let first = self.rng.between(1, 200) * MS;
+        self.plan(first, Ev::Operate);
+        self.plan(self.shape.heal_at, Ev::Heal);
+        self.disk.running = true;
+    }
+
+    fn happen(&mut self, event: Ev) {
+        match event {
+            Ev::Request { conn, frame } => self.on_request(conn, frame),
+            Ev::ClientGone { conn } => self.on_client_gone(conn),
+            Ev::Reply { conn, frame } => self.on_reply(conn, &frame),
+            Ev::Hangup { conn } => self.on_hangup(conn),
+            Ev::Dialled { link, conn } => self.on_dialled(link, conn),
+            Ev::BrokerIn { link, frame } => self.on_broker_in(link, frame),
+            Ev::BrokerRun { link } => self.on_broker_run(link),
+            Ev::BrokerTimeout { link, token } => self.on_broker_timeout(link, token),
+            Ev::Answer { link, frame } => self.on_answer(link, frame),
+            Ev::Lost { link } => self.on_lost(link),
+            Ev::Timer { conn, at } => self.on_timer(conn, at),
+            Ev::Wake { conn } => self.on_wake(conn),
+            Ev::Orphan { conn } => self.on_orphan(conn),
+            Ev::Replicate { side, partition } => self.on_replicate(side, partition),
+            Ev::Refresh { side, incarnation } => self.on_refresh(side, incarnation),
+            Ev::Tick(who) => self.on_tick(who),
+            Ev::Learn { who, partition } => self.on_learn(who, partition),
+            Ev::Fault(fault) => self.on_fault(fault),
+            Ev::Heal => self.on_heal(),
+            Ev::Elect { side, partition } => self.on_elect(side, partition),
+            Ev::BrokerUp { side, broker } => self.on_broker_up(side, broker),
+            Ev::IsrBack { side, partition } => self.on_isr_back(side, partition),
+            Ev::Restart => self.on_restart(),
+            Ev::Seed { incarnation } => self.on_seed(incarnation),
+            Ev::Operate => self.on_operate(),
+            Ev::Flip { serial, step } => self.on_flip(serial, step),
+            Ev::Abort => self.on_abort(),
+        }
+    }
+
+    fn on_tick(&mut self, who: Who) {
+        match who {
+            Who::Producer(index) => self.tick_producer(index),
+            Who::Consumer(index) => self.tick_consumer(index),
+        }
+    }
+
+    fn on_learn(&mut self, who: Who, partition: usize) {
+        match who {
+            Who::Producer(index) => self.producer_learns(index, partition),
+            Who::Consumer(index) => self.consumer_learns(index, partition),
+        }
+    }
+
+    pub(crate) fn now_ms(&self) -> i64 {
+        EPOCH_MS + (self.now / MS) as i64
+    }
+
+    /// The moment at which the core's clock shows `ms`.
+    pub(crate) fn moment(&self, ms: i64) -> u64 {
+        ((ms - EPOCH_MS).max(0) as u64).saturating_mul(MS)
+    }
+
+    pub(crate) fn plan(&mut self, after: u64, event: Ev) {
+        self.queue.push(self.now.saturating_add(after), event);
+    }
+
+    pub(crate) fn plan_at(&mut self, at: u64, event: Ev) {
+        self.queue.push(at.max(self.now), event);
+    }
+
+    /// How long a message is under way.
+    pub(crate) fn delay(&mut self) -> u64 {
+        if !self.healed && self.rng.chance(self.shape.rough) {
+            return self.rng.between(5, 400) * MS;
+        }
+        self.rng.between(20, self.shape.pace)
+    }
+
+    pub(crate) fn fresh(&mut self) -> u64 {
+        self.fresh += 1;
+        self.fresh
+    }
+
+    pub(crate) fn is(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    pub(crate) fn see(&mut self, seen: Seen) {
+        self.coverage.note(seen);
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        trace!(self, "VIOLATION {why}");
+        self.violation.get_or_insert(why);
+    }
+
+    pub(crate) fn judge(&mut self, judged: Result<(), String>) {
+        if let Err(why) = judged {
+            self.fail(why);
+        }
+    }
+
+    fn is_over(&mut self) -> bool {
+        if !self.healed || self.flips_sealed < 1 || self.flip.is_some() || self.unfinished().is_some() {
+            return false;
+        }
+        if self.events < EVENTS_MIN {
+            self.extend();
+            return false;
+        }
+        true
+    }
+
+    /// What is still to be done.
+    fn unfinished(&self) -> Option<String> {
+        if !self.healed || !self.proxy.up {
+            return Some("not healed".to_owned());
+        }
+        if self.flips_sealed < 1 || self.flip.is_some() {
+            return Some("no flip, or one under way".to_owned());
+        }
+        if let Some(why) = self.proxy.held() {
+            return Some(why);
+        }
+        let producer = self.producers.iter().find_map(Producer::unfinished);
+        producer.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
+    }
+
+    fn judge_the_end(&mut self) {
+        for partition in 0..self.shape.partitions {
+            let judged = self.oracle.whole(partition, &self.clusters);
+            self.judge(judged);
+            if self.oracle.eras(partition) >= 3 {
+                self.see(Seen::ThreeEras);
+            }
+        }
+        if self.flips_sealed == 0 || self.events < EVENTS_MIN {
+            self.fail(format!("{} events and {} flips", self.events, self.flips_sealed));
+        }
+    }
+}
