@@ -224,6 +224,7 @@ impl Produce {
         if cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE) {
             // Kept here it costs nothing, because a broker takes a connection's requests one after the other anyway;
             // in flight, every one of them would lengthen the drain.
+            part.hold = Some(crate::session::lock(&gate).queue(&kept));
             return part.wait(cx, cx.now_ms + RETRY_MS);
         }
         let submission = Submission {
