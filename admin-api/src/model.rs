@@ -99,6 +99,8 @@ model! {
         pub ready: bool,
         /// The operation that is running, if any.
         pub operation: Option<OperationView>,
+        /// The operation that ended last, if any has since the start of the process.
+        pub last_operation: Option<OperationView>,
         pub topics: Vec<TopicView>,
         pub groups: Vec<GroupView>,
         /// Producers with connections that have not followed a topic to its owner.

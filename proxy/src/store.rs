@@ -129,10 +129,14 @@ impl Store {
     /// Another process has it, it cannot be read or written, or it is of another format.
     pub(crate) fn open(directory: &Path) -> anyhow::Result<Store> {
         let shown = directory.display();
-        std::fs::create_dir_all(directory)
-            .with_context(|| format!("state.directory {shown}: cannot be created"))?;
-        let lock = File::create(directory.join("lock"))
-            .with_context(|| format!("state.directory {shown}: not writable"))?;
+        std::fs::create_dir_all(directory).with_context(|| {
+            format!("state.directory {shown}: cannot be created; name a directory that crossover may write")
+        })?;
+        let lock = File::create(directory.join("lock")).with_context(|| {
+            format!(
+                "state.directory {shown}: not writable; let crossover write there, or name another directory"
+            )
+        })?;
         if !FileExt::try_lock_exclusive(&lock).unwrap_or(false) {
             bail!(
                 "state.directory {shown} is in use by another crossover process; stop it, or name another directory"
@@ -219,8 +223,12 @@ impl Store {
 
     /// Binds the store to a cluster (RULES R31).
     pub(crate) fn bind(&self, side: ClusterSide, cluster_id: &str) -> anyhow::Result<()> {
-        let name = if side == ClusterSide::Source { "source_cluster" } else { "target_cluster" };
-        self.put_meta(name, Some(cluster_id))
+        self.put_meta(cluster_key(side), Some(cluster_id))
+    }
+
+    /// Takes a binding back that nothing depends on yet.
+    pub(crate) fn unbind(&self, side: ClusterSide) -> anyhow::Result<()> {
+        self.put_meta(cluster_key(side), None)
     }
 
     pub(crate) fn put_ports(&self, ports: &[((ClusterSide, i32), u16)]) -> anyhow::Result<()> {
@@ -416,6 +424,13 @@ impl Store {
             }
         }
         Ok(write.commit()?)
+    }
+}
+
+fn cluster_key(side: ClusterSide) -> &'static str {
+    match side {
+        ClusterSide::Source => "source_cluster",
+        ClusterSide::Target => "target_cluster",
     }
 }
 

@@ -87,6 +87,7 @@ impl Backend for Fake {
             revision: 7,
             ready: false,
             operation: None,
+            last_operation: None,
             topics: Vec::new(),
             groups: Vec::new(),
             producers_not_moved: Vec::new(),

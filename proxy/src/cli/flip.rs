@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use crossover_admin_api::ErrorCode;
 use crossover_admin_api::model::{
     AbortRequest, Check, CheckResult, FlipRequest, GroupMoveRequest, OperationState, OperationView, Plan,
     PlanRequest, Side, Status,
@@ -52,8 +53,9 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
     };
     let started: OperationView = client.post(path, &request).await?;
     let Some(ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
-    let status: Status = client.get("/v1/status").await?;
-    let mut all = true;
+    let status = status_when_ready(client).await?;
+    // Groups that came along with `--with-groups` have no line of their own: the reason tells of those that stayed.
+    let mut all = ended.state != OperationState::Done || ended.reason.is_none();
     for topic in &args.topics {
         let record = topic_record(topic, to, &ended, &status);
         all &= record["ok"] == json!(true);
@@ -73,6 +75,18 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
         print_failure(&ended);
     }
     Ok(if all { Outcome::Done } else { Outcome::Failed })
+}
+
+/// A Crossover that was just started does not know the topics before it has seen the clusters.
+async fn status_when_ready(client: &Client) -> anyhow::Result<Status> {
+    let began = Instant::now();
+    loop {
+        let status: Status = client.get("/v1/status").await?;
+        if status.ready || began.elapsed() > RESTART_PATIENCE {
+            return Ok(status);
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 pub(super) async fn move_group(
@@ -118,6 +132,24 @@ async fn follow(
     started: OperationView,
     quiet: bool,
 ) -> anyhow::Result<Option<OperationView>> {
+    let id = started.id.clone();
+    // One listener for the whole time: a signal that comes between two of them is heard by nobody.
+    tokio::select! {
+        ended = to_the_end(client, started, quiet) => ended.map(Some),
+        _ = tokio::signal::ctrl_c() => {
+            if std::io::stderr().is_terminal() {
+                eprint!("\r\x1b[K");
+            }
+            eprintln!(
+                "Nothing was changed by Ctrl-C: operation {id} goes on inside Crossover. \
+                 `crossover watch` follows it, `crossover status` tells how it ended; `crossover abort` stops it until SEAL."
+            );
+            Ok(None)
+        }
+    }
+}
+
+async fn to_the_end(client: &Client, started: OperationView, quiet: bool) -> anyhow::Result<OperationView> {
     let path = format!("/v1/operations/{}", escape(&started.id));
     let mut progress = Progress::new(quiet);
     let mut view = started;
@@ -126,22 +158,16 @@ async fn follow(
         progress.show(&view);
         if view.state.is_final() {
             progress.end();
-            return Ok(Some(view));
+            return Ok(view);
         }
-        tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
-            _ = tokio::signal::ctrl_c() => {
-                progress.end();
-                eprintln!(
-                    "Nothing was changed by Ctrl-C: operation {} goes on inside Crossover. \
-                     `crossover watch` follows it; `crossover abort` stops it until SEAL.",
-                    view.id
-                );
-                return Ok(None);
-            }
-        }
+        tokio::time::sleep(POLL).await;
         match client.get(&path).await {
             Ok(next) => (view, lost_since) = (next, None),
+            // A Crossover that was started again knows the outcome, not the operation.
+            Err(ClientError::Refused(error)) if error.code == ErrorCode::NotFound => {
+                progress.end();
+                return Ok(forgotten(view));
+            }
             Err(error @ ClientError::Unreachable { .. }) => {
                 let since = *lost_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > RESTART_PATIENCE {
@@ -152,6 +178,18 @@ async fn follow(
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// How an operation ended that Crossover does not know any more: before SEAL the old owner serves, after it the new one.
+fn forgotten(view: OperationView) -> OperationView {
+    OperationView {
+        state: OperationState::Aborted,
+        reason: Some(
+            "Crossover was started again meanwhile and has forgotten how it ended; `crossover status` shows where everything is".to_owned(),
+        ),
+        remedy: Some("see `crossover ledger`; repeat the command if it is still wanted".to_owned()),
+        ..view
     }
 }
 

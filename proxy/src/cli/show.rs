@@ -1,6 +1,6 @@
 //! `crossover status`, `ledger`, `translate` and `groups`.
 
-use crossover_admin_api::model::{GroupView, Ledger, Side, Status, TopicView, Translation};
+use crossover_admin_api::model::{GroupView, Ledger, OperationView, Side, Status, TopicView, Translation};
 
 use super::client::{Client, escape};
 use super::table::{clean, instant, render};
@@ -77,7 +77,11 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
         None => "no operation is running".to_owned(),
         Some(operation) => format!("{} {} is in {}", operation.kind, operation.id, operation.state),
     };
-    let mut out = format!("revision {} · {ready} · {operation}\n\n", status.revision);
+    let mut out = format!("revision {} · {ready} · {operation}\n", status.revision);
+    if let Some(last) = &status.last_operation {
+        out.push_str(&last_text(last));
+    }
+    out.push('\n');
     out.push_str(&topics_text(&status.topics));
     if partitions {
         out.push('\n');
@@ -122,6 +126,19 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
     });
     for reason in &status.may_stop_source.reasons {
         out.push_str(&format!("  - {}\n", clean(reason)));
+    }
+    out
+}
+
+/// How the last operation ended, for whoever did not see its command end.
+fn last_text(last: &OperationView) -> String {
+    let at = last.finished_ms.map_or_else(|| "-".to_owned(), instant);
+    let mut out = format!("last operation: {} ended in {} at {at}\n", clean(&last.id), last.state);
+    if let Some(reason) = &last.reason {
+        out.push_str(&format!("  {}\n", clean(reason)));
+    }
+    if let Some(remedy) = &last.remedy {
+        out.push_str(&format!("  remedy: {}\n", clean(remedy)));
     }
     out
 }

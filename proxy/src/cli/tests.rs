@@ -141,6 +141,7 @@ fn status(owner: Side) -> Status {
         revision: 3,
         ready: true,
         operation: None,
+        last_operation: None,
         topics: vec![TopicView {
             name: "orders".into(),
             owner,

@@ -111,9 +111,8 @@ async fn start(
     let kind = if to == ClusterSide::Target { OperationKind::Cutover } else { OperationKind::Rollback };
     let id = claim(control, expected, kind)?;
     let view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
-    let snapshot = control.runtime.snapshot();
-    let there = |t: &String| snapshot.routes.topic(t).is_some_and(|r| r.owner == to);
-    if request.topics.iter().all(there) {
+    let asks_for_groups = request.with_groups || !request.groups.is_empty();
+    if control.are_there(&request.topics, to) && !asks_for_groups {
         return Ok(already_done(control, view));
     }
     control.show(&view);
@@ -146,10 +145,27 @@ fn finish(control: &Control, view: &mut OperationView, state: OperationState) {
     view.finished_ms = Some(now);
     view.steps.push(Step { name: state, at_ms: now, took_ms: None });
     control.show(view);
-    control.event("step", None, format!("{} {state:?}", view.id));
+    control.step_event(view);
 }
 
-async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide, mut view: OperationView) {
+async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide, view: OperationView) {
+    // A command that is repeated because groups stayed behind moves those.
+    let view = match control.are_there(&request.topics, to) {
+        true => view,
+        false => flip_topics(control, &request, to, view).await,
+    };
+    if !view.state.is_final() {
+        move_groups(control, &request, to, view).await;
+    }
+}
+
+/// The checks, then the flip; the operation is at its end only where that did not succeed.
+async fn flip_topics(
+    control: &Arc<Control>,
+    request: &FlipRequest,
+    to: ClusterSide,
+    mut view: OperationView,
+) -> OperationView {
     let plan = PlanRequest {
         topics: request.topics.clone(),
         to: Some(to.into()),
@@ -170,13 +186,19 @@ async fn run_flip(control: &Arc<Control>, request: FlipRequest, to: ClusterSide,
             Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
         view.remedy = failed.first().map(|c| c.remedy.clone());
         finish(control, &mut view, OperationState::Aborted);
-        return;
+        return view;
     }
     let topics = request.topics.iter().map(|t| Arc::from(t.as_str())).collect();
-    let mut view = Flip::new(Arc::clone(control), to, topics, request.force, view).run().await;
-    if view.state.is_final() {
-        return;
-    }
+    Flip::new(Arc::clone(control), to, topics, request.force, view).run().await
+}
+
+/// The groups that were asked for follow their topics.
+async fn move_groups(
+    control: &Arc<Control>,
+    request: &FlipRequest,
+    to: ClusterSide,
+    mut view: OperationView,
+) {
     let groups = control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
     let mut failed = Vec::new();
     for group in groups {
@@ -325,7 +347,7 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
                     out.virtual_offset = Some(offset.0);
                     out.era = Some(era);
                     out.explanation = format!(
-                        "the record at {} on the {side:?} is virtual offset {} in era {era}",
+                        "the record at {} on the {side} is virtual offset {} in era {era}",
                         query.offset, offset.0
                     );
                 }
@@ -340,6 +362,11 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
 }
 
 impl Control {
+    fn are_there(&self, topics: &[String], to: ClusterSide) -> bool {
+        let snapshot = self.runtime.snapshot();
+        topics.iter().all(|topic| snapshot.routes.topic(topic).is_some_and(|route| route.owner == to))
+    }
+
     fn health(&self) -> Health {
         let mut reasons = Vec::new();
         let snapshot = self.runtime.snapshot();
@@ -363,6 +390,7 @@ impl Control {
             revision: self.state().revision.0,
             ready: self.health().ready,
             operation: self.running().and_then(|id| self.operation(&id)),
+            last_operation: self.last_operation(),
             topics,
             groups,
             producers_not_moved: producers,

@@ -25,6 +25,8 @@ const CHANGES_LOOK: Duration = Duration::from_millis(5);
 /// Between two readings of a log that is not quiet yet.
 const REREAD_PAUSE: Duration = Duration::from_millis(3);
 
+const CHANGED: &str = "a topic was changed by a client while the flip was prepared: repeat it";
+
 /// What is flipped.
 pub(crate) struct Flip {
     control: Arc<Control>,
@@ -200,6 +202,9 @@ impl Flip {
         let new = self.control.leads(routes, self.to)?;
         let same = old.iter().map(|l| &l.part).eq(new.iter().map(|l| &l.part));
         ensure!(same, "the topics do not have the same number of partitions on both sides");
+        // Partitions that were added since the routes were read have their timelines in newer routes only.
+        let timeline = |lead: &Lead| route_of(routes, &lead.part.0).and_then(|r| r.timeline(lead.part.1));
+        ensure!(old.iter().all(|lead| timeline(lead).is_some()), CHANGED);
         self.control.warm_coordinators().await;
         for quiet in self.control.read_quiet(from, &old).await? {
             ensure!(
@@ -258,7 +263,7 @@ impl Flip {
         let same = now.iter().zip(routes).all(|(now, was)| now.timeline_id() == was.timeline_id());
         let counts = parts(&self.control.leads(&now, self.to.other())?) == parts(old)
             && parts(&self.control.leads(&now, self.to)?) == parts(new);
-        ensure!(same && counts, "a topic was changed by a client while the flip was prepared: repeat it");
+        ensure!(same && counts, CHANGED);
         Ok(())
     }
 
@@ -533,7 +538,7 @@ impl Flip {
             self.view.finished_ms = Some(now);
         }
         self.control.show(&self.view);
-        self.control.event("step", None, format!("{} {state:?}", self.view.id));
+        self.control.step_event(&self.view);
     }
 }
 

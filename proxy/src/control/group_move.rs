@@ -151,7 +151,7 @@ impl Control {
         self.check_room(&commits, to, created)
     }
 
-    /// The groups that move along with topics: those named, and with `all` those with commits for the topics.
+    /// The groups that move along with topics: those named, and with `all` those that read the topics.
     pub(crate) async fn groups_of(
         &self,
         named: &[String],
@@ -163,11 +163,9 @@ impl Control {
         let mut groups: BTreeSet<Arc<str>> = named.iter().map(|g| Arc::from(g.as_str())).collect();
         if all {
             for group in self.runtime.shared.groups.names() {
-                match self.read_commits(to.other(), &group).await {
-                    Ok(commits) if commits.iter().any(|c| topics.iter().any(|t| **t == *c.topic)) => {
-                        groups.insert(group);
-                    }
-                    Ok(_) => {}
+                match self.reads(to.other(), &group, topics).await {
+                    Ok(true) => drop(groups.insert(group)),
+                    Ok(false) => {}
                     Err(problem) => {
                         warn!(%group, "its commits cannot be read, it stays at its home: {problem:#}")
                     }
@@ -175,6 +173,21 @@ impl Control {
             }
         }
         groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
+    }
+
+    /// A group reads a topic when it has commits for it, or a member with partitions of it: one that has just begun has
+    /// not committed yet.
+    async fn reads(&self, side: ClusterSide, group: &Arc<str>, topics: &[String]) -> anyhow::Result<bool> {
+        let is_one = |name: &str| topics.iter().any(|topic| topic == name);
+        if self.read_commits(side, group).await?.iter().any(|commit| is_one(&commit.topic)) {
+            return Ok(true);
+        }
+        let mut body = request(key::DESCRIBE_GROUPS);
+        body.set("Groups", Value::Array(Some(vec![Value::from(&**group)])));
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
+        let mut members = answer.structs("Groups").flat_map(|described| described.structs("Members"));
+        Ok(members.any(|member| assigned(member.bytes("MemberAssignment")).iter().any(|t| is_one(t))))
     }
 
     async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
@@ -237,5 +250,49 @@ impl Control {
             }
         }
         Ok(all)
+    }
+}
+
+/// The topics of a member's assignment (`ConsumerProtocolAssignment`); what cannot be read names none.
+fn assigned(assignment: &[u8]) -> Vec<String> {
+    let mut topics = Vec::new();
+    let mut rest = assignment.get(2..).unwrap_or_default();
+    let count = take(&mut rest, 4).map_or(0, number);
+    for _ in 0..count {
+        let Some(name) = take(&mut rest, 2).and_then(|length| take(&mut rest, number(length))) else { break };
+        topics.push(String::from_utf8_lossy(name).into_owned());
+        let partitions = take(&mut rest, 4).map_or(0, number);
+        if partitions.checked_mul(4).and_then(|bytes| take(&mut rest, bytes)).is_none() {
+            break;
+        }
+    }
+    topics
+}
+
+fn take<'b>(rest: &mut &'b [u8], count: usize) -> Option<&'b [u8]> {
+    let (head, tail) = rest.split_at_checked(count)?;
+    *rest = tail;
+    Some(head)
+}
+
+fn number(bytes: &[u8]) -> usize {
+    bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::assigned;
+
+    #[test]
+    fn the_topics_of_an_assignment_are_read_and_garbage_names_none() {
+        let one = [&[0, 6][..], b"orders", &[0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]].concat();
+        let other = [&[0, 1][..], b"x", &[0, 0, 0, 0]].concat();
+        let whole = [&[0, 1, 0, 0, 0, 2][..], &one, &other, &[0xff; 4]].concat();
+        assert_eq!(assigned(&whole), ["orders", "x"]);
+        for end in 0..whole.len() {
+            assert!(assigned(&whole[..end]).len() <= 2, "cut at {end}");
+        }
+        assert!(assigned(&[]).is_empty());
+        assert!(assigned(&[0xff; 40]).is_empty());
     }
 }

@@ -326,6 +326,20 @@ impl Control {
         }
     }
 
+    /// Tells those who watch of a step, with the reason where it is an abort.
+    pub(crate) fn step_event(&self, view: &OperationView) {
+        let reason = view.reason.as_ref().filter(|_| view.state.is_final());
+        let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        self.event("step", None, format!("{} {}{why}", view.id, view.state));
+    }
+
+    /// The one that ended last.
+    pub(crate) fn last_operation(&self) -> Option<OperationView> {
+        let all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
+        // Moves of groups that come along are operations too: of those that end at once the first to begin counts.
+        all.iter().rev().filter(|o| o.state.is_final()).max_by_key(|o| o.finished_ms).cloned()
+    }
+
     pub(crate) fn operation(&self, id: &str) -> Option<OperationView> {
         let all = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|o| o.id == id).cloned()

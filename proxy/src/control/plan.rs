@@ -98,30 +98,35 @@ impl Control {
     ) -> Option<Vec<Arc<TopicRoute>>> {
         let snapshot = self.runtime.snapshot();
         let mut routes = Vec::new();
-        let mut problem = None;
+        let mut problems = Vec::new();
         for name in topics {
             match snapshot.routes.topic(name) {
-                None => {
-                    problem =
-                        Some(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name)))
+                None => problems
+                    .push(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name))),
+                // Each cluster has its own, also where both have one of this name; no force moves it.
+                Some(route) if self.is_internal(route) => {
+                    problems.push(format!("topic {name} is internal to its cluster and never moves"));
                 }
                 Some(route) if route.owner == to => {
-                    problem = Some(format!("topic {name} is already on the {to}"))
+                    problems.push(format!("topic {name} is already on the {to}"))
                 }
                 Some(route) => {
-                    if let Some(why) = &route.frozen {
-                        problem = Some(format!("topic {name} is frozen: {why}"));
-                    }
-                    if let Some(why) = self.closed().reason(name) {
-                        problem = Some(why);
-                    }
+                    problems
+                        .extend(route.frozen.as_ref().map(|why| format!("topic {name} is frozen: {why}")));
+                    problems.extend(self.closed().reason(name));
                     routes.push(Arc::clone(route));
                 }
             }
         }
+        let problem = (!problems.is_empty()).then(|| problems.join("; "));
         let fine = format!("{} topics move to the {to}", routes.len());
-        checks.judge("routes", problem.clone(), fine, "name topics that the other side owns");
-        problem.is_none().then_some(routes)
+        checks.judge("routes", problem, fine, "name topics that the other side owns");
+        problems.is_empty().then_some(routes)
+    }
+
+    fn is_internal(&self, route: &TopicRoute) -> bool {
+        let topic = |side: ClusterSide| self.topology(side).topic(route.physical(side)).cloned();
+        ClusterSide::BOTH.into_iter().filter_map(topic).any(|topic| topic.internal)
     }
 
     async fn check_reachable(&self, checks: &mut Checks) -> bool {
@@ -141,7 +146,8 @@ impl Control {
         all
     }
 
-    /// Both sides have the topics, with as many partitions.
+    /// Both sides have the topics, with as many partitions. Missing ones are created when all others are fine: a unit
+    /// that is refused leaves nothing behind (RULES R16).
     async fn check_topics(
         &self,
         checks: &mut Checks,
@@ -150,55 +156,62 @@ impl Control {
         create: bool,
         dry: bool,
     ) -> bool {
-        let mut fine = true;
+        const NAME: &str = "topic-exists";
+        let (mut fine, mut missing) = (true, Vec::new());
         for route in routes {
-            let old = self.topology(to.other()).topic(route.physical(to.other())).cloned();
-            let new = self.topology(to).topic(route.physical(to)).cloned();
-            let Some(old) = old else {
-                checks.add(
-                    "topic-exists",
-                    CheckResult::Failed,
-                    format!("topic {} is gone from the {}", route.name, to.other()),
-                    "create it again, or leave it out",
-                );
-                return false;
-            };
-            let problem = match new {
-                Some(new) if new.partitions.len() == old.partitions.len() => None,
-                Some(new) => Some(format!(
-                    "topic {} has {} partitions on the {} and {} on the {to}",
-                    route.name,
-                    old.partitions.len(),
-                    to.other(),
-                    new.partitions.len()
-                )),
-                None if create && dry => {
-                    checks.add(
-                        "topic-exists",
-                        CheckResult::Warned,
-                        format!("topic {} will be created on the {to}", route.name),
-                        "nothing, or create it yourself",
-                    );
+            match self.counts(route, to) {
+                Ok(Some(detail)) => checks.add(NAME, CheckResult::Passed, detail, ""),
+                Ok(None) if create => missing.push(route),
+                Ok(None) => {
                     fine = false;
-                    continue;
+                    let problem = format!("topic {} does not exist on the {to}", route.physical(to));
+                    let remedy = "create it with the same number of partitions, or pass --create";
+                    checks.add(NAME, CheckResult::Failed, problem, remedy);
                 }
-                None if create => self
-                    .create_like(route, to)
-                    .await
-                    .err()
-                    .map(|e| format!("topic {} cannot be created on the {to}: {e:#}", route.name)),
-                None => Some(format!("topic {} does not exist on the {to}", route.physical(to))),
-            };
-            fine &= problem.is_none();
-            let detail = format!("{} has {} partitions on both sides", route.name, old.partitions.len());
-            checks.judge(
-                "topic-exists",
-                problem,
-                detail,
-                "create it with the same number of partitions, or pass --create",
-            );
+                Err((problem, remedy)) => {
+                    fine = false;
+                    checks.add(NAME, CheckResult::Failed, problem, remedy);
+                }
+            }
+        }
+        for route in missing {
+            let name = &route.name;
+            if dry || !fine {
+                let detail = format!("topic {name} will be created on the {to}");
+                checks.add(NAME, CheckResult::Warned, detail, "nothing, or create it yourself");
+                fine = false;
+                continue;
+            }
+            let created = self.create_like(route, to).await;
+            fine &= created.is_ok();
+            let problem =
+                created.err().map(|why| format!("topic {name} cannot be created on the {to}: {why:#}"));
+            let detail = format!("{name} was created on the {to}");
+            checks.judge(NAME, problem, detail, "create it yourself, with the same number of partitions");
         }
         fine
+    }
+
+    /// What is told of the partitions on both sides; `None` when the new owner lacks the topic; what is wrong, with its
+    /// remedy.
+    fn counts(&self, route: &TopicRoute, to: ClusterSide) -> Result<Option<String>, (String, &'static str)> {
+        let (from, name) = (to.other(), &route.name);
+        let count = |side: ClusterSide| {
+            self.topology(side).topic(route.physical(side)).map(|topic| topic.partitions.len())
+        };
+        match (count(from), count(to)) {
+            (None, _) => {
+                Err((format!("topic {name} is gone from the {from}"), "create it again, or leave it out"))
+            }
+            (Some(_), None) => Ok(None),
+            (Some(old), Some(new)) if old == new => {
+                Ok(Some(format!("{name} has {old} partitions on both sides")))
+            }
+            (Some(old), Some(new)) => Err((
+                format!("topic {name} has {old} partitions on the {from} and {new} on the {to}"),
+                "add partitions where there are fewer; --create does not change a topic that exists",
+            )),
+        }
     }
 
     fn fresh(&self, routes: &[Arc<TopicRoute>]) -> Vec<Arc<TopicRoute>> {
@@ -499,7 +512,7 @@ impl Control {
             "unknown-outcomes",
             unknown,
             "none".to_owned(),
-            "wait for timeouts.loss_grace and repeat",
+            "wait for timeouts.loss_grace_ms and repeat",
         );
     }
 

@@ -96,10 +96,12 @@ impl Control {
             Some(known) if known == id => Ok(()),
             Some(known) => {
                 let swapped = other.is_some_and(|o| o == id);
-                let hint = if swapped { "; source and target are swapped" } else { "" };
+                let hint =
+                    if swapped { "; source and target are swapped, or both are one cluster" } else { "" };
                 anyhow::bail!("the {side} is cluster {id}, the state belongs to {known}{hint}")
             }
             None if other.is_some_and(|o| o == id) => {
+                self.unbind_unused(side.other()).await?;
                 anyhow::bail!(
                     "the {side} is cluster {id}, and so is the {}: they must be two clusters",
                     side.other()
@@ -110,6 +112,18 @@ impl Control {
                 self.stored(move |store| store.bind(side, &id)).await
             }
         }
+    }
+
+    /// Which of the two was meant is not known: a state that holds nothing yet must not keep the wrong one for ever.
+    async fn unbind_unused(&self, side: ClusterSide) -> anyhow::Result<()> {
+        {
+            let mut state = self.state();
+            if !state.topics.is_empty() || !state.homes.is_empty() {
+                return Ok(());
+            }
+            state.cluster_ids[side.index()] = None;
+        }
+        self.stored(move |store| store.unbind(side)).await
     }
 
     /// Publishes a snapshot of the state as it is. Under the state's lock: an older snapshot must never follow a newer.
