@@ -154,7 +154,8 @@ impl Entry {
         if is_owner && upstream.class != Class::Native && self.is_sent_on(cx, timeline.current()) {
             return self.point_at(upstream.node);
         }
-        let known = cx.snapshot.topology(place.side).partition(route.physical(place.side), self.key.partition);
+        let known =
+            cx.snapshot.topology(place.side).partition(route.physical(place.side), self.key.partition);
         self.target = Some(Target {
             upstream,
             side: place.side,

@@ -694,7 +694,9 @@ fn batch_id(header: &BatchHeader) -> BatchId {
 /// Whether a batch comes before another one of its producer.
 fn is_before(batch: Option<BatchId>, other: Option<BatchId>) -> bool {
     match (batch, other) {
-        (Some(batch), Some(other)) if batch.epoch == other.epoch => carry::is_before(batch.first, other.first),
+        (Some(batch), Some(other)) if batch.epoch == other.epoch => {
+            carry::is_before(batch.first, other.first)
+        }
         _ => false,
     }
 }

@@ -199,7 +199,9 @@ impl PartitionGate {
         }
         let Some(batch) = submission.batch else {
             let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
-            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f)) || self.is_behind(submission) {
+            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f))
+                || self.is_behind(submission)
+            {
                 return self.wait(submission, HoldReason::OtherPath, None);
             }
             return self.forward(submission);
@@ -218,9 +220,10 @@ impl PartitionGate {
     /// Whether an earlier batch without sequences of the same client is kept on another connection.
     fn is_behind(&self, submission: &Submission) -> bool {
         let is_earlier = |id: &HoldId| submission.hold.is_none_or(|own| *id < own);
-        self.plain.iter().take_while(|(id, _)| is_earlier(id)).any(|(_, (client, session))| {
-            *client == submission.client && *session != submission.session
-        })
+        self.plain
+            .iter()
+            .take_while(|(id, _)| is_earlier(id))
+            .any(|(_, (client, session))| *client == submission.client && *session != submission.session)
     }
 
     fn admit_sequenced(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {

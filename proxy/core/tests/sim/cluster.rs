@@ -68,9 +68,15 @@ pub(crate) struct Log {
 /// What became of a produced batch.
 pub(crate) enum Appended {
     /// At this offset; it ends behind `end`.
-    Now { base: i64, end: i64 },
+    Now {
+        base: i64,
+        end: i64,
+    },
     /// It is there already.
-    Before { base: i64, end: i64 },
+    Before {
+        base: i64,
+        end: i64,
+    },
     Refused(i16),
 }
 

@@ -113,7 +113,8 @@ impl World {
     }
 
     pub(crate) fn consumer_learns(&mut self, index: usize, place: usize) {
-        let known = if self.proxy.up { self.metadata(self.consumers[index].places[place].partition) } else { None };
+        let known =
+            if self.proxy.up { self.metadata(self.consumers[index].places[place].partition) } else { None };
         let at = &mut self.consumers[index].places[place];
         at.learning = false;
         match known {
@@ -164,7 +165,14 @@ impl World {
         let (conn, correlation) = (fetcher.conn, consumer.correlation);
         fetcher.asked = Some((correlation, !fetcher.introduced));
         let frame = if fetcher.introduced {
-            let body = fetch_body(consumer.version, &consumer.places, fetcher, node, consumer.wait_ms, consumer.batches);
+            let body = fetch_body(
+                consumer.version,
+                &consumer.places,
+                fetcher,
+                node,
+                consumer.wait_ms,
+                consumer.batches,
+            );
             wire::ask(wire::FETCH, consumer.version, correlation, &consumer.client_id, &body)
         } else {
             let mut body = wire::request(wire::API_VERSIONS);
@@ -172,7 +180,11 @@ impl World {
             body.set("ClientSoftwareVersion", "1");
             wire::ask(wire::API_VERSIONS, 3, correlation, &consumer.client_id, &body)
         };
-        trace!(self, "consumer {index} asks at {node:?} for {:?}", self.consumers[index].places.iter().map(|p| p.position).collect::<Vec<_>>());
+        trace!(
+            self,
+            "consumer {index} asks at {node:?} for {:?}",
+            self.consumers[index].places.iter().map(|p| p.position).collect::<Vec<_>>()
+        );
         self.send(conn, frame);
     }
 

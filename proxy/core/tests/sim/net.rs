@@ -311,7 +311,14 @@ impl World {
                 part.wait = (acks == -1).then_some(end);
                 let log = &self.clusters[side.index()].logs[part.partition as usize];
                 let batch = &log.batches[log.batches.len() - 1];
-                trace!(self, "{side} {} appends {:?} at {base} pid {:x} seq {}", part.partition, batch.mark, batch.pid, batch.sequence);
+                trace!(
+                    self,
+                    "{side} {} appends {:?} at {base} pid {:x} seq {}",
+                    part.partition,
+                    batch.mark,
+                    batch.pid,
+                    batch.sequence
+                );
                 let judged = self.oracle.appended(side, part.partition, batch);
                 self.judge(judged);
                 self.replicate_soon(side, part.partition);
@@ -487,7 +494,8 @@ impl World {
             topic.set("Topic", data.get("Topic").clone());
             topic.set("TopicId", data.get("TopicId").clone());
             for wanted in data.structs("Partitions") {
-                let answer = self.fetch_partition(side, broker, asked, wanted, room, topic.new_element("Partitions"));
+                let answer =
+                    self.fetch_partition(side, broker, asked, wanted, room, topic.new_element("Partitions"));
                 let size = answer.bytes("Records").len() as i32;
                 trace!(
                     self,

@@ -11,9 +11,7 @@ use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode};
 use crossover_core::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::producer::gate::{PartitionGate, SessionId};
-use crossover_core::route::{
-    GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines, TopicRoute,
-};
+use crossover_core::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines, TopicRoute};
 use crossover_core::schema;
 use crossover_core::session::{CloseReason, Effect, Event, Limits, Session, Shared, SharedGate, lock};
 use crossover_core::timeline::Timeline;
@@ -190,13 +188,8 @@ fn snapshot(
 impl World {
     pub(crate) fn publish(&mut self) {
         let proxy = &mut self.proxy;
-        proxy.snapshot = snapshot(
-            &proxy.fixed,
-            proxy.revision,
-            &proxy.topologies,
-            proxy.moved.as_ref(),
-            proxy.preparing,
-        );
+        proxy.snapshot =
+            snapshot(&proxy.fixed, proxy.revision, &proxy.topologies, proxy.moved.as_ref(), proxy.preparing);
         let all: Vec<SessionId> = self.proxy.sessions.keys().copied().collect();
         self.wake(&all);
     }

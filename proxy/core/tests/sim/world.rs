@@ -34,41 +34,97 @@ pub(crate) enum Who {
 #[derive(Debug)]
 pub(crate) enum Ev {
     /// A request has arrived at the proxy.
-    Request { conn: usize, frame: Bytes },
+    Request {
+        conn: usize,
+        frame: Bytes,
+    },
     /// The proxy learns that the client has hung up.
-    ClientGone { conn: usize },
+    ClientGone {
+        conn: usize,
+    },
     /// An answer has arrived at the client.
-    Reply { conn: usize, frame: Bytes },
+    Reply {
+        conn: usize,
+        frame: Bytes,
+    },
     /// The client learns that its connection has ended.
-    Hangup { conn: usize },
-    Dialled { link: usize, conn: usize },
+    Hangup {
+        conn: usize,
+    },
+    Dialled {
+        link: usize,
+        conn: usize,
+    },
     /// A request has arrived at a broker.
-    BrokerIn { link: usize, frame: Bytes },
+    BrokerIn {
+        link: usize,
+        frame: Bytes,
+    },
     /// A broker takes the next request of a connection.
-    BrokerRun { link: usize },
+    BrokerRun {
+        link: usize,
+    },
     /// A broker waits no longer for what an answer waits for.
-    BrokerTimeout { link: usize, token: u64 },
+    BrokerTimeout {
+        link: usize,
+        token: u64,
+    },
     /// An answer has arrived at the proxy.
-    Answer { link: usize, frame: Bytes },
+    Answer {
+        link: usize,
+        frame: Bytes,
+    },
     /// The proxy learns that a connection to a broker has ended.
-    Lost { link: usize },
-    Timer { conn: usize, at: u64 },
-    Wake { conn: usize },
-    Orphan { conn: usize },
-    Replicate { side: ClusterSide, partition: i32 },
-    Refresh { side: ClusterSide, incarnation: u32 },
+    Lost {
+        link: usize,
+    },
+    Timer {
+        conn: usize,
+        at: u64,
+    },
+    Wake {
+        conn: usize,
+    },
+    Orphan {
+        conn: usize,
+    },
+    Replicate {
+        side: ClusterSide,
+        partition: i32,
+    },
+    Refresh {
+        side: ClusterSide,
+        incarnation: u32,
+    },
     Tick(Who),
     /// A client learns where a partition is.
-    Learn { who: Who, partition: usize },
+    Learn {
+        who: Who,
+        partition: usize,
+    },
     Fault(Fault),
     Heal,
-    Elect { side: ClusterSide, partition: i32 },
-    BrokerUp { side: ClusterSide, broker: i32 },
-    IsrBack { side: ClusterSide, partition: i32 },
+    Elect {
+        side: ClusterSide,
+        partition: i32,
+    },
+    BrokerUp {
+        side: ClusterSide,
+        broker: i32,
+    },
+    IsrBack {
+        side: ClusterSide,
+        partition: i32,
+    },
     Restart,
-    Seed { incarnation: u32 },
+    Seed {
+        incarnation: u32,
+    },
     Operate,
-    Flip { serial: u32, step: crate::operator::At },
+    Flip {
+        serial: u32,
+        step: crate::operator::At,
+    },
     Abort,
 }
 
