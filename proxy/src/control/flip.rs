@@ -62,9 +62,9 @@ impl Drop for Fence {
     fn drop(&mut self) {
         if self.armed {
             for fenced in &self.parts {
-                let signal = lock(&fenced.gate).release_unchanged();
-                self.runtime.sessions.wake(&signal.wake);
+                lock(&fenced.gate).release_unchanged();
             }
+            self.runtime.sessions.wake_all();
         }
     }
 }
@@ -494,10 +494,10 @@ impl Flip {
         let now = self.control.runtime.now_ms();
         for sealed in sealed {
             if let Some(gate) = fenced.iter().find(|f| f.part == sealed.part) {
-                let signal = lock(&gate.gate).release(now, sealed.timeline.current().index, sealed.carry);
-                self.control.runtime.sessions.wake(&signal.wake);
+                lock(&gate.gate).release(now, sealed.timeline.current().index, sealed.carry);
             }
         }
+        // Only now: a request whose partitions open one after the other would go out in as many pieces.
         self.control.runtime.sessions.wake_all();
     }
 
