@@ -41,6 +41,10 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
         if now.routes.topic(&topic).is_some_and(|r| r.owner == side) {
             continue;
         }
+        // Added since the snapshot: what it begins with is in newer routes only, and nobody has lost it yet.
+        if route.timeline(partition).is_none() {
+            continue;
+        }
         if let Some(cause) = truncated(control, route, partition, side, end) {
             let subject = format!("{topic}-{partition}");
             let remedy = "the records are lost on that side and read as a hole; consumers go on behind it";
