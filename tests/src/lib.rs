@@ -3,9 +3,11 @@
 pub mod commits;
 pub mod fault_table;
 pub mod faults;
+pub mod fleet;
 pub mod history;
 pub mod live;
 pub mod measure;
+pub mod operator;
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::ClusterSpec;

@@ -319,3 +319,42 @@ async fn refusals_and_strangers_are_told_apart_from_silence() {
     let stranger = canned(vec![("GET /v1/status ", 200, "hello".into())]).await;
     assert_eq!(run_against(&stranger, "status").await, 1);
 }
+
+#[tokio::test]
+async fn what_a_restarted_crossover_has_forgotten_is_told_by_the_owners() {
+    let started = OperationView { state: OperationState::Prepare, ..operation() };
+    let unknown = crossover_admin_api::ApiError::not_found("There is no operation 7.", "see the ledger");
+    let answers = |owner| {
+        vec![
+            ("GET /v1/status ", 200, json(&status(owner))),
+            ("POST /v1/cutover ", 202, json(&started)),
+            ("GET /v1/operations/7 ", 404, json(&unknown)),
+        ]
+    };
+    assert_eq!(run_against(&canned(answers(Side::Target)).await, "cutover orders").await, 0);
+    assert_eq!(run_against(&canned(answers(Side::Source)).await, "cutover orders").await, 1);
+}
+
+#[tokio::test]
+async fn a_group_that_stayed_is_a_failure_though_the_topics_moved() {
+    let stayed = OperationView { reason: Some("group g: a member does not poll".into()), ..operation() };
+    let url = canned(vec![
+        ("GET /v1/status ", 200, json(&status(Side::Target))),
+        ("POST /v1/cutover ", 202, json(&stayed)),
+    ])
+    .await;
+    assert_eq!(run_against(&url, "cutover orders --with-groups").await, 1);
+}
+
+#[test]
+fn status_tells_how_the_last_operation_ended() {
+    let last = OperationView {
+        state: OperationState::Aborted,
+        reason: Some("an operator asked for it".into()),
+        remedy: Some("repeat".into()),
+        ..operation()
+    };
+    let text = show::status_text(&Status { last_operation: Some(last), ..status(Side::Source) }, false);
+    let words = "last operation: 7 ended in ABORTED at 1970-01-01 00:00:00.005Z\n  an operator asked for it\n  remedy: repeat\n";
+    assert!(text.contains(words), "{text}");
+}
