@@ -17,7 +17,6 @@ const BATCH: i32 = 73;
 /// A client's connection.
 pub(crate) struct Conn {
     pub(crate) who: Who,
-    pub(crate) node: VirtualNode,
     pub(crate) session: Option<Session>,
     /// The client takes it for open.
     pub(crate) client_open: bool,
@@ -76,7 +75,6 @@ impl World {
         let session = self.proxy.session(node, self.shape.hold_ms, self.rng.next());
         self.conns.push(Conn {
             who,
-            node,
             session: Some(session),
             client_open: true,
             proxy_open: true,
@@ -311,7 +309,14 @@ impl World {
                 part.wait = (acks == -1).then_some(end);
                 let log = &self.clusters[side.index()].logs[part.partition as usize];
                 let batch = &log.batches[log.batches.len() - 1];
-                trace!(self, "{side} {} appends {:?} at {base} pid {:x} seq {}", part.partition, batch.mark, batch.pid, batch.sequence);
+                trace!(
+                    self,
+                    "{side} {} appends {:?} at {base} pid {:x} seq {}",
+                    part.partition,
+                    batch.mark,
+                    batch.pid,
+                    batch.sequence
+                );
                 let judged = self.oracle.appended(side, part.partition, batch);
                 self.judge(judged);
                 self.replicate_soon(side, part.partition);
@@ -487,7 +492,8 @@ impl World {
             topic.set("Topic", data.get("Topic").clone());
             topic.set("TopicId", data.get("TopicId").clone());
             for wanted in data.structs("Partitions") {
-                let answer = self.fetch_partition(side, broker, asked, wanted, room, topic.new_element("Partitions"));
+                let answer =
+                    self.fetch_partition(side, broker, asked, wanted, room, topic.new_element("Partitions"));
                 let size = answer.bytes("Records").len() as i32;
                 trace!(
                     self,

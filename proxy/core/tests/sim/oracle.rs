@@ -136,13 +136,7 @@ impl Oracle {
     }
 
     /// A producer was told that its batch is in the log.
-    pub(crate) fn acked(
-        &mut self,
-        partition: i32,
-        mark: Mark,
-        base: i64,
-        clusters: &[Cluster; 2],
-    ) -> Judged {
+    pub(crate) fn acked(&mut self, partition: i32, mark: Mark, base: i64, clusters: &[Cluster; 2]) -> Judged {
         let written = *self.written(mark);
         let promise = self.writers[mark.producer as usize].promise;
         let Some((side, native)) = written.at else {
@@ -203,13 +197,7 @@ impl Oracle {
     }
 
     /// A consumer at `position` was given a batch.
-    pub(crate) fn read(
-        &self,
-        partition: i32,
-        position: i64,
-        head: &Head,
-        clusters: &[Cluster; 2],
-    ) -> Judged {
+    pub(crate) fn read(&self, partition: i32, position: i64, head: &Head, clusters: &[Cluster; 2]) -> Judged {
         let end = head.base + i64::from(head.count);
         if end <= position {
             return Err(format!("at {position} a batch of {}..{end} was read", head.base));
@@ -257,7 +245,9 @@ impl Oracle {
             return Err(format!("{partition} was sealed to the {to}, which owns it"));
         }
         if (old_end, new_start) != meeting {
-            return Err(format!("{partition} was sealed at {meeting:?}, the logs end at {old_end}, {new_start}"));
+            return Err(format!(
+                "{partition} was sealed at {meeting:?}, the logs end at {old_end}, {new_start}"
+            ));
         }
         let first = owner.virtual_end(old_end);
         let runs = &mut self.runs[partition as usize];
@@ -305,10 +295,5 @@ impl Oracle {
             }
         }
         Ok(())
-    }
-
-    /// How many of a writer's batches are acknowledged.
-    pub(crate) fn count_acked(&self, writer: u32) -> usize {
-        self.writers[writer as usize].batches.iter().filter(|w| w.acked.is_some()).count()
     }
 }

@@ -77,7 +77,10 @@ impl Producer {
     pub(crate) fn unfinished(&self) -> Option<String> {
         let lot = self.lots.iter().find(|l| l.first < l.planned)?;
         let at = lot.batches.get(lot.first).map(|b| b.state);
-        Some(format!("{} stands at {} of {} of {}: {at:?}", self.client_id, lot.first, lot.planned, lot.partition))
+        Some(format!(
+            "{} stands at {} of {} of {}: {at:?}",
+            self.client_id, lot.first, lot.planned, lot.partition
+        ))
     }
 
     fn is_idempotent(&self) -> bool {
@@ -177,7 +180,8 @@ impl World {
     }
 
     pub(crate) fn producer_learns(&mut self, index: usize, lot: usize) {
-        let known = if self.proxy.up { self.metadata(self.producers[index].lots[lot].partition) } else { None };
+        let known =
+            if self.proxy.up { self.metadata(self.producers[index].lots[lot].partition) } else { None };
         let at = &mut self.producers[index].lots[lot];
         at.learning = false;
         match known {
@@ -246,7 +250,12 @@ impl World {
                 if at.batches.len() < at.planned {
                     let sequence = at.next_sequence;
                     at.next_sequence = sequence.wrapping_add(count) & i32::MAX;
-                    at.batches.push(Batch { sequence, count, state: State::Waiting { from: 0 }, tried: false });
+                    at.batches.push(Batch {
+                        sequence,
+                        count,
+                        state: State::Waiting { from: 0 },
+                        tried: false,
+                    });
                 }
             }
             let pause = self.producers[index].pause * 2;

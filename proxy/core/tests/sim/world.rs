@@ -1,6 +1,6 @@
 //! One schedule: the clusters, the proxy, the clients and the operator under one clock and one source of chance.
 
-use crate::bugs::Bug;
+use crate::bugs::{self, Bug};
 use crate::cluster::Cluster;
 use crate::consumer::Consumer;
 use crate::coverage::{Coverage, Seen};
@@ -34,41 +34,97 @@ pub(crate) enum Who {
 #[derive(Debug)]
 pub(crate) enum Ev {
     /// A request has arrived at the proxy.
-    Request { conn: usize, frame: Bytes },
+    Request {
+        conn: usize,
+        frame: Bytes,
+    },
     /// The proxy learns that the client has hung up.
-    ClientGone { conn: usize },
+    ClientGone {
+        conn: usize,
+    },
     /// An answer has arrived at the client.
-    Reply { conn: usize, frame: Bytes },
+    Reply {
+        conn: usize,
+        frame: Bytes,
+    },
     /// The client learns that its connection has ended.
-    Hangup { conn: usize },
-    Dialled { link: usize, conn: usize },
+    Hangup {
+        conn: usize,
+    },
+    Dialled {
+        link: usize,
+        conn: usize,
+    },
     /// A request has arrived at a broker.
-    BrokerIn { link: usize, frame: Bytes },
+    BrokerIn {
+        link: usize,
+        frame: Bytes,
+    },
     /// A broker takes the next request of a connection.
-    BrokerRun { link: usize },
+    BrokerRun {
+        link: usize,
+    },
     /// A broker waits no longer for what an answer waits for.
-    BrokerTimeout { link: usize, token: u64 },
+    BrokerTimeout {
+        link: usize,
+        token: u64,
+    },
     /// An answer has arrived at the proxy.
-    Answer { link: usize, frame: Bytes },
+    Answer {
+        link: usize,
+        frame: Bytes,
+    },
     /// The proxy learns that a connection to a broker has ended.
-    Lost { link: usize },
-    Timer { conn: usize, at: u64 },
-    Wake { conn: usize },
-    Orphan { conn: usize },
-    Replicate { side: ClusterSide, partition: i32 },
-    Refresh { side: ClusterSide, incarnation: u32 },
+    Lost {
+        link: usize,
+    },
+    Timer {
+        conn: usize,
+        at: u64,
+    },
+    Wake {
+        conn: usize,
+    },
+    Orphan {
+        conn: usize,
+    },
+    Replicate {
+        side: ClusterSide,
+        partition: i32,
+    },
+    Refresh {
+        side: ClusterSide,
+        incarnation: u32,
+    },
     Tick(Who),
     /// A client learns where a partition is.
-    Learn { who: Who, partition: usize },
+    Learn {
+        who: Who,
+        partition: usize,
+    },
     Fault(Fault),
     Heal,
-    Elect { side: ClusterSide, partition: i32 },
-    BrokerUp { side: ClusterSide, broker: i32 },
-    IsrBack { side: ClusterSide, partition: i32 },
+    Elect {
+        side: ClusterSide,
+        partition: i32,
+    },
+    BrokerUp {
+        side: ClusterSide,
+        broker: i32,
+    },
+    IsrBack {
+        side: ClusterSide,
+        partition: i32,
+    },
     Restart,
-    Seed { incarnation: u32 },
+    Seed {
+        incarnation: u32,
+    },
     Operate,
-    Flip { serial: u32, step: crate::operator::At },
+    Flip {
+        serial: u32,
+        step: crate::operator::At,
+    },
     Abort,
 }
 
@@ -110,6 +166,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<String>,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) fresh: u64,
+    /// Where the newest published era of each partition starts.
+    pub(crate) shown_first: Vec<i64>,
 }
 
 /// What a schedule came to.
@@ -128,7 +186,7 @@ impl Shape {
         Shape {
             partitions: rng.between(1, 2) as i32,
             hold_ms: rng.pick(&[300, 1_000, 5_000, 5_000]),
-            grace_ms: 10_000,
+            grace_ms: 6_000,
             pace: rng.pick(&[300, 1_000, 3_000]),
             rough: rng.pick(&[0, 5, 30]),
             flips: rng.between(1, 4) as u32,
@@ -150,6 +208,7 @@ pub(crate) use trace;
 
 /// Plays the schedule of a seed.
 pub(crate) fn play(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
+    bugs::switch(bug);
     let mut world = World::new(seed, bug, traced);
     world.begin();
     let mut digest = 0_u64;
@@ -209,6 +268,7 @@ impl World {
             violation: None,
             trace: traced.then(Vec::new),
             fresh: 0,
+            shown_first: vec![0; shape.partitions as usize],
             shape,
             clusters,
             rng,
