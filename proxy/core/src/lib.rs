@@ -3,6 +3,7 @@
 //! Nothing here opens a socket, reads a clock, draws a random number or writes a log line; time is an argument.
 
 pub mod api;
+pub mod bug;
 pub mod cutover;
 pub mod error_code;
 pub mod group;

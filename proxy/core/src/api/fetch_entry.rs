@@ -1,6 +1,7 @@
 //! One partition of a fetch: where it is read, and what the client is told of it.
 
 use super::{common, fetch_signal};
+use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, TopicId, VirtualNode, VirtualOffset};
 use crate::producer::batch::{self, CutEnd};
@@ -187,6 +188,7 @@ impl Entry {
         let epoch = |epoch: i32| match timeline.request_epoch(epoch) {
             RequestEpoch::Native(epoch) if is_owner => epoch,
             RequestEpoch::Unknown(epoch) => epoch,
+            RequestEpoch::Older(_) if bug::is(Bug::R22Older) => epoch,
             RequestEpoch::Native(_) | RequestEpoch::Older(_) => -1,
         };
         let mut partition = topic.new_element("Partitions");
@@ -213,7 +215,8 @@ impl Entry {
     pub fn has_moved(&self, cx: &Cx<'_>) -> bool {
         let (Some(route), Some(target)) = (&self.route, self.target) else { return false };
         let now = cx.snapshot.routes.topic(&route.name).and_then(|r| r.timeline(self.key.partition));
-        !self.has_news() && target.end.is_none() && now.is_some_and(|t| t.current().index != target.era)
+        let is_owner = target.end.is_none() && !bug::is(Bug::R17Moved);
+        !self.has_news() && is_owner && now.is_some_and(|t| t.current().index != target.era)
     }
 
     /// To be read: it has no news, and no answer that waits to be judged.
@@ -372,7 +375,9 @@ impl Entry {
             .virtual_start
             .0
             .max(timeline.era(target.era).and_then(Era::virtual_end).map_or(0, |v| v.0));
-        out.set("HighWatermark", seen.high_watermark.max(end));
+        if !bug::is(Bug::R21Ends) {
+            out.set("HighWatermark", seen.high_watermark.max(end));
+        }
         out.set("LastStableOffset", seen.last_stable_offset.max(end));
         out.reset("CurrentLeader");
         out.reset("DivergingEpoch");
@@ -403,13 +408,13 @@ impl Entry {
         });
         let is_owner = self.target.is_some_and(|t| t.end.is_none());
         match next {
-            Some(next) if next > self.read_from => {
+            Some(next) if next > self.read_from && !bug::is(Bug::R23Hole) => {
                 self.read_from = next;
                 self.refused = None;
                 self.target = None;
                 self.retry_at_ms = Some(cx.now_ms);
             }
-            Some(_) if is_owner => self.pass_out_of_range(&answer, first),
+            Some(_) if is_owner || bug::is(Bug::R23Hole) => self.pass_out_of_range(&answer, first),
             Some(_) => match (self.target, timeline.clone()) {
                 (Some(target), timeline) if is_cut_off(cx, &route, self.key.partition, &target) => {
                     self.refused = None;
@@ -482,8 +487,12 @@ impl Entry {
         let mut out = self.empty();
         let seen = self.route.as_ref().and_then(|r| cx.shared.seen.get(&r.name, self.key.partition));
         if let Some(seen) = seen {
-            out.set("HighWatermark", seen.high_watermark);
-            out.set("LastStableOffset", seen.last_stable_offset);
+            // Nobody may have seen the end of the era before (RULES R21).
+            let newest = self.route.as_ref().and_then(|r| cx.snapshot.routes.topic(&r.name));
+            let timeline = newest.and_then(|r| r.timeline(self.key.partition));
+            let start = timeline.map_or(0, |t| t.current().virtual_start.0);
+            out.set("HighWatermark", seen.high_watermark.max(start));
+            out.set("LastStableOffset", seen.last_stable_offset.max(start));
         }
         out
     }
@@ -537,7 +546,7 @@ fn translated(
     let Some(era) = timeline.era(target.era) else { return Err(()) };
     let mut records = records.clone();
     let mut ended = false;
-    if let Some(end) = target.end {
+    if let Some(end) = target.end.filter(|_| !bug::is(Bug::R21Cut)) {
         let cut = batch::cut_at(&records, end.0).map_err(|_| ())?;
         if matches!(cut.end, CutEnd::Spanning { .. }) && cut.len == 0 {
             return Err(());

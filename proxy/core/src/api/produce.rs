@@ -3,6 +3,7 @@
 //! Source: KIP-98, KIP-951 (hints), `ProduceRequest.json`, `ProduceResponse.json`; RULES R1–R9.
 
 use super::{common, key};
+use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::producer::batch::{self, BatchHeader};
@@ -319,7 +320,8 @@ impl Produce {
             let State::InFlight { companion, .. } = part.state else { continue };
             native |= !companion;
             part.settle(cx, if sent { Outcome::Unknown } else { Outcome::NotAppended });
-            if companion && (part.batch.is_some() || !sent) && self.acks != 0 {
+            let may_repeat = part.batch.is_some() || !sent || bug::is(Bug::R2PlainAgain);
+            if companion && may_repeat && self.acks != 0 {
                 part.again(cx);
             } else {
                 part.answer(cx, code::REQUEST_TIMED_OUT);
@@ -517,7 +519,7 @@ impl Part {
         let (Some(id), State::InFlight { era, .. }) = (self.batch, &self.state) else { return Some(records) };
         let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1));
         let visit = timeline.and_then(|t| t.era(*era)).map_or(0, |e| e.visit);
-        if visit == 0 || !pid::is_issued(id.pid) {
+        if visit == 0 || !pid::is_issued(id.pid) || bug::is(Bug::R6Visit) {
             return Some(records);
         }
         let mut rewritten = BytesMut::from(&records[..]);
@@ -574,7 +576,11 @@ impl Part {
         ];
         if companion || self.was_held {
             let in_time = cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max;
-            if elsewhere.contains(&error) && in_time {
+            let timed_out = error == code::REQUEST_TIMED_OUT && bug::is(Bug::R8TimedOut);
+            // A leader that steps down while it waits for its followers answers 6, and tells where it has appended the
+            // batch (`DelayedProduce`). Only a log that knows the producer tells a second time from a first.
+            let is_nowhere = self.batch.is_some() || answer.i64("BaseOffset") < 0;
+            if ((elsewhere.contains(&error) && is_nowhere) || timed_out) && in_time {
                 cx.refresh(side);
                 return self.again(cx);
             }
@@ -607,7 +613,7 @@ impl Part {
         let gate = cx.shared.gates.get(&self.at.0, self.at.1);
         let verdict =
             crate::session::lock(&gate).carry().judge(batch.pid, batch.epoch, batch.first, batch.last);
-        verdict == CarryVerdict::Gap
+        verdict == CarryVerdict::Gap && !bug::is(Bug::R8Echo)
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
@@ -638,7 +644,7 @@ impl Part {
 
     /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
     fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
-        if cx.core.produce.pending.contains_key(&self.at) {
+        if cx.core.produce.pending.contains_key(&self.at) && !bug::is(Bug::R8Behind) {
             cx.core.produce.fail(self.key(), error, self.batch);
             let own = cx.core.id;
             cx.emit(Effect::Wake(vec![own]));

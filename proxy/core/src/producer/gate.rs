@@ -6,6 +6,7 @@
 //! the batch that was overtaken is then refused for ever (RULES R1, R3, R4).
 
 use super::carry::{self, Carry, CarryVerdict, DescribedProducer};
+use crate::bug::{self, Bug};
 use crate::ids::VirtualOffset;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -188,20 +189,20 @@ impl PartitionGate {
 
     /// Decides about one batch.
     pub fn admit(&mut self, now_ms: i64, submission: &Submission) -> Admission {
-        if self.fenced {
+        if self.fenced && !bug::is(Bug::R14Fence) {
             return self.hold(submission, HoldReason::Fence, None);
         }
-        if submission.era != self.era {
+        if submission.era != self.era && !bug::is(Bug::R14Stale) {
             return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
-        if submission.direct && self.held_goes_first(submission) {
+        if submission.direct && self.held_goes_first(submission) && !bug::is(Bug::R3HeldFirst) {
             return self.wait(submission, HoldReason::HeldFirst, None);
         }
         let Some(batch) = submission.batch else {
             let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
-            if self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f))
-                || self.is_behind(submission)
-            {
+            let under_way = self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f));
+            let behind = self.is_behind(submission) && !bug::is(Bug::R1Kept);
+            if (under_way && !bug::is(Bug::R1Path)) || behind {
                 return self.wait(submission, HoldReason::OtherPath, None);
             }
             return self.forward(submission);
@@ -232,7 +233,7 @@ impl PartitionGate {
             in_flight.into_iter().flatten().filter_map(|t| self.in_flight.get(t)).collect();
         let elsewhere = others.iter().any(|f| f.path != submission.path);
         let alone = others.is_empty();
-        if elsewhere {
+        if elsewhere && !bug::is(Bug::R3OtherPath) {
             return self.wait(submission, HoldReason::OtherPath, None);
         }
         if self.era == 0 {
@@ -240,6 +241,10 @@ impl PartitionGate {
             return self.forward(submission);
         }
         match self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last) {
+            _ if bug::is(Bug::R4NoCarry) => {}
+            CarryVerdict::Duplicate(Some(offset)) if bug::is(Bug::R4Offset) => {
+                return Admission::Duplicate(Some(VirtualOffset(offset.0 + 1)));
+            }
             CarryVerdict::Duplicate(Some(offset)) => return Admission::Duplicate(Some(offset)),
             CarryVerdict::Duplicate(None) | CarryVerdict::AlreadyAppended => {
                 return self.recall(submission, batch.pid);
@@ -253,11 +258,11 @@ impl PartitionGate {
             CarryVerdict::NewEpoch if batch.first != 0 && alone => {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
-            CarryVerdict::Gap if alone => return self.gap(now_ms, submission),
+            CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => return self.gap(now_ms, submission),
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
         }
         let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed_era == Some(self.era));
-        if !confirmed && !alone {
+        if !confirmed && !alone && !bug::is(Bug::R3Unconfirmed) {
             return self.wait(submission, HoldReason::Unconfirmed, None);
         }
         self.forward(submission)

@@ -1,5 +1,5 @@
 //! A Kafka cluster as far as its clients can tell: leaders and epochs, replicated logs, what a log remembers of its
-//! idempotent producers (`ProducerStateEntry`, `ProducerAppendInfo`), retention, stored commits.
+//! idempotent producers (`ProducerStateEntry`, `ProducerAppendInfo`), retention.
 
 use crate::rng::Rng;
 use crate::wire::{self, Head, Mark};
@@ -19,14 +19,12 @@ pub(crate) mod code {
     pub(crate) const CORRUPT: i16 = 2;
     pub(crate) const FENCED: i16 = 74;
     pub(crate) const UNKNOWN_EPOCH: i16 = 75;
-    pub(crate) const OFFSET_NOT_AVAILABLE: i16 = 78;
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Batch {
     pub(crate) base: i64,
     pub(crate) count: i32,
-    pub(crate) epoch: i32,
     pub(crate) pid: i64,
     pub(crate) pid_epoch: i16,
     pub(crate) sequence: i32,
@@ -114,7 +112,6 @@ impl Log {
         let batch = Batch {
             base: self.end,
             count: head.count,
-            epoch: self.epoch,
             pid: head.pid,
             pid_epoch: head.epoch,
             sequence: head.sequence,
@@ -270,8 +267,6 @@ pub(crate) struct Broker {
 pub(crate) struct Cluster {
     pub(crate) brokers: Vec<Broker>,
     pub(crate) logs: Vec<Log>,
-    /// (group, partition) → native offset and metadata.
-    pub(crate) commits: BTreeMap<(String, i32), (i64, String)>,
 }
 
 impl Cluster {
@@ -284,7 +279,7 @@ impl Cluster {
         });
         let logs = logs.collect();
         let brokers = (0..BROKERS).map(|_| Broker { up: true, stalled_until: 0 }).collect();
-        Cluster { brokers, logs, commits: BTreeMap::new() }
+        Cluster { brokers, logs }
     }
 
     pub(crate) fn is_up(&self, broker: i32) -> bool {

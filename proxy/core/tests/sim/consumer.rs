@@ -31,8 +31,8 @@ struct Place {
     epoch: i32,
     last_epoch: i32,
     learning: bool,
-    high_watermark: i64,
-    log_start: i64,
+    /// No answer to what it has asked may show an end below.
+    least_end: i64,
 }
 
 /// The fetches at one node.
@@ -57,8 +57,7 @@ impl World {
                 epoch: -1,
                 last_epoch: -1,
                 learning: false,
-                high_watermark: -1,
-                log_start: -1,
+                least_end: 0,
             });
             let places = places.collect();
             self.consumers.push(Consumer {
@@ -69,7 +68,7 @@ impl World {
                 fetchers: BTreeMap::new(),
                 tick_at: u64::MAX,
                 correlation: 0,
-                wait_ms: self.rng.pick(&[20, 100, 500]),
+                wait_ms: self.rng.pick(&[50, 200, 500]),
                 batches: self.rng.between(1, 5) as i32,
             });
             // Some come late, and have history to read.
@@ -83,7 +82,11 @@ impl World {
 
     /// What it has not read yet.
     pub(crate) fn behind(&self, consumer: &Consumer) -> Option<String> {
-        let behind = |place: &&Place| place.position < self.oracle.end(place.partition, &self.clusters);
+        // A hole up to the end leaves it where it is.
+        let behind = |place: &&Place| {
+            let next = self.oracle.next_record(place.partition, place.position, &self.clusters);
+            next < self.oracle.end(place.partition, &self.clusters)
+        };
         let place = consumer.places.iter().find(behind)?;
         let end = self.oracle.end(place.partition, &self.clusters);
         Some(format!("{} stands at {} of {end} of {}", consumer.client_id, place.position, place.partition))
@@ -165,6 +168,8 @@ impl World {
         let (conn, correlation) = (fetcher.conn, consumer.correlation);
         fetcher.asked = Some((correlation, !fetcher.introduced));
         let frame = if fetcher.introduced {
+            let asked = consumer.places.iter_mut().filter(|p| p.node == Some(node));
+            asked.for_each(|p| p.least_end = self.shown_first[p.partition as usize]);
             let body = fetch_body(
                 consumer.version,
                 &consumer.places,
@@ -298,10 +303,12 @@ impl World {
     /// What answers say of the log's ends never goes back, and is never more than there is.
     fn check_ends(&mut self, index: usize, place: usize, answer: &Struct) {
         let (watermark, start) = (answer.i64("HighWatermark"), answer.i64("LogStartOffset"));
-        let at = &mut self.consumers[index].places[place];
-        let partition = at.partition;
-        at.high_watermark = at.high_watermark.max(watermark);
-        at.log_start = at.log_start.max(start);
+        let at = &self.consumers[index].places[place];
+        let (partition, least) = (at.partition, at.least_end);
+        if watermark >= 0 && watermark < least {
+            return self
+                .fail(format!("consumer {index} is told the end {watermark}, its era starts at {least}"));
+        }
         let committed = self.oracle.committed(partition, &self.clusters);
         if watermark > committed {
             return self.fail(format!("consumer {index} is told the end {watermark}, it is {committed}"));

@@ -80,7 +80,7 @@ impl World {
             Fault::Stall => {
                 let side = self.rng.pick(&ClusterSide::BOTH);
                 let broker = self.rng.up_to(1) as usize;
-                let until = self.now + self.rng.between(5, 2_000) * MS;
+                let until = self.now + self.rng.between(5, 1_000) * MS;
                 let known = &mut self.clusters[side.index()].brokers[broker].stalled_until;
                 *known = until.max(*known);
             }

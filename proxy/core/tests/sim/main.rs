@@ -87,3 +87,36 @@ fn schedules_hold() {
         println!("{times:>10} {seen:?}");
     }
 }
+
+/// A seed says everything.
+#[test]
+fn a_seed_repeats_its_schedule() {
+    for seed in 0..40 {
+        let [one, other] = [false, true].map(|traced| world::play(seed, None, traced));
+        assert_eq!((one.digest, one.events), (other.digest, other.events), "seed {seed}");
+    }
+}
+
+/// The suite's own test: what is broken on purpose is noticed.
+#[cfg(feature = "bug-flags")]
+#[test]
+fn every_bug_flag_is_caught() {
+    let budget: u64 = variable("CROSSOVER_SIM_BUDGET").map_or(20_000, |n| n.parse().expect("a number"));
+    let wanted = variable("CROSSOVER_SIM_BUG");
+    let mut missed = Vec::new();
+    for bug in bugs::ALL {
+        let name = format!("{bug:?}");
+        if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {
+            continue;
+        }
+        let caught = (0..budget).find_map(|seed| {
+            let _naming = Naming(seed);
+            world::play(seed, Some(*bug), false).violation.map(|why| (seed, why))
+        });
+        match caught {
+            Some((seed, why)) => println!("{name} is caught by schedule {}: {why}", seed + 1),
+            None => missed.push(name),
+        }
+    }
+    assert!(missed.is_empty(), "not caught within {budget} schedules: {missed:?}");
+}

@@ -17,7 +17,6 @@ const BATCH: i32 = 73;
 /// A client's connection.
 pub(crate) struct Conn {
     pub(crate) who: Who,
-    pub(crate) node: VirtualNode,
     pub(crate) session: Option<Session>,
     /// The client takes it for open.
     pub(crate) client_open: bool,
@@ -76,7 +75,6 @@ impl World {
         let session = self.proxy.session(node, self.shape.hold_ms, self.rng.next());
         self.conns.push(Conn {
             who,
-            node,
             session: Some(session),
             client_open: true,
             proxy_open: true,

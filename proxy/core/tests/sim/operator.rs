@@ -1,5 +1,6 @@
 //! The operator, and the flip as `control/flip.rs` runs it: the same questions in the same order, the same reasons to abort.
 
+use crate::bugs::Bug;
 use crate::coverage::Seen;
 use crate::proxy::described;
 use crate::store::StoredTopic;
@@ -148,6 +149,9 @@ impl World {
                 Some(_) => gate.resolve_unknown(),
                 None => {}
             }
+        }
+        if self.is(Bug::R2NoGrace) {
+            return true;
         }
         if !settled {
             self.see(Seen::GraceRefuses);
@@ -347,8 +351,8 @@ impl World {
         if self.has_lost() {
             return self.abort_flip("a connection with produce in flight was lost");
         }
-        let gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
-        if gates.into_iter().all(|gate| lock(&gate).is_drained()) {
+        let mut gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
+        if self.is(Bug::R11NoDrain) || gates.all(|gate| lock(&gate).is_drained()) {
             self.stage(Stage::Boundary);
             if self.flip.is_some() {
                 self.read_boundary();
@@ -364,8 +368,11 @@ impl World {
     }
 
     fn has_lost(&mut self) -> bool {
-        let gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
-        let lost = gates.into_iter().any(|gate| lock(&gate).unknown_since_ms().is_some());
+        let mut gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
+        let lost = gates.any(|gate| lock(&gate).unknown_since_ms().is_some());
+        if self.is(Bug::R2LossIgnored) {
+            return false;
+        }
         if lost {
             self.see(Seen::LossAborts);
         }
@@ -392,7 +399,11 @@ impl World {
                 log_end: told.log_end,
                 last_stable: told.last_stable,
             };
-            let Ok(old_end) = cutover::quiet_end((lead.leader, lead.epoch), &reading) else {
+            let mut quiet = cutover::quiet_end((lead.leader, lead.epoch), &reading);
+            if self.is(Bug::R11Ends) {
+                quiet = Ok(NativeOffset(told.high_watermark));
+            }
+            let Ok(old_end) = quiet else {
                 if flip.abort_asked {
                     self.see(Seen::AbortInBoundary);
                     return self.abort_flip("an operator asked for it");
@@ -416,7 +427,12 @@ impl World {
             let partition = part as i32;
             let timeline = route.timeline(partition).expect("a timeline");
             let mut carry = lock(&self.proxy.gate(partition)).carry().clone();
-            carry.overlay_described(&described(&told.producers, now), timeline.current().visit, now);
+            if self.is(Bug::R5NotCumulative) {
+                carry = Carry::default();
+            }
+            if !self.is(Bug::R5NoOverlay) {
+                carry.overlay_described(&described(&told.producers, now), timeline.current().visit, now);
+            }
             carry.expire(now);
             let seen = self.proxy.shared.seen.get(self.proxy.name(), partition);
             let (old_end, new_start) = flip.meetings[part];
@@ -444,7 +460,8 @@ impl World {
 
     fn rechecked(&mut self) {
         let flip = self.flip.as_ref().expect("a flip under way");
-        if flip.told.iter().zip(&flip.meetings).any(|(told, meeting)| told.again.1 != meeting.0) {
+        let moved = flip.told.iter().zip(&flip.meetings).any(|(told, meeting)| told.again.1 != meeting.0);
+        if moved && !self.is(Bug::R11Ends) && !self.is(Bug::R11NoDrain) {
             return self.abort_flip("the log has moved under the fence");
         }
         if self.has_lost() {
@@ -455,6 +472,9 @@ impl World {
             return self.abort_flip("an operator asked for it");
         }
         self.stage(Stage::Seal);
+        if self.is(Bug::R13PublishFirst) {
+            return self.publish_flip();
+        }
         let after = self.rng.between(200, 20_000);
         self.go_on_in(after, At::Stored);
     }
@@ -473,6 +493,9 @@ impl World {
                     self.make_durable();
                 }
                 trace!(self, "nobody knows whether SEAL is durable");
+                if self.is(Bug::R13UnknownReleased) {
+                    return self.abort_flip("nobody knows whether SEAL is durable");
+                }
                 self.proxy.unsealed = true;
                 self.flip = None;
                 self.proxy.preparing = false;
@@ -502,10 +525,13 @@ impl World {
     }
 
     fn publish_flip(&mut self) {
-        self.make_durable();
+        if !self.is(Bug::R13PublishFirst) {
+            self.make_durable();
+        }
         self.stage(Stage::Publish);
         let Some(flip) = &self.flip else { return };
-        let timelines = flip.sealed.iter().map(|(timeline, _)| Arc::clone(timeline)).collect();
+        let timelines: Vec<_> = flip.sealed.iter().map(|(timeline, _)| Arc::clone(timeline)).collect();
+        self.shown_first = timelines.iter().map(|t| t.current().virtual_start.0).collect();
         self.proxy.moved = Some((flip.to, timelines));
         self.proxy.revision += 1;
         self.publish();
@@ -560,6 +586,10 @@ impl World {
     }
 
     pub(crate) fn on_abort(&mut self) {
+        if self.is(Bug::R16AbortLate) && self.flip.as_ref().is_some_and(|f| f.stage == Stage::Seal) {
+            self.make_durable();
+            return self.abort_flip("an operator asked for it");
+        }
         if let Some(flip) = self.flip.as_mut().filter(|f| f.stage < Stage::Seal) {
             flip.abort_asked = true;
             if flip.stage == Stage::Fence {

@@ -296,9 +296,4 @@ impl Oracle {
         }
         Ok(())
     }
-
-    /// How many of a writer's batches are acknowledged.
-    pub(crate) fn count_acked(&self, writer: u32) -> usize {
-        self.writers[writer as usize].batches.iter().filter(|w| w.acked.is_some()).count()
-    }
 }

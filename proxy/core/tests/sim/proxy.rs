@@ -1,6 +1,7 @@
 //! The proxy's shell, as `connection.rs`, `publisher.rs` and `seed.rs` are it: it feeds sessions, carries out what they ask
 //! for, publishes snapshots, and finds its way after a start.
 
+use crate::bugs::Bug;
 use crate::cluster::{BROKERS, Cluster};
 use crate::coverage::Seen;
 use crate::store::Disk;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 
 /// As `connection.rs` has it.
 const ORPHAN: u64 = 30_000 * MS;
+/// How long a task may be preempted between loading a snapshot and asking a gate.
+const STALE: u64 = 300;
 /// As `seed.rs` has it.
 const SEED_AGAIN: u64 = 100 * MS;
 
@@ -37,6 +40,9 @@ pub(crate) struct Proxy {
     pub(crate) incarnation: u32,
     pub(crate) shared: Shared,
     pub(crate) snapshot: Snapshot,
+    /// The one before, which a connection's task may have loaded just before the new one was published.
+    stale: Option<Snapshot>,
+    published_at: u64,
     pub(crate) revision: u64,
     topologies: [Arc<Topology>; 2],
     /// Where a moved topic is.
@@ -74,6 +80,8 @@ impl Proxy {
             incarnation: 0,
             shared: Shared::default(),
             snapshot,
+            stale: None,
+            published_at: 0,
             revision: 1,
             topologies,
             moved: None,
@@ -188,8 +196,10 @@ fn snapshot(
 impl World {
     pub(crate) fn publish(&mut self) {
         let proxy = &mut self.proxy;
-        proxy.snapshot =
-            snapshot(&proxy.fixed, proxy.revision, &proxy.topologies, proxy.moved.as_ref(), proxy.preparing);
+        proxy.published_at = self.now;
+        let (fixed, revision, moved) = (&proxy.fixed, proxy.revision, proxy.moved.as_ref());
+        let next = snapshot(fixed, revision, &proxy.topologies, moved, proxy.preparing);
+        proxy.stale = Some(std::mem::replace(&mut proxy.snapshot, next));
         let all: Vec<SessionId> = self.proxy.sessions.keys().copied().collect();
         self.wake(&all);
     }
@@ -259,7 +269,12 @@ impl World {
     pub(crate) fn apply(&mut self, conn: usize, event: Event) {
         let Some(mut session) = self.conns[conn].session.take() else { return };
         let now_ms = self.now_ms();
-        session.handle(event, &self.proxy.snapshot, &self.proxy.shared, now_ms);
+        let is_stale = self.now - self.proxy.published_at < STALE && self.rng.chance(300);
+        let snapshot = match &self.proxy.stale {
+            Some(stale) if is_stale => stale,
+            _ => &self.proxy.snapshot,
+        };
+        session.handle(event, snapshot, &self.proxy.shared, now_ms);
         let effects = session.drain_effects();
         self.conns[conn].session = Some(session);
         effects.into_iter().for_each(|effect| self.carry_out(conn, effect));
@@ -420,6 +435,7 @@ impl World {
         proxy.unseeded.clear();
         proxy.unclean_since_ms = running.then_some(now_ms);
         proxy.moved = None;
+        proxy.stale = None;
         if let Some(stored) = topic {
             let parts = stored.read();
             for (partition, (timeline, carry)) in parts.iter().enumerate() {
@@ -434,6 +450,7 @@ impl World {
             self.look_at(side);
         }
         self.publish();
+        self.proxy.stale = None;
         let incarnation = self.proxy.incarnation;
         self.plan(0, Ev::Seed { incarnation });
     }
@@ -457,7 +474,9 @@ impl World {
             let gate = self.proxy.gate(partition);
             let signal = {
                 let mut gate = lock(&gate);
-                gate.seed(&rows, visit, self.now_ms());
+                if !self.is(Bug::R3NoSeed) {
+                    gate.seed(&rows, visit, self.now_ms());
+                }
                 gate.release_unchanged()
             };
             self.proxy.unseeded.remove(&partition);

@@ -1,6 +1,6 @@
 //! One schedule: the clusters, the proxy, the clients and the operator under one clock and one source of chance.
 
-use crate::bugs::Bug;
+use crate::bugs::{self, Bug};
 use crate::cluster::Cluster;
 use crate::consumer::Consumer;
 use crate::coverage::{Coverage, Seen};
@@ -166,6 +166,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<String>,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) fresh: u64,
+    /// Where the newest published era of each partition starts.
+    pub(crate) shown_first: Vec<i64>,
 }
 
 /// What a schedule came to.
@@ -184,7 +186,7 @@ impl Shape {
         Shape {
             partitions: rng.between(1, 2) as i32,
             hold_ms: rng.pick(&[300, 1_000, 5_000, 5_000]),
-            grace_ms: 10_000,
+            grace_ms: 6_000,
             pace: rng.pick(&[300, 1_000, 3_000]),
             rough: rng.pick(&[0, 5, 30]),
             flips: rng.between(1, 4) as u32,
@@ -206,6 +208,7 @@ pub(crate) use trace;
 
 /// Plays the schedule of a seed.
 pub(crate) fn play(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
+    bugs::switch(bug);
     let mut world = World::new(seed, bug, traced);
     world.begin();
     let mut digest = 0_u64;
@@ -265,6 +268,7 @@ impl World {
             violation: None,
             trace: traced.then(Vec::new),
             fresh: 0,
+            shown_first: vec![0; shape.partitions as usize],
             shape,
             clusters,
             rng,

@@ -1,0 +1,80 @@
+//! Rules of exactness that a test can switch off, to show that it notices (docs/adr/0008-bug-flags.md).
+//!
+//! Without the feature `bug-flags` every question is answered with a constant, and nothing of this is in the binary.
+
+/// A rule that is broken on purpose. The names are those of RULES.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Produce without sequences does not wait for what is under way on another connection.
+    R1Path,
+    /// … nor for what is kept on another connection.
+    R1Kept,
+    /// Produce without sequences whose connection was lost is sent again.
+    R2PlainAgain,
+    /// A batch whose predecessor is missing passes.
+    R3Gap,
+    /// The second batch of a producer passes before the new owner has confirmed the first.
+    R3Unconfirmed,
+    /// Direct produce passes before what the fence held is appended.
+    R3HeldFirst,
+    /// The same producer is let through on two connections at a time.
+    R3OtherPath,
+    /// What the old owner has is not recognised.
+    R4NoCarry,
+    /// It is recognised, and acknowledged at another offset.
+    R4Offset,
+    /// Batches go to a cluster that is entered again under the old producer id.
+    R6Visit,
+    /// A timeout, which leaves open whether the batch was appended, is retried without sequences.
+    R8TimedOut,
+    /// What waits behind a failed batch is sent on.
+    R8Behind,
+    /// The refusal of a batch whose predecessor is being repeated is passed on.
+    R8Echo,
+    /// The gate lets produce pass that was planned with another route table.
+    R14Stale,
+    /// The fence of a gate does not hold.
+    R14Fence,
+    /// A fetch at an owner shows a moved partition as idle.
+    R17Moved,
+    /// A read goes over the end of its era.
+    R21Cut,
+    /// Ends of an older era are handed out as they are.
+    R21Ends,
+    /// Epochs are not moved by an era.
+    R22Epoch,
+    /// An epoch of an older era is sent to the owner.
+    R22Older,
+    /// A hole between eras is out of range.
+    R23Hole,
+}
+
+#[cfg(feature = "bug-flags")]
+mod switch {
+    use super::Bug;
+    use std::cell::Cell;
+
+    thread_local! {
+        static BROKEN: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Breaks a rule in this thread, or none.
+    pub fn set(bug: Option<Bug>) {
+        BROKEN.set(bug);
+    }
+
+    pub(crate) fn is(bug: Bug) -> bool {
+        BROKEN.get() == Some(bug)
+    }
+}
+
+#[cfg(not(feature = "bug-flags"))]
+mod switch {
+    pub(crate) const fn is(_: super::Bug) -> bool {
+        false
+    }
+}
+
+pub(crate) use switch::is;
+#[cfg(feature = "bug-flags")]
+pub use switch::set;
