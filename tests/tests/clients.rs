@@ -10,7 +10,9 @@ use crossover_harness::rig::Rig;
 use crossover_tests::faults::{Outcome, stop_behind, wait_until_well};
 use crossover_tests::history::{ends, reads_exactly, written};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic, group, wait_end};
+use crossover_tests::operator::post;
 use crossover_tests::{flip, one_at_a_time, repository, rig};
+use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
@@ -82,8 +84,8 @@ fn available() -> Result<Vec<Kind>> {
 /// A flip that an operator takes back behind DRAIN, with every client held.
 fn abort(rig: &Rig, verb: &'static str) -> Result<()> {
     let stopped = stop_behind(rig, verb, "DRAIN")?;
-    let output = rig.crossover(&["abort"])?;
-    ensure!(output.status.success(), "no abort: {}", String::from_utf8_lossy(&output.stderr));
+    let answer = post(rig, "/v1/abort", &json!({}))?;
+    ensure!(answer.status == 200, "no abort: {}", answer.body);
     stopped.go_on()?;
     let outcome = stopped.outcome()?;
     ensure!(matches!(outcome, Outcome::Aborted(_)), "the {verb} was not aborted: {outcome:?}");
