@@ -59,12 +59,14 @@ struct Batch {
     count: i32,
     state: State,
     tried: bool,
+    /// Sent while an earlier one was under way to another node, where no gate keeps them in order.
+    raced: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Waiting { from: u64 },
-    InFlight,
+    InFlight { node: VirtualNode },
     Done,
 }
 
@@ -96,8 +98,14 @@ impl Lot {
         }
     }
 
+    /// Something is under way to another node.
+    fn is_elsewhere(&self, node: VirtualNode) -> bool {
+        let elsewhere = |b: &Batch| matches!(b.state, State::InFlight { node: other } if other != node);
+        self.batches[self.first..].iter().any(elsewhere)
+    }
+
     fn in_flight(&self) -> usize {
-        self.batches[self.first..].iter().filter(|b| b.state == State::InFlight).count()
+        self.batches[self.first..].iter().filter(|b| matches!(b.state, State::InFlight { .. })).count()
     }
 }
 
@@ -255,6 +263,7 @@ impl World {
                         count,
                         state: State::Waiting { from: 0 },
                         tried: false,
+                        raced: false,
                     });
                 }
             }
@@ -280,7 +289,9 @@ impl World {
             // Kafka itself takes whatever batch of a producer comes first, also one whose predecessor it has refused: a
             // producer that has written nothing yet is not asked for more than Kafka promises.
             let is_new = producer.is_idempotent() && lot.acked == 0 && next != 0;
-            if from > self.now || alone || is_new || lot.in_flight() >= IN_FLIGHT_MAX {
+            // librdkafka waits for what is under way before it goes on at another broker.
+            let waits = producer.kind == Kind::Librdkafka && lot.is_elsewhere(node);
+            if from > self.now || alone || is_new || waits || lot.in_flight() >= IN_FLIGHT_MAX {
                 continue;
             }
             let busy = producer.conns.get(&node).map_or(0, |c| c.requests.len());
@@ -312,8 +323,10 @@ impl World {
         for (lot, batch) in lots {
             let lot = &mut producer.lots[*lot];
             let mark = Mark { producer: lot.writer, number: *batch as u32 };
+            let races = lot.is_elsewhere(node) && self.oracle.eras(lot.partition) == 1;
             let batch = &mut lot.batches[*batch];
-            batch.state = State::InFlight;
+            batch.raced = races;
+            batch.state = State::InFlight { node };
             if batch.tried {
                 self.coverage.note(Seen::Retried);
             }
@@ -374,7 +387,7 @@ impl World {
         let (error, base) = (answer.i16("ErrorCode"), answer.i64("BaseOffset"));
         let at = &self.producers[index].lots[lot];
         let mark = Mark { producer: at.writer, number: batch as u32 };
-        let (partition, is_first) = (at.partition, batch == at.first);
+        let (partition, is_first) = (at.partition, batch == at.first && !at.batches[batch].raced);
         trace!(self, "producer {index} hears of {mark:?}: error {error}, base {base}");
         match error {
             0 | 46 => {

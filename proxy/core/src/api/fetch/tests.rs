@@ -313,6 +313,41 @@ fn a_companion_that_is_no_leader_is_never_shown_to_the_client() {
     assert_eq!((partition.i16("ErrorCode"), bases(partition).len()), (0, 0));
 }
 
+/// A client whose epoch is from before the owner's last election would be refused for ever without learning of it.
+#[test]
+fn a_companion_is_asked_with_the_newest_epoch_that_the_proxy_knows() {
+    let mut rig = Rig::new(Source, 0);
+    rig.flip(Target, 100, 10);
+    let known = rig.virtual_epoch(EPOCHS[Target.index()]);
+    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
+    let mut info = (**topology.topic(TOPIC).unwrap()).clone();
+    info.partitions[0].epoch += 4;
+    topology.topics.insert(Arc::clone(&info.name), Arc::new(info));
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.ask(key::FETCH, V, |body| {
+        fill(body, WAIT_MS, &[(0, 100)]);
+        let partitions = body.structs_mut("Topics").flat_map(|t| t.structs_mut("Partitions"));
+        partitions.for_each(|p| p.set("CurrentLeaderEpoch", known));
+    });
+    let sent = rig.one();
+    assert_eq!(only(&sent.body, "Topics").i32("CurrentLeaderEpoch"), EPOCHS[Target.index()] + 4);
+}
+
+#[test]
+fn r21_without_an_answer_the_end_is_not_below_the_start_of_the_era() {
+    let mut rig = Rig::new(Source, 0);
+    let seen = crate::session::Seen { high_watermark: 20, last_stable_offset: 20, epoch: -1 };
+    rig.shared.seen.raise(&Arc::from(TOPIC), 0, seen);
+    rig.flip(Target, 100, 10);
+    fetch(&mut rig, WAIT_MS, &[(0, 100)]);
+    let sent = rig.one();
+    rig.lose(&sent);
+    rig.pass(1_000);
+    let reply = rig.reply().unwrap();
+    let partition = only(&reply, "Responses");
+    assert_eq!((partition.i64("HighWatermark"), partition.i64("LastStableOffset")), (100, 100));
+}
+
 #[test]
 fn the_own_brokers_errors_pass() {
     let mut rig = Rig::new(Source, 0);

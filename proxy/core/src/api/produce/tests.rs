@@ -309,3 +309,58 @@ fn while_a_flip_is_prepared_a_connection_has_one_produce_under_way() {
     answer(&mut rig, &second, 0, 8);
     assert_eq!(reply(&mut rig), Some((0, 8)));
 }
+
+#[test]
+fn r08_a_batch_that_comes_again_does_not_share_the_error_of_a_later_one() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 40);
+    reply(&mut rig);
+    // 2 is here before 1, which the client sends again: only 2 is refused for the gap.
+    produce(&mut rig, -1, PID, 2);
+    produce(&mut rig, -1, PID, 1);
+    assert!(rig.sent().is_empty());
+    rig.pass(350);
+    rig.handle(Event::Wake);
+    assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+    let sent = rig.one();
+    assert_eq!(batch_of(&sent), (PID, 1));
+    answer(&mut rig, &sent, 0, 41);
+    assert_eq!(reply(&mut rig), Some((0, 101)));
+}
+
+#[test]
+fn r08_the_echo_of_a_hidden_failure_is_not_told_after_the_hold_bound_either() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 40);
+    reply(&mut rig);
+    produce(&mut rig, -1, PID, 1);
+    let first = rig.one();
+    answer(&mut rig, &first, 0, 41);
+    reply(&mut rig);
+    produce(&mut rig, -1, PID, 2);
+    produce(&mut rig, -1, PID, 3);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    rig.pass(60);
+    let again = rig.one();
+    rig.pass(5_000);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    answer(&mut rig, &again, 0, 42);
+    let refused = Some((code::NOT_LEADER_OR_FOLLOWER, -1));
+    assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 102)), refused));
+}
+
+#[test]
+fn r08_a_batch_without_sequence_that_a_leader_appended_before_it_stepped_down_is_not_repeated() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, 40);
+    rig.pass(60);
+    assert!(rig.sent().is_empty());
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+}

@@ -55,6 +55,33 @@ fn r01_a_batch_without_sequence_waits_for_the_same_client_on_another_connection(
 }
 
 #[test]
+fn r01_what_is_kept_of_a_client_goes_in_the_order_it_came() {
+    let mut gate = PartitionGate::default();
+    gate.fence();
+    let held = |gate: &mut PartitionGate, submission: Submission| match gate.admit(NOW, &submission) {
+        Admission::Hold { hold, .. } => Submission { hold: Some(hold), ..submission },
+        other => panic!("not held: {other:?}"),
+    };
+    let first = held(&mut gate, submission(1, None, 0));
+    let second = held(&mut gate, submission(2, None, 0));
+    gate.release_unchanged();
+    assert_eq!(reason(gate.admit(NOW, &second)), HoldReason::OtherPath);
+    let ticket = forwarded(gate.admit(NOW, &first));
+    assert_eq!(reason(gate.admit(NOW, &second)), HoldReason::OtherPath);
+    assert_eq!(gate.complete(NOW, ticket, acked(0)).wake, [SessionId(2)]);
+    forwarded(gate.admit(NOW, &second));
+}
+
+#[test]
+fn r01_what_waits_for_a_leader_is_waited_for_and_let_go() {
+    let mut gate = PartitionGate::default();
+    let hold = gate.queue(&submission(1, None, 0).kept());
+    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::OtherPath);
+    assert_eq!(gate.drop_hold(hold).wake, [SessionId(1), SessionId(2)]);
+    forwarded(gate.admit(NOW, &submission(2, None, 0)));
+}
+
+#[test]
 fn r01_a_sequenced_batch_waits_for_its_producer_on_another_connection() {
     let mut gate = PartitionGate::default();
     let ticket = forwarded(gate.admit(NOW, &submission(1, Some((0, 4)), 0)));
