@@ -22,11 +22,18 @@ pure_tests() {
   cargo test -p crossover-tests --test architecture
 }
 
+# The core in a model world: as many schedules as the time allows, and every rule broken once.
+simulator() {
+  CROSSOVER_SIM_SECONDS="${CROSSOVER_SIM_SECONDS:-60}" cargo test --release -p crossover-core --features bug-flags \
+    --test sim -- --nocapture --test-threads=1
+}
+
 step "prerequisites" sh tests/tools/prerequisites.sh cargo cc java javac mvn go node python3
 step "format" cargo fmt --all --check
 step "lint" cargo clippy --workspace --all-targets -- -D warnings
 step "message definitions" official_definitions
 step "pure tests" pure_tests
+step "simulator" simulator
 step "binaries" cargo build -p crossover -p crossover-loadtest --features crossover/failpoints
 step "client libraries" tests/drivers/setup.sh java-3.9.2 java-4.3.1 librdkafka franz sarama kafkajs
 step "live: real clusters, real clients" cargo test -p crossover-tests --test live -- --nocapture --test-threads=1

@@ -95,6 +95,23 @@ fn the_core_uses_nothing_that_could_do_input_or_output() -> Result<()> {
     Ok(())
 }
 
+/// Rules that tests break on purpose are whole in every build for use (`docs/adr/0008-bug-flags.md`).
+#[test]
+fn no_manifest_breaks_rules_on_purpose() -> Result<()> {
+    let mut manifests = Vec::new();
+    for part in ["", "config", "proxy", "proxy/core", "admin-api", "loadtest", "tests", "tests/harness"] {
+        manifests.push(repository().join(part).join("Cargo.toml"));
+    }
+    for manifest in manifests {
+        let text = std::fs::read_to_string(&manifest)?;
+        let named = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        for line in named.filter(|line| line.contains("bug-flags")) {
+            ensure!(line == "bug-flags = []", "{}: {line}", manifest.display());
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn the_core_is_pure() -> Result<()> {
     let mut files = Vec::new();

@@ -217,13 +217,7 @@ impl World {
     fn take(&mut self, index: usize, node: VirtualNode, body: &Struct) {
         let error = body.i16("ErrorCode");
         let fetcher = self.consumers[index].fetchers.get_mut(&node).expect("the fetcher that asked");
-        if error == 70 || error == 71 {
-            self.coverage.note(Seen::SessionReset);
-            fetcher.session = 0;
-            fetcher.epoch = 0;
-            fetcher.known.clear();
-            return self.consume_soon(index, 0);
-        } else if error != 0 {
+        if error != 0 {
             return self.fail(format!("consumer {index}: fetch error {error}"));
         }
         fetcher.session = body.i32("SessionId");
@@ -283,6 +277,9 @@ impl World {
             if head.base + i64::from(head.count) <= position {
                 // A broker starts with the batch that holds the position, clients drop what is before it.
                 return self.fail(format!("at {position} a batch from {} was read", head.base));
+            }
+            if self.oracle.starts_era(partition, head.base) {
+                self.see(Seen::ReadOverBoundary);
             }
             let judged = self.oracle.read(partition, position, &head, &self.clusters);
             self.judge(judged);

@@ -13,9 +13,9 @@ seen! {
     AbortInPrepare, AbortInFence, AbortInDrain, AbortInBoundary,
     DeadlineBeforeSeal, LossAborts, SealNotWritten, SealUnknownKept, SealUnknownLost, GraceRefuses,
     ThreeEras, Rollback,
-    AckWithoutOffset, AckFromCarry, HoldExpired, HeldForwarded, StaleCompanion, Retried,
-    LostWithProduceInFlight, LateAppend, ErrorAfterAppend,
-    HistoricRead, ReadOverBoundary, OutOfRange, Signalled, SessionReset,
+    AckWithoutOffset, AckOfAnOlderEra, HoldExpired, HeldForwarded, StaleCompanion, Retried,
+    LateAppend, ErrorAfterAppend,
+    HistoricRead, ReadOverBoundary, OutOfRange, Signalled,
     ElectionLosesTail, EpochFenced, Seeded,
 }
 
@@ -35,6 +35,11 @@ impl Coverage {
 
     pub(crate) fn add(&mut self, other: &Coverage) {
         self.0.iter_mut().zip(other.0).for_each(|(own, other)| *own += other);
+    }
+
+    /// What has not happened once.
+    pub(crate) fn missing(&self) -> Vec<Seen> {
+        self.counts().filter(|(_, times)| *times == 0).map(|(seen, _)| seen).collect()
     }
 
     pub(crate) fn counts(&self) -> impl Iterator<Item = (Seen, u64)> + '_ {

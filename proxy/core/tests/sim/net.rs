@@ -17,6 +17,7 @@ const BATCH: i32 = 73;
 /// A client's connection.
 pub(crate) struct Conn {
     pub(crate) who: Who,
+    node: VirtualNode,
     pub(crate) session: Option<Session>,
     /// The client takes it for open.
     pub(crate) client_open: bool,
@@ -75,6 +76,7 @@ impl World {
         let session = self.proxy.session(node, self.shape.hold_ms, self.rng.next());
         self.conns.push(Conn {
             who,
+            node,
             session: Some(session),
             client_open: true,
             proxy_open: true,
@@ -107,6 +109,9 @@ impl World {
     }
 
     pub(crate) fn dial(&mut self, conn: usize, id: UpstreamId, node: VirtualNode) {
+        if self.conns[conn].node.side != node.side {
+            self.see(Seen::StaleCompanion);
+        }
         let link = self.links.len();
         self.links.push(Link {
             id,
@@ -141,12 +146,12 @@ impl World {
         }
         self.links[link].established = true;
         let early = std::mem::take(&mut self.links[link].early);
-        early.into_iter().for_each(|frame| self.to_broker(link, frame));
+        early.into_iter().for_each(|frame| self.pass_on(link, frame));
         let upstream = self.links[link].id;
         self.apply(conn, crossover_core::session::Event::Connected { upstream });
     }
 
-    pub(crate) fn to_broker(&mut self, link: usize, frame: Bytes) {
+    pub(crate) fn pass_on(&mut self, link: usize, frame: Bytes) {
         if !self.links[link].established {
             return self.links[link].early.push(frame);
         }

@@ -140,7 +140,8 @@ impl World {
 
     /// Nothing that was lost can still reach a log (RULES R2).
     fn is_settled(&mut self) -> bool {
-        let (now, grace) = (self.now_ms(), self.shape.grace_ms);
+        let grace = if self.is(Bug::R2NoGrace) { 0 } else { self.shape.grace_ms };
+        let now = self.now_ms();
         let mut settled = self.proxy.unclean_since_ms.is_none_or(|at| now - at >= grace);
         for gate in self.proxy.shared.gates.of_topic(TOPIC).values() {
             let mut gate = lock(gate);
@@ -149,9 +150,6 @@ impl World {
                 Some(_) => gate.resolve_unknown(),
                 None => {}
             }
-        }
-        if self.is(Bug::R2NoGrace) {
-            return true;
         }
         if !settled {
             self.see(Seen::GraceRefuses);
@@ -544,6 +542,9 @@ impl World {
         let now = self.now_ms();
         for (partition, (timeline, carry)) in flip.sealed.into_iter().enumerate() {
             let gate = self.proxy.gate(partition as i32);
+            if lock(&gate).held() > 0 {
+                self.see(Seen::HeldForwarded);
+            }
             let signal = lock(&gate).release(now, timeline.current().index, carry);
             self.wake(&signal.wake);
         }
@@ -577,7 +578,8 @@ impl World {
             return;
         }
         if self.rng.chance(25) {
-            let after = self.rng.up_to(3_000);
+            let is_short = self.the_flip().stage == Stage::Publish;
+            let after = self.rng.up_to(if is_short { 150 } else { 3_000 });
             self.plan(after, Ev::Fault(crate::faults::Fault::Crash));
         } else if self.rng.chance(25) {
             let after = self.rng.up_to(3_000);

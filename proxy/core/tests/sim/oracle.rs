@@ -92,6 +92,11 @@ impl Oracle {
         self.runs[partition as usize].len()
     }
 
+    /// Whether an era after the first starts at `position`.
+    pub(crate) fn starts_era(&self, partition: i32, position: i64) -> bool {
+        self.runs[partition as usize].iter().skip(1).any(|run| run.first == position)
+    }
+
     /// A cluster has appended a batch.
     pub(crate) fn appended(&mut self, side: ClusterSide, partition: i32, batch: &Batch) -> Judged {
         let mark = batch.mark;

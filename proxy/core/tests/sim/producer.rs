@@ -142,7 +142,7 @@ impl World {
                     acked: 0,
                 });
             }
-            let timeout_ms = self.rng.pick(&[1_500, 30_000]);
+            let timeout_ms = self.rng.pick(&[300, 1_500, 30_000]);
             self.producers.push(Producer {
                 kind,
                 acks,
@@ -393,6 +393,8 @@ impl World {
             0 | 46 => {
                 if base < 0 {
                     self.see(Seen::AckWithoutOffset);
+                } else if base < self.oracle.owner(partition).first {
+                    self.see(Seen::AckOfAnOlderEra);
                 }
                 let judged = self.oracle.acked(partition, mark, base, &self.clusters);
                 self.judge(judged);

@@ -40,7 +40,7 @@ pub(crate) struct Proxy {
     pub(crate) incarnation: u32,
     pub(crate) shared: Shared,
     pub(crate) snapshot: Snapshot,
-    /// The one before, which a connection's task may have loaded just before the new one was published.
+    /// The one before, which a connection's task may have loaded just before a new one was published, and since when.
     stale: Option<Snapshot>,
     published_at: u64,
     pub(crate) revision: u64,
@@ -196,10 +196,13 @@ fn snapshot(
 impl World {
     pub(crate) fn publish(&mut self) {
         let proxy = &mut self.proxy;
-        proxy.published_at = self.now;
         let (fixed, revision, moved) = (&proxy.fixed, proxy.revision, proxy.moved.as_ref());
         let next = snapshot(fixed, revision, &proxy.topologies, moved, proxy.preparing);
-        proxy.stale = Some(std::mem::replace(&mut proxy.snapshot, next));
+        let last = std::mem::replace(&mut proxy.snapshot, next);
+        if proxy.stale.is_none() || self.now - proxy.published_at >= STALE {
+            proxy.stale = Some(last);
+            proxy.published_at = self.now;
+        }
         let all: Vec<SessionId> = self.proxy.sessions.keys().copied().collect();
         self.wake(&all);
     }
@@ -299,7 +302,7 @@ impl World {
             Effect::Dial { upstream, node, .. } => self.dial(conn, upstream, node),
             Effect::Send { upstream, frame } => {
                 if let Some(link) = self.conns[conn].upstreams.get(&upstream).copied() {
-                    self.to_broker(link, frame.slice(4..));
+                    self.pass_on(link, frame.slice(4..));
                 }
             }
             Effect::HangUp { upstream } => {
