@@ -172,9 +172,9 @@ pub struct PartitionGate {
     in_flight: BTreeMap<Ticket, InFlight>,
     held: BTreeMap<HoldId, SessionId>,
     held_in_flight: u32,
-    /// Batches without sequences that are kept, for whatever reason, in the order they came: those of one client must
-    /// not overtake each other by another connection (RULES R1).
-    plain: BTreeMap<HoldId, (ClientKey, SessionId)>,
+    /// Batches that are kept, for whatever reason, in the order they came: those of one client, or of one producer,
+    /// must not overtake each other by another connection (RULES R1, R3).
+    kept: BTreeMap<HoldId, Kept>,
     waiting: BTreeSet<SessionId>,
     /// When an outcome last became unknown and was not resolved since.
     unknown_since_ms: Option<i64>,
@@ -221,10 +221,17 @@ impl PartitionGate {
     /// Whether an earlier batch without sequences of the same client is kept on another connection.
     fn is_behind(&self, submission: &Submission) -> bool {
         let is_earlier = |id: &HoldId| submission.hold.is_none_or(|own| *id < own);
-        self.plain
-            .iter()
-            .take_while(|(id, _)| is_earlier(id))
-            .any(|(_, (client, session))| *client == submission.client && *session != submission.session)
+        let mut earlier = self.kept.iter().take_while(|(id, _)| is_earlier(id)).map(|(_, kept)| kept);
+        earlier.any(|k| k.batch.is_none() && k.client == submission.client && k.session != submission.session)
+    }
+
+    /// Whether a batch that must come before is kept on another connection: then the gap will close.
+    fn awaits_kept(&self, submission: &Submission, batch: BatchId) -> bool {
+        let comes_before = |b: &BatchId| {
+            (b.pid, b.epoch) == (batch.pid, batch.epoch) && carry::is_before(b.first, batch.first)
+        };
+        let mut elsewhere = self.kept.values().filter(|kept| kept.session != submission.session);
+        elsewhere.any(|kept| kept.batch.as_ref().is_some_and(comes_before))
     }
 
     fn admit_sequenced(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {
@@ -257,6 +264,9 @@ impl PartitionGate {
             }
             CarryVerdict::NewEpoch if batch.first != 0 && alone => {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
+            }
+            CarryVerdict::Gap if self.awaits_kept(submission, batch) && !bug::is(Bug::R3Gap) => {
+                return self.wait(submission, HoldReason::Gap, None);
             }
             CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => return self.gap(now_ms, submission),
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
@@ -294,7 +304,7 @@ impl PartitionGate {
     fn forward(&mut self, submission: &Submission) -> Admission {
         let ticket = Ticket(self.fresh_id());
         let was_held = submission.hold.is_some_and(|id| self.held.remove(&id).is_some());
-        submission.hold.map(|id| self.plain.remove(&id));
+        submission.hold.map(|id| self.kept.remove(&id));
         self.held_in_flight += u32::from(was_held);
         self.in_flight.insert(
             ticket,
@@ -332,9 +342,7 @@ impl PartitionGate {
 
     fn keep(&mut self, kept: &Kept) -> HoldId {
         let hold = kept.hold.unwrap_or_else(|| HoldId(self.fresh_id()));
-        if kept.batch.is_none() {
-            self.plain.insert(hold, (kept.client, kept.session));
-        }
+        self.kept.insert(hold, *kept);
         hold
     }
 
@@ -347,8 +355,8 @@ impl PartitionGate {
 
     /// The client of a held batch has gone, or the batch is answered otherwise.
     pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
-        let was_plain = self.plain.remove(&hold).is_some();
-        let freed = self.held.remove(&hold).is_some() && self.held.is_empty() || was_plain;
+        let was_kept = self.kept.remove(&hold).is_some();
+        let freed = self.held.remove(&hold).is_some() && self.held.is_empty() || was_kept;
         GateSignal { wake: if freed { self.take_waiting() } else { Vec::new() }, drained: false }
     }
 

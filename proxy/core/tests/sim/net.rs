@@ -26,6 +26,8 @@ pub(crate) struct Conn {
     pub(crate) upstreams: BTreeMap<UpstreamId, usize>,
     pub(crate) timer_at: u64,
     pub(crate) waking: bool,
+    /// When it last used the newest snapshot.
+    pub(crate) loaded_at: u64,
     pub(crate) gone: bool,
     to_proxy: u64,
     pub(crate) to_client: u64,
@@ -83,6 +85,7 @@ impl World {
             upstreams: BTreeMap::new(),
             timer_at: u64::MAX,
             waking: false,
+            loaded_at: 0,
             gone: false,
             to_proxy: 0,
             to_client: 0,

@@ -272,7 +272,13 @@ impl World {
     pub(crate) fn apply(&mut self, conn: usize, event: Event) {
         let Some(mut session) = self.conns[conn].session.take() else { return };
         let now_ms = self.now_ms();
-        let is_stale = self.now - self.proxy.published_at < STALE && self.rng.chance(300);
+        // A connection's task never goes back to a snapshot older than one it has used.
+        let may_be_stale = self.conns[conn].loaded_at < self.proxy.published_at;
+        let is_recent = self.now - self.proxy.published_at < STALE;
+        let is_stale = may_be_stale && is_recent && self.rng.chance(300);
+        if !is_stale {
+            self.conns[conn].loaded_at = self.now;
+        }
         let snapshot = match &self.proxy.stale {
             Some(stale) if is_stale => stale,
             _ => &self.proxy.snapshot,

@@ -111,6 +111,23 @@ fn r03_the_second_batch_of_an_era_waits_until_the_first_is_appended() {
 }
 
 #[test]
+fn r03_a_batch_waits_for_its_predecessor_that_is_kept_on_another_connection() {
+    let mut gate = flipped();
+    let first = forwarded(gate.admit(NOW, &submission(1, Some((10, 14)), 1)));
+    let second = submission(2, Some((15, 19)), 1);
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &second) else { panic!("not held") };
+    // Long after the flip, and with the first one still under way on its own connection.
+    let later = NOW + GAP_WINDOW_MS;
+    let third = submission(1, Some((20, 24)), 1);
+    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Gap);
+    gate.complete(later, first, acked(200));
+    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Gap);
+    let ticket = forwarded(gate.admit(later, &Submission { hold: Some(hold), ..second }));
+    assert_eq!(gate.complete(later, ticket, acked(205)).wake, [SessionId(1)]);
+    forwarded(gate.admit(later, &third));
+}
+
+#[test]
 fn r03_epochs() {
     let mut gate = flipped();
     let epoch = |epoch, first, last| Submission {
