@@ -291,7 +291,9 @@ impl World {
             let is_new = producer.is_idempotent() && lot.acked == 0 && next != 0;
             // librdkafka waits for what is under way before it goes on at another broker.
             let waits = producer.kind == Kind::Librdkafka && lot.is_elsewhere(node);
-            if from > self.now || alone || is_new || waits || lot.in_flight() >= IN_FLIGHT_MAX {
+            // A log recognises five batches of a producer: what is open must not be more.
+            let too_far = producer.is_idempotent() && next >= lot.first + IN_FLIGHT_MAX;
+            if too_far || from > self.now || alone || is_new || waits || lot.in_flight() >= IN_FLIGHT_MAX {
                 continue;
             }
             let busy = producer.conns.get(&node).map_or(0, |c| c.requests.len());
