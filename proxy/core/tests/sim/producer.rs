@@ -59,7 +59,8 @@ struct Batch {
     count: i32,
     state: State,
     tried: bool,
-    /// Sent while an earlier one was under way to another node, where no gate keeps them in order.
+    /// Sent while an earlier one was under way to another node: it may come first, and its refusal be heard last, as
+    /// without a proxy.
     raced: bool,
 }
 
@@ -325,7 +326,7 @@ impl World {
         for (lot, batch) in lots {
             let lot = &mut producer.lots[*lot];
             let mark = Mark { producer: lot.writer, number: *batch as u32 };
-            let races = lot.is_elsewhere(node) && self.oracle.eras(lot.partition) == 1;
+            let races = lot.is_elsewhere(node);
             let batch = &mut lot.batches[*batch];
             batch.raced = races;
             batch.state = State::InFlight { node };
