@@ -370,11 +370,8 @@ impl Entry {
         out: &mut Struct,
     ) {
         let seen = cx.shared.seen.get(&route.name, self.key.partition).unwrap_or_default();
-        let end = timeline
-            .current()
-            .virtual_start
-            .0
-            .max(timeline.era(target.era).and_then(Era::virtual_end).map_or(0, |v| v.0));
+        let own = timeline.era(target.era).and_then(Era::virtual_end).map_or(0, |v| v.0);
+        let end = self.newest_start(cx).max(own);
         if !bug::is(Bug::R21Ends) {
             out.set("HighWatermark", seen.high_watermark.max(end));
         }
@@ -482,15 +479,20 @@ impl Entry {
         self.result.as_ref().map(|r| (r.i64("HighWatermark"), r.i64("LogStartOffset")))
     }
 
+    /// Where the era starts that is current now: a flip may have been published since the entry was aimed.
+    fn newest_start(&self, cx: &Cx<'_>) -> i64 {
+        let newest = self.route.as_ref().and_then(|r| cx.snapshot.routes.topic(&r.name));
+        let timeline = newest.and_then(|r| r.timeline(self.key.partition));
+        timeline.map_or(0, |t| t.current().virtual_start.0)
+    }
+
     /// No answer in time: no records, and the ends as last seen.
     fn nothing(&self, cx: &Cx<'_>) -> Struct {
         let mut out = self.empty();
         let seen = self.route.as_ref().and_then(|r| cx.shared.seen.get(&r.name, self.key.partition));
         if let Some(seen) = seen {
             // Nobody may have seen the end of the era before (RULES R21).
-            let newest = self.route.as_ref().and_then(|r| cx.snapshot.routes.topic(&r.name));
-            let timeline = newest.and_then(|r| r.timeline(self.key.partition));
-            let start = timeline.map_or(0, |t| t.current().virtual_start.0);
+            let start = self.newest_start(cx);
             out.set("HighWatermark", seen.high_watermark.max(start));
             out.set("LastStableOffset", seen.last_stable_offset.max(start));
         }

@@ -334,6 +334,19 @@ fn a_companion_is_asked_with_the_newest_epoch_that_the_proxy_knows() {
 }
 
 #[test]
+fn r21_history_that_was_asked_before_a_flip_carries_the_new_eras_start() {
+    let mut rig = Rig::new(Target, 0);
+    rig.flip(Target, 100, 10);
+    fetch(&mut rig, WAIT_MS, &[(0, 50)]);
+    let sent = rig.one();
+    assert_eq!(sent.node.side, Source);
+    rig.flip(Source, 30, 100);
+    answer(&mut rig, &sent, &[is(0, 100, &[batch(50, 1, EPOCHS[0])])]);
+    let reply = rig.reply().unwrap();
+    assert_eq!(only(&reply, "Responses").i64("HighWatermark"), 120);
+}
+
+#[test]
 fn r21_without_an_answer_the_end_is_not_below_the_start_of_the_era() {
     let mut rig = Rig::new(Source, 0);
     let seen = crate::session::Seen { high_watermark: 20, last_stable_offset: 20, epoch: -1 };
