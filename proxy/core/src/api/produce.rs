@@ -33,6 +33,8 @@ pub struct HeldPartitions {
     failed: HashMap<FailedKey, Failed>,
     /// The same of the round before, for what had been asked already when it failed.
     failing: HashMap<FailedKey, Failed>,
+    /// How many batches of a producer are being repeated without the client's knowledge.
+    repeated: HashMap<FailedKey, u32>,
 }
 
 /// A partition, and the producer id of a batch with sequence numbers.
@@ -67,6 +69,19 @@ impl HeldPartitions {
         }
     }
 
+    fn is_repeating(&self, key: &FailedKey) -> bool {
+        self.repeated.contains_key(key)
+    }
+
+    fn repeat_ends(&mut self, key: &FailedKey) {
+        if let Some(count) = self.repeated.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.repeated.remove(key);
+            }
+        }
+    }
+
     fn add(&mut self, at: &(Arc<str>, i32)) {
         *self.pending.entry(at.clone()).or_default() += 1;
     }
@@ -96,6 +111,8 @@ struct Part {
     reason: Option<HoldReason>,
     /// A fence held it: the flip is not the client's to notice.
     was_held: bool,
+    /// It is counted as being repeated.
+    is_repeated: bool,
 }
 
 enum State {
@@ -163,6 +180,7 @@ impl Produce {
                     hold: None,
                     reason: None,
                     was_held: false,
+                    is_repeated: false,
                 };
                 part.look_inside(route.as_deref(), by_id, cx);
                 self.parts.push(part);
@@ -574,8 +592,9 @@ impl Part {
             code::NOT_LEADER_OR_FOLLOWER,
             code::NOT_ENOUGH_REPLICAS,
         ];
-        if companion || self.was_held {
-            let in_time = cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max;
+        let is_hidden = companion || self.was_held;
+        let in_time = cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max;
+        if is_hidden {
             let timed_out = error == code::REQUEST_TIMED_OUT && bug::is(Bug::R8TimedOut);
             // A leader that steps down while it waits for its followers answers 6, and tells where it has appended the
             // batch (`DelayedProduce`). Only a log that knows the producer tells a second time from a first.
@@ -584,14 +603,15 @@ impl Part {
                 cx.refresh(side);
                 return self.again(cx);
             }
-            if error == code::OUT_OF_ORDER_SEQUENCE_NUMBER && self.lacks_predecessor(cx) {
-                if in_time {
-                    return self.again(cx);
-                }
-                // The one before may still be appended, and then 45 would be fatal.
-                error = code::NOT_LEADER_OR_FOLLOWER;
-                out.set("ErrorCode", error);
+        }
+        let is_echo = is_hidden || cx.core.produce.is_repeating(&self.key());
+        if is_echo && error == code::OUT_OF_ORDER_SEQUENCE_NUMBER && self.lacks_predecessor(cx) {
+            if in_time {
+                return self.again(cx);
             }
+            // The one before may still be appended, and then 45 would be fatal.
+            error = code::NOT_LEADER_OR_FOLLOWER;
+            out.set("ErrorCode", error);
         }
         if error == code::NOT_LEADER_OR_FOLLOWER {
             cx.refresh(side);
@@ -600,6 +620,7 @@ impl Part {
         if recall && forgotten.contains(&error) {
             out = self.duplicate(None);
         }
+        self.repeat_ends(cx);
         self.state = State::Answered(out);
         if error != code::NONE && !(recall && forgotten.contains(&error)) {
             self.fail_behind(cx, error);
@@ -620,9 +641,18 @@ impl Part {
     fn again(&mut self, cx: &mut Cx<'_>) {
         self.state = State::Waiting;
         self.retry_at_ms = cx.now_ms + RETRY_MS;
+        if !std::mem::replace(&mut self.is_repeated, true) {
+            *cx.core.produce.repeated.entry(self.key()).or_default() += 1;
+        }
         cx.core.produce.add(&self.at);
         cx.core.produce.blocked.insert(self.at.clone());
         cx.wake_at(self.retry_at_ms);
+    }
+
+    fn repeat_ends(&mut self, cx: &mut Cx<'_>) {
+        if std::mem::take(&mut self.is_repeated) {
+            cx.core.produce.repeat_ends(&self.key());
+        }
     }
 
     fn settle(&mut self, cx: &mut Cx<'_>, outcome: Outcome) {
@@ -656,6 +686,7 @@ impl Part {
     }
 
     fn forget_wait(&mut self, cx: &mut Cx<'_>) {
+        self.repeat_ends(cx);
         if matches!(self.state, State::Waiting) {
             cx.core.produce.remove(&self.at);
         }

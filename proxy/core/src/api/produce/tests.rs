@@ -364,3 +364,36 @@ fn r08_a_batch_without_sequence_that_a_leader_appended_before_it_stepped_down_is
     assert!(rig.sent().is_empty());
     assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
 }
+
+#[test]
+fn r08_what_came_later_does_not_hear_the_echo_of_a_batch_that_a_fence_held() {
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 40);
+    reply(&mut rig);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    let held = rig.one();
+    answer(&mut rig, &held, code::NOT_LEADER_OR_FOLLOWER, -1);
+    rig.pass(30);
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.sent();
+    // The broker became the leader between the two. The client knows of neither.
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert!(rig.reply().is_none());
+    rig.pass(60);
+    let again = rig.sent();
+    assert_eq!(again.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
+    answer(&mut rig, &again[0], 0, 41);
+    answer(&mut rig, &again[1], 0, 42);
+    assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 41)), Some((0, 42))));
+    // With nothing repeated any more, a gap is the client's own.
+    produce(&mut rig, -1, PID, 4);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+}
