@@ -620,7 +620,7 @@ impl Part {
         if recall && forgotten.contains(&error) {
             out = self.duplicate(None);
         }
-        self.repeat_ends(cx);
+        self.leave(cx);
         self.state = State::Answered(out);
         if error != code::NONE && !(recall && forgotten.contains(&error)) {
             self.fail_behind(cx, error);
@@ -649,18 +649,31 @@ impl Part {
         cx.wake_at(self.retry_at_ms);
     }
 
-    fn repeat_ends(&mut self, cx: &mut Cx<'_>) {
+    /// Nothing comes of it any more that others wait for.
+    fn leave(&mut self, cx: &mut Cx<'_>) {
         if std::mem::take(&mut self.is_repeated) {
             cx.core.produce.repeat_ends(&self.key());
+        }
+        if let Some(hold) = self.hold.take() {
+            let gate = cx.shared.gates.get(&self.at.0, self.at.1);
+            let signal = crate::session::lock(&gate).drop_hold(hold);
+            cx.signal(signal);
         }
     }
 
     fn settle(&mut self, cx: &mut Cx<'_>, outcome: Outcome) {
-        if let State::InFlight { ticket, .. } = self.state {
-            let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-            let signal = crate::session::lock(&gate).complete(cx.now_ms, ticket, outcome);
-            cx.signal(signal);
-        }
+        let State::InFlight { ticket, .. } = self.state else { return };
+        let gate = cx.shared.gates.get(&self.at.0, self.at.1);
+        let signal = if matches!(outcome, Outcome::Appended(_)) {
+            crate::session::lock(&gate).complete(cx.now_ms, ticket, outcome)
+        } else {
+            let (session, client) = (cx.core.id, cx.core.client_key());
+            let kept = Kept { session, client, batch: self.batch, hold: None };
+            let (signal, hold) = crate::session::lock(&gate).complete_kept(cx.now_ms, ticket, outcome, kept);
+            self.hold = Some(hold);
+            signal
+        };
+        cx.signal(signal);
     }
 
     /// Answers the part without a broker.
@@ -686,15 +699,10 @@ impl Part {
     }
 
     fn forget_wait(&mut self, cx: &mut Cx<'_>) {
-        self.repeat_ends(cx);
         if matches!(self.state, State::Waiting) {
             cx.core.produce.remove(&self.at);
         }
-        if let Some(hold) = self.hold.take() {
-            let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-            let signal = crate::session::lock(&gate).drop_hold(hold);
-            cx.signal(signal);
-        }
+        self.leave(cx);
     }
 
     fn error(&self, error: i16) -> Struct {

@@ -383,6 +383,21 @@ impl PartitionGate {
         GateSignal { wake: self.take_waiting(), drained: self.is_drained() }
     }
 
+    /// As [`PartitionGate::complete`] for a batch that was not acknowledged and may be sent again: it keeps its place
+    /// before what came later, until it is admitted anew or [dropped](PartitionGate::drop_hold).
+    pub fn complete_kept(
+        &mut self,
+        now_ms: i64,
+        ticket: Ticket,
+        outcome: Outcome,
+        kept: Kept,
+    ) -> (GateSignal, HoldId) {
+        // Tickets and holds are numbered together.
+        let hold = HoldId(ticket.0);
+        self.kept.insert(hold, kept);
+        (self.complete(now_ms, ticket, outcome), hold)
+    }
+
     /// From now on nothing passes. Batches in flight are still answered.
     pub fn fence(&mut self) {
         self.fenced = true;

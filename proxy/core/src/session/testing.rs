@@ -3,7 +3,7 @@
 use super::{CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, Ticket, UpstreamId};
 use crate::ids::{ClusterSide, NativeOffset, Revision, TopicId, VirtualNode};
 use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
-use crate::producer::gate::SessionId;
+use crate::producer::gate::{ClientKey, SessionId};
 use crate::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines};
 use crate::schema::{self, Str, Struct};
 use crate::timeline::Boundary;
@@ -69,6 +69,10 @@ impl Rig {
 
     pub(crate) fn node(&self) -> VirtualNode {
         self.session.core.node
+    }
+
+    pub(crate) fn client_key(&self) -> ClientKey {
+        self.session.core.client_key()
     }
 
     /// Publishes a flip of all partitions; the session is not woken.

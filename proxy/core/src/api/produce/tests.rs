@@ -1,5 +1,6 @@
 use super::*;
 use crate::producer::carry::DescribedProducer;
+use crate::producer::gate::{PathId, SessionId};
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
 use crate::session::{Event, SharedGate, lock};
 
@@ -396,4 +397,30 @@ fn r08_what_came_later_does_not_hear_the_echo_of_a_batch_that_a_fence_held() {
     let sent = rig.one();
     answer(&mut rig, &sent, code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
     assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+}
+
+#[test]
+fn r01_a_batch_that_is_repeated_keeps_its_place_before_what_came_later() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let first = rig.one();
+    let later = Submission {
+        session: SessionId(2),
+        client: rig.client_key(),
+        path: PathId(2),
+        direct: true,
+        era: 1,
+        batch: None,
+        hold: None,
+        arrived_ms: rig.now_ms,
+    };
+    let waits = |rig: &Rig| matches!(lock(&gate_of(rig)).admit(rig.now_ms, &later), Admission::Hold { .. });
+    assert!(waits(&rig), "while the first one is under way");
+    answer(&mut rig, &first, code::NOT_LEADER_OR_FOLLOWER, -1);
+    assert!(waits(&rig), "while it waits to be repeated");
+    rig.pass(60);
+    let again = rig.one();
+    answer(&mut rig, &again, 0, 40);
+    assert_eq!(reply(&mut rig), Some((0, 100)));
+    assert!(!waits(&rig));
 }
