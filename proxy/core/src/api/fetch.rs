@@ -159,6 +159,8 @@ impl Fetch {
             self.parts[index].sent_ms = cx.now_ms;
             self.parts[index].again_ms = if poll { cx.now_ms + AGAIN_MS } else { cx.now_ms };
             if !sent {
+                // A broker without a known address: what is known is out of date.
+                cx.refresh(upstream.node.side);
                 for entry in self.parts[index].entries.clone() {
                     self.entries[entry].delay(cx);
                 }

@@ -334,6 +334,16 @@ fn a_companion_is_asked_with_the_newest_epoch_that_the_proxy_knows() {
 }
 
 #[test]
+fn a_broker_without_an_address_is_looked_for() {
+    let mut rig = Rig::new(Source, 0);
+    let mut topology = (*rig.snapshot.topologies[Source.index()]).clone();
+    topology.brokers.remove(&0);
+    rig.snapshot.topologies[Source.index()] = Arc::new(topology);
+    fetch(&mut rig, WAIT_MS, &[(0, 0)]);
+    assert!(rig.sent().is_empty() && rig.refreshed.contains(&Source));
+}
+
+#[test]
 fn r21_history_that_was_asked_before_a_flip_carries_the_new_eras_start() {
     let mut rig = Rig::new(Target, 0);
     rig.flip(Target, 100, 10);
