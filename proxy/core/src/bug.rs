@@ -15,8 +15,6 @@ pub enum Bug {
     R3Gap,
     /// The second batch of a producer passes before the new owner has confirmed the first.
     R3Unconfirmed,
-    /// Direct produce passes before what the fence held is appended.
-    R3HeldFirst,
     /// The same producer is let through on two connections at a time.
     R3OtherPath,
     /// What the old owner has is not recognised.
@@ -27,8 +25,6 @@ pub enum Bug {
     R6Visit,
     /// A timeout, which leaves open whether the batch was appended, is retried without sequences.
     R8TimedOut,
-    /// What waits behind a failed batch is sent on.
-    R8Behind,
     /// The refusal of a batch whose predecessor is being repeated is passed on.
     R8Echo,
     /// The gate lets produce pass that was planned with another route table.

@@ -179,6 +179,7 @@ impl Fetch {
         for index in 0..self.entries.len() {
             let Some(side) = self.entries[index].take_start_wanted() else { continue };
             if !self.ask_start(cx, index, side) {
+                cx.refresh(side);
                 self.entries[index].delay(cx);
             }
         }

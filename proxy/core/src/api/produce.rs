@@ -687,7 +687,7 @@ impl Part {
 
     /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
     fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
-        if cx.core.produce.pending.contains_key(&self.at) && !bug::is(Bug::R8Behind) {
+        if cx.core.produce.pending.contains_key(&self.at) {
             cx.core.produce.fail(self.key(), error, self.batch);
             let own = cx.core.id;
             cx.emit(Effect::Wake(vec![own]));

@@ -195,7 +195,7 @@ impl PartitionGate {
         if submission.era != self.era && !bug::is(Bug::R14Stale) {
             return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
-        if submission.direct && self.held_goes_first(submission) && !bug::is(Bug::R3HeldFirst) {
+        if submission.direct && self.held_goes_first(submission) {
             return self.wait(submission, HoldReason::HeldFirst, None);
         }
         let Some(batch) = submission.batch else {

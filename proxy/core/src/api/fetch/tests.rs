@@ -344,6 +344,31 @@ fn a_broker_without_an_address_is_looked_for() {
 }
 
 #[test]
+fn a_leader_that_is_to_tell_its_log_start_is_looked_for() {
+    let mut rig = Rig::new(Source, 0);
+    rig.flip(Target, 100, 10);
+    rig.flip(Source, 30, 100);
+    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
+    topology.brokers.remove(&0);
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    fetch(&mut rig, WAIT_MS, &[(0, 0)]);
+    let sent = rig.one();
+    answer(&mut rig, &sent, &[error(0, code::OFFSET_OUT_OF_RANGE)]);
+    let start = rig.one();
+    assert_eq!((start.node.side, start.api_key), (Source, key::LIST_OFFSETS));
+    rig.answer(&start, |body| {
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("Partitions");
+        partition.set("Offset", 105_i64);
+        topic.push("Partitions", partition);
+        body.push("Topics", topic);
+    });
+    // All of the first era is gone: whether the second still has records is the target's to tell.
+    assert!(rig.sent().is_empty() && rig.refreshed.contains(&Target));
+}
+
+#[test]
 fn r21_history_that_was_asked_before_a_flip_carries_the_new_eras_start() {
     let mut rig = Rig::new(Target, 0);
     rig.flip(Target, 100, 10);
