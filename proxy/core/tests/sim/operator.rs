@@ -49,6 +49,7 @@ pub(crate) enum At {
     Deadline,
     Stored,
     Release,
+    SealedLate,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -181,6 +182,7 @@ impl World {
             At::Deadline => self.deadline(),
             At::Stored => self.stored(),
             At::Release => self.release(),
+            At::SealedLate => self.sealed_late(),
         }
     }
 
@@ -508,7 +510,7 @@ impl World {
     fn make_durable(&mut self) {
         let flip = self.flip.as_ref().expect("a flip under way");
         let to = flip.to;
-        self.disk.revision = self.proxy.revision + 1;
+        self.disk.revision = self.disk.revision.max(1) + 1;
         self.disk.topic = Some(StoredTopic::new(to, &flip.sealed));
         self.disk.intent = false;
         self.flips_sealed += 1;
@@ -538,9 +540,8 @@ impl World {
     }
 
     fn release(&mut self) {
-        let Some(flip) = self.flip.take() else { return };
         let now = self.now_ms();
-        for (partition, (timeline, carry)) in flip.sealed.into_iter().enumerate() {
+        for (partition, (timeline, carry)) in self.the_flip().sealed.clone().into_iter().enumerate() {
             let gate = self.proxy.gate(partition as i32);
             if lock(&gate).held() > 0 {
                 self.see(Seen::HeldForwarded);
@@ -548,6 +549,18 @@ impl World {
             let signal = lock(&gate).release(now, timeline.current().index, carry);
             self.wake(&signal.wake);
         }
+        if self.is(Bug::R13PublishFirst) {
+            let after = self.rng.between(200, 20_000);
+            return self.go_on_in(after, At::SealedLate);
+        }
+        self.flip = None;
+        self.end_flip();
+    }
+
+    /// A flip that published first writes SEAL at last.
+    fn sealed_late(&mut self) {
+        self.make_durable();
+        self.flip = None;
         self.end_flip();
     }
 
