@@ -18,6 +18,9 @@ use tracing::warn;
 /// How long members get to come to the rebalance.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How long a rebalance is waited for, to see which topics a group reads.
+const STABLE_MAX: Duration = Duration::from_secs(10);
+const STABLE_LOOK: Duration = Duration::from_millis(100);
 
 impl Control {
     /// Moves one group; `view` is shown as it goes.
@@ -176,18 +179,27 @@ impl Control {
     }
 
     /// A group reads a topic when it has commits for it, or a member with partitions of it: one that has just begun has
-    /// not committed yet.
+    /// not committed yet. In a rebalance a coordinator does not tell what members have: it is waited for.
     async fn reads(&self, side: ClusterSide, group: &Arc<str>, topics: &[String]) -> anyhow::Result<bool> {
         let is_one = |name: &str| topics.iter().any(|topic| topic == name);
-        if self.read_commits(side, group).await?.iter().any(|commit| is_one(&commit.topic)) {
-            return Ok(true);
+        let deadline = Instant::now() + STABLE_MAX;
+        loop {
+            if self.read_commits(side, group).await?.iter().any(|commit| is_one(&commit.topic)) {
+                return Ok(true);
+            }
+            let mut body = request(key::DESCRIBE_GROUPS);
+            body.set("Groups", Value::Array(Some(vec![Value::from(&**group)])));
+            let at = self.coordinator(side, group).await?;
+            let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
+            let rebalances = answer.structs("Groups").any(|d| d.str("GroupState").ends_with("Rebalance"));
+            if !rebalances {
+                let mut members = answer.structs("Groups").flat_map(|described| described.structs("Members"));
+                return Ok(members
+                    .any(|member| assigned(member.bytes("MemberAssignment")).iter().any(|t| is_one(t))));
+            }
+            ensure!(Instant::now() < deadline, "it still rebalances after {STABLE_MAX:?}");
+            sleep(STABLE_LOOK).await;
         }
-        let mut body = request(key::DESCRIBE_GROUPS);
-        body.set("Groups", Value::Array(Some(vec![Value::from(&**group)])));
-        let at = self.coordinator(side, group).await?;
-        let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
-        let mut members = answer.structs("Groups").flat_map(|described| described.structs("Members"));
-        Ok(members.any(|member| assigned(member.bytes("MemberAssignment")).iter().any(|t| is_one(t))))
     }
 
     async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {

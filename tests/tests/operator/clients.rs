@@ -11,8 +11,13 @@ use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
 /// What a flip may be refused with while its topic is changed; the remedy is to repeat it.
-const REPEATED: [&str; 4] =
-    ["was changed by a client", "a client's change of it", "The route table is at", "partitions on the"];
+const REPEATED: [&str; 5] = [
+    "was changed by a client",
+    "a client's change of it",
+    "The route table is at",
+    "partitions on the",
+    "do not have the same number of partitions",
+];
 
 /// Kafka's own tool, at the proxy.
 fn topics_tool(rig: &Rig, args: &[&str]) -> Result<()> {
