@@ -11,12 +11,14 @@ use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
 /// What a flip may be refused with while its topic is changed; the remedy is to repeat it.
-const REPEATED: [&str; 5] = [
+const REPEATED: [&str; 6] = [
     "was changed by a client",
     "a client's change of it",
     "The route table is at",
     "partitions on the",
     "do not have the same number of partitions",
+    // A partition that was just made.
+    "ListOffsets answers error 6",
 ];
 
 /// Kafka's own tool, at the proxy.
