@@ -1,12 +1,12 @@
 //! Moves a consumer group's home to the other cluster (DESIGN decision 5).
 
 use super::Control;
-use super::client::request;
+use super::client::{Address, request};
 use anyhow::{Context, ensure};
 use crossover_admin_api::model::{OperationState, OperationView, Step};
 use crossover_core::api::key;
 use crossover_core::ids::{ClusterSide, Revision};
-use crossover_core::schema::Value;
+use crossover_core::schema::{Struct, Value};
 use crossover_core::session::CommitMirror;
 use crossover_core::timeline;
 use std::collections::BTreeSet;
@@ -187,10 +187,7 @@ impl Control {
             if self.read_commits(side, group).await?.iter().any(|commit| is_one(&commit.topic)) {
                 return Ok(true);
             }
-            let mut body = request(key::DESCRIBE_GROUPS);
-            body.set("Groups", Value::Array(Some(vec![Value::from(&**group)])));
-            let at = self.coordinator(side, group).await?;
-            let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
+            let (_, answer) = self.describe_group(side, group).await?;
             let rebalances = answer.structs("Groups").any(|d| d.str("GroupState").ends_with("Rebalance"));
             if !rebalances {
                 let mut members = answer.structs("Groups").flat_map(|described| described.structs("Members"));
@@ -202,11 +199,17 @@ impl Control {
         }
     }
 
-    async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
+    /// What a group's coordinator says of it, and where the coordinator is.
+    async fn describe_group(&self, side: ClusterSide, group: &str) -> anyhow::Result<(Address, Struct)> {
         let mut body = request(key::DESCRIBE_GROUPS);
         body.set("Groups", Value::Array(Some(vec![Value::from(group)])));
         let at = self.coordinator(side, group).await?;
         let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
+        Ok((at, answer))
+    }
+
+    async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
+        let (at, answer) = self.describe_group(side, group).await?;
         for described in answer.structs("Groups") {
             let kind = described.str("ProtocolType");
             ensure!(kind != "share", "it is a share group");

@@ -32,7 +32,8 @@ pub struct Target {
     pub native: NativeOffset,
     /// The era's native end: nothing at or after it may be handed out from this read.
     pub end: Option<NativeOffset>,
-    /// The leader epoch the proxy knows the partition by; −1 where the cluster does not tell.
+    /// The least leader epoch to ask a companion with, which the proxy knows: the client does not learn that the
+    /// companion's leader finds its own too old, and would send it for ever. −1 on the client's own connection.
     pub leader_epoch: i32,
 }
 
@@ -155,8 +156,11 @@ impl Entry {
         if is_owner && upstream.class != Class::Native && self.is_sent_on(cx, timeline.current()) {
             return self.point_at(upstream.node);
         }
-        let known =
-            cx.snapshot.topology(place.side).partition(route.physical(place.side), self.key.partition);
+        let topology = cx.snapshot.topology(place.side);
+        let known = match upstream.class {
+            Class::Native => None,
+            _ => topology.partition(route.physical(place.side), self.key.partition),
+        };
         self.target = Some(Target {
             upstream,
             side: place.side,
@@ -193,10 +197,8 @@ impl Entry {
         };
         let mut partition = topic.new_element("Partitions");
         partition.set("Partition", self.key.partition);
-        // The client does not learn that a companion's leader finds its epoch too old, and would send it for ever.
-        let known = if target.upstream.class == Class::Native { -1 } else { target.leader_epoch };
         let current = match epoch(self.current_leader_epoch) {
-            current if current >= 0 => current.max(known),
+            current if current >= 0 => current.max(target.leader_epoch),
             none => none,
         };
         partition.set("CurrentLeaderEpoch", current);

@@ -14,7 +14,7 @@ use crate::producer::gate::{
 use crate::producer::pid;
 use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
-use crate::session::{Answer, Class, CloseReason, Cx, Effect, Operation, Step, UpstreamKey};
+use crate::session::{Answer, Class, CloseReason, Cx, Effect, Operation, SharedGate, Step, UpstreamKey};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -232,23 +232,20 @@ impl Produce {
         let gate = cx.shared.gates.get(&at.0, at.1);
         let target = common::produce_target(cx, &at.0, at.1);
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));
-        let (session, client) = (cx.core.id, cx.core.client_key());
-        let kept = Kept { session, client, batch: part.batch, hold: part.hold };
         let (Some(target), Some(path)) = (target, path) else {
             // No leader known: the topology is on its way.
             cx.refresh(cx.snapshot.routes.owner(&at.0));
-            part.hold = Some(crate::session::lock(&gate).queue(&kept));
-            return part.wait(cx, cx.now_ms + RETRY_MS);
+            return part.queue(cx, &gate);
         };
-        if cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE) {
-            // Kept here it costs nothing, because a broker takes a connection's requests one after the other anyway;
-            // in flight, every one of them would lengthen the drain.
-            part.hold = Some(crate::session::lock(&gate).queue(&kept));
-            return part.wait(cx, cx.now_ms + RETRY_MS);
+        // While a flip is prepared it costs nothing here, because a broker takes a connection's requests one after the
+        // other anyway; in flight, every one of them would lengthen the drain.
+        let is_narrowed = cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE);
+        if queued || is_narrowed || cx.now_ms < part.retry_at_ms {
+            return part.queue(cx, &gate);
         }
         let submission = Submission {
-            session,
-            client,
+            session: cx.core.id,
+            client: cx.core.client_key(),
             path,
             direct: target.upstream.class == Class::Native,
             era: target.era,
@@ -256,14 +253,7 @@ impl Produce {
             hold: part.hold,
             arrived_ms: self.arrived_ms,
         };
-        let mut gate = crate::session::lock(&gate);
-        if queued || cx.now_ms < part.retry_at_ms {
-            part.hold = Some(gate.queue(&kept));
-            drop(gate);
-            return part.wait(cx, part.retry_at_ms.max(cx.now_ms + RETRY_MS));
-        }
-        let admission = gate.admit(cx.now_ms, &submission);
-        drop(gate);
+        let admission = crate::session::lock(&gate).admit(cx.now_ms, &submission);
         part.admitted(cx, admission, &target)
     }
 
@@ -513,6 +503,16 @@ impl Part {
         None
     }
 
+    /// Waits without asking the gate, which remembers its place.
+    fn queue(&mut self, cx: &mut Cx<'_>, gate: &SharedGate) -> Option<UpstreamKey> {
+        self.hold = Some(crate::session::lock(gate).queue(&self.kept(cx)));
+        self.wait(cx, cx.now_ms + RETRY_MS)
+    }
+
+    fn kept(&self, cx: &Cx<'_>) -> Kept {
+        Kept { session: cx.core.id, client: cx.core.client_key(), batch: self.batch, hold: self.hold }
+    }
+
     /// Stays where it is and keeps everything behind it back.
     fn wait(&mut self, cx: &mut Cx<'_>, until_ms: i64) -> Option<UpstreamKey> {
         cx.core.produce.blocked.insert(self.at.clone());
@@ -667,8 +667,7 @@ impl Part {
         let signal = if matches!(outcome, Outcome::Appended(_)) {
             crate::session::lock(&gate).complete(cx.now_ms, ticket, outcome)
         } else {
-            let (session, client) = (cx.core.id, cx.core.client_key());
-            let kept = Kept { session, client, batch: self.batch, hold: None };
+            let kept = self.kept(cx);
             let (signal, hold) = crate::session::lock(&gate).complete_kept(cx.now_ms, ticket, outcome, kept);
             self.hold = Some(hold);
             signal

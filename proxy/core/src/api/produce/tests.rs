@@ -63,6 +63,25 @@ fn reply(rig: &mut Rig) -> Option<(i16, i64)> {
     Some((partition.i16("ErrorCode"), partition.i64("BaseOffset")))
 }
 
+/// The client sends a batch, its broker appends it; the client's answer.
+fn append(rig: &mut Rig, sequence: i32, base: i64) -> Option<(i16, i64)> {
+    produce(rig, -1, PID, sequence);
+    let sent = rig.one();
+    answer(rig, &sent, 0, base);
+    reply(rig)
+}
+
+/// Batches 1 and 2 are sent again in their order, and appended at 41 and 42; the client's answers.
+fn repeated(rig: &mut Rig) -> [Option<(i16, i64)>; 2] {
+    assert!(rig.reply().is_none());
+    rig.pass(60);
+    let again = rig.sent();
+    assert_eq!(again.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
+    answer(rig, &again[0], 0, 41);
+    answer(rig, &again[1], 0, 42);
+    [reply(rig), reply(rig)]
+}
+
 /// The producer id and first sequence in a request.
 fn batch_of(sent: &Sent) -> (i64, i32) {
     let topic = sent.body.structs("TopicData").next().unwrap();
@@ -248,23 +267,14 @@ fn r08_a_refusal_of_the_broker_fails_what_waits_for_it() {
 #[test]
 fn r08_what_the_broker_misses_because_of_a_hidden_failure_is_tried_again_behind_it() {
     let mut rig = stale();
-    produce(&mut rig, -1, PID, 0);
-    let sent = rig.one();
-    answer(&mut rig, &sent, 0, 40);
-    assert_eq!(reply(&mut rig), Some((0, 100)));
+    assert_eq!(append(&mut rig, 0, 40), Some((0, 100)));
     produce(&mut rig, -1, PID, 1);
     produce(&mut rig, -1, PID, 2);
     let sent = rig.sent();
     // The broker became the leader between the two.
     answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
     answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
-    assert!(rig.reply().is_none());
-    rig.pass(60);
-    let again = rig.sent();
-    assert_eq!(again.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
-    answer(&mut rig, &again[0], 0, 41);
-    answer(&mut rig, &again[1], 0, 42);
-    assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 101)), Some((0, 102))));
+    assert_eq!(repeated(&mut rig), [Some((0, 101)), Some((0, 102))]);
     // A gap that is the client's own is the client's to hear of.
     produce(&mut rig, -1, PID, 3);
     let sent = rig.one();
@@ -314,10 +324,7 @@ fn while_a_flip_is_prepared_a_connection_has_one_produce_under_way() {
 #[test]
 fn r08_a_batch_that_comes_again_does_not_share_the_error_of_a_later_one() {
     let mut rig = stale();
-    produce(&mut rig, -1, PID, 0);
-    let sent = rig.one();
-    answer(&mut rig, &sent, 0, 40);
-    reply(&mut rig);
+    append(&mut rig, 0, 40);
     // 2 is here before 1, which the client sends again: only 2 is refused for the gap.
     produce(&mut rig, -1, PID, 2);
     produce(&mut rig, -1, PID, 1);
@@ -334,14 +341,8 @@ fn r08_a_batch_that_comes_again_does_not_share_the_error_of_a_later_one() {
 #[test]
 fn r08_the_echo_of_a_hidden_failure_is_not_told_after_the_hold_bound_either() {
     let mut rig = stale();
-    produce(&mut rig, -1, PID, 0);
-    let sent = rig.one();
-    answer(&mut rig, &sent, 0, 40);
-    reply(&mut rig);
-    produce(&mut rig, -1, PID, 1);
-    let first = rig.one();
-    answer(&mut rig, &first, 0, 41);
-    reply(&mut rig);
+    append(&mut rig, 0, 40);
+    append(&mut rig, 1, 41);
     produce(&mut rig, -1, PID, 2);
     produce(&mut rig, -1, PID, 3);
     let sent = rig.sent();
@@ -369,10 +370,7 @@ fn r08_a_batch_without_sequence_that_a_leader_appended_before_it_stepped_down_is
 #[test]
 fn r08_what_came_later_does_not_hear_the_echo_of_a_batch_that_a_fence_held() {
     let mut rig = Rig::new(Source, 0);
-    produce(&mut rig, -1, PID, 0);
-    let sent = rig.one();
-    answer(&mut rig, &sent, 0, 40);
-    reply(&mut rig);
+    append(&mut rig, 0, 40);
     lock(&gate_of(&rig)).fence();
     produce(&mut rig, -1, PID, 1);
     lock(&gate_of(&rig)).release_unchanged();
@@ -385,13 +383,7 @@ fn r08_what_came_later_does_not_hear_the_echo_of_a_batch_that_a_fence_held() {
     // The broker became the leader between the two. The client knows of neither.
     answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
     answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
-    assert!(rig.reply().is_none());
-    rig.pass(60);
-    let again = rig.sent();
-    assert_eq!(again.iter().map(batch_of).collect::<Vec<_>>(), [(PID, 1), (PID, 2)]);
-    answer(&mut rig, &again[0], 0, 41);
-    answer(&mut rig, &again[1], 0, 42);
-    assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 41)), Some((0, 42))));
+    assert_eq!(repeated(&mut rig), [Some((0, 41)), Some((0, 42))]);
     // With nothing repeated any more, a gap is the client's own.
     produce(&mut rig, -1, PID, 4);
     let sent = rig.one();
