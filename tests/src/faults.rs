@@ -1,11 +1,11 @@
 //! Failures placed between the steps of a flip.
 
 use crate::live::{TOPIC, Traffic};
+use crate::operator::{Hold, REACHED_MAX, status};
+use crate::text;
 use anyhow::{Context, Result, bail, ensure};
 use crossover_harness::rig::{Rig, command};
 use serde_json::Value;
-use std::fs;
-use std::path::PathBuf;
 use std::process::Output;
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
@@ -13,8 +13,6 @@ use std::time::{Duration, Instant};
 /// Steps of a flip, each a place where a failure can be put behind it. What comes before `SEAL` may end in an abort.
 pub const STEPS: [&str; 8] = ["PREPARE", "FENCE", "DRAIN", "BOUNDARY", "CARRY", "SEAL", "PUBLISH", "RELEASE"];
 
-/// A dry run on a loaded machine.
-const REACHED_MAX: Duration = Duration::from_secs(40);
 /// The hold bound, PREPARE, and a loaded machine.
 const ENDED_MAX: Duration = Duration::from_secs(60);
 /// For clients to get on after a failure: sessions end after 6 s, and libraries back off.
@@ -26,7 +24,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// A flip that is under way, and stands still behind a step.
 pub struct Stopped {
-    hold: PathBuf,
+    hold: Hold,
     running: JoinHandle<Result<Output>>,
     verb: &'static str,
 }
@@ -62,27 +60,15 @@ fn is_passing(refused: &anyhow::Error) -> bool {
 }
 
 fn try_stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
-    let folder = rig.directory.join("failpoints");
-    fs::create_dir_all(&folder)?;
-    let (hold, reached) = (folder.join(step), folder.join(format!("{step}.reached")));
-    let _ = fs::remove_file(&reached);
-    fs::write(&hold, [])?;
+    let hold = Hold::behind(rig, step)?;
     let mut command = command(rig, &[verb, TOPIC, "--json"]);
     let running = thread::spawn(move || Ok(command.output()?));
-    let deadline = Instant::now() + REACHED_MAX;
-    while !reached.exists() {
-        if running.is_finished() {
-            let _ = fs::remove_file(&hold);
-            let output = running.join().map_err(|_| anyhow::anyhow!("the command panicked"))??;
-            bail!("the {verb} ended before {step}: {}", text(&output));
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{step} is not reached: is crossover built with --features failpoints?"
-        );
-        sleep(LOOK);
+    if hold.reached_or(|| running.is_finished())? {
+        return Ok(Stopped { hold, running, verb });
     }
-    Ok(Stopped { hold, running, verb })
+    drop(hold);
+    let output = running.join().map_err(|_| anyhow::anyhow!("the command panicked"))??;
+    bail!("the {verb} ended before {step}: {}", text(&output));
 }
 
 impl Stopped {
@@ -91,7 +77,7 @@ impl Stopped {
     /// # Errors
     /// The file cannot be removed.
     pub fn go_on(&self) -> Result<()> {
-        Ok(fs::remove_file(&self.hold)?)
+        self.hold.go_on()
     }
 
     /// Waits for the command.
@@ -115,10 +101,6 @@ impl Stopped {
     }
 }
 
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
 /// Waits until everything is well again: all replicas in sync, every producer acknowledged, every group reading.
 ///
 /// # Errors
@@ -127,18 +109,7 @@ pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
     for cluster in [&rig.source, &rig.target] {
         cluster.wait_in_sync(TOPIC)?;
     }
-    let deadline = Instant::now() + FLOWS_MAX;
-    let all = traffic.producers.iter_mut().map(|p| (p, "P.ok"));
-    let all = all.chain(traffic.consumers.iter_mut().map(|c| (c, "C.poll")));
-    let all: Vec<_> = all.map(|(client, event)| (client.count(event) + FLOWS, client, event)).collect();
-    for (wanted, client, event) in all {
-        while client.count(event) < wanted {
-            ensure!(client.is_alive(), "{} has ended: see {}", client.name, client.history.display());
-            ensure!(Instant::now() < deadline, "{} stands still", client.name);
-            sleep(Duration::from_millis(20));
-        }
-    }
-    Ok(())
+    traffic.flows(FLOWS, FLOWS_MAX)
 }
 
 /// Which side owns the topic.
@@ -146,9 +117,7 @@ pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
 /// # Errors
 /// The proxy does not say.
 pub fn owner(rig: &Rig) -> Result<String> {
-    let output = rig.crossover(&["status", "--json"])?;
-    ensure!(output.status.success(), "no status: {}", text(&output));
-    let status: Value = serde_json::from_slice(&output.stdout)?;
+    let status = status(rig)?;
     let topics = status["topics"].as_array().context("a status without topics")?;
     let topic = topics.iter().find(|topic| topic["name"] == TOPIC).context("the topic is not shown")?;
     Ok(topic["owner"].as_str().context("a topic without an owner")?.to_owned())

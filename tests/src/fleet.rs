@@ -1,7 +1,7 @@
 //! Clients of several libraries on several topics, whose members come and go, and the verdict on each topic.
 
 use crate::history::{Line, lines};
-use crate::{check, wait_count, wait_for};
+use crate::{check, end, wait_count, wait_for};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,9 +109,7 @@ impl Fleet {
         let group = group.context("no such group")?;
         ensure!(!group.members.is_empty(), "the group has no member");
         let member = group.members.remove(0);
-        let (name, history) = (member.name.clone(), member.history.clone());
-        ensure!(member.stop(), "{name} did not end well: see {}", history.display());
-        group.past.push(history);
+        group.past.push(end(member)?);
         Ok(())
     }
 
@@ -199,7 +197,7 @@ impl Fleet {
     /// As there.
     pub fn judge_allowing(self, rig: &Rig, allowed: &[&str]) -> Result<()> {
         for (topic, clients) in self.topics {
-            let producers = end(clients.producers)?;
+            let producers = clients.producers.into_iter().map(end).collect::<Result<Vec<_>>>()?;
             let written = values(&producers, "P.ok", 0)?;
             ensure!(!written.is_empty(), "nothing was written to {topic}");
             let mut consumers = Vec::new();
@@ -209,7 +207,7 @@ impl Fleet {
                 wait_for(FLOWS_MAX, &format!("a group of {topic} to read everything: {all:?}"), || {
                     Ok(written.is_subset(&values(&all, "C.poll", 2)?))
                 })?;
-                end(group.members)?;
+                group.members.into_iter().try_for_each(|member| end(member).map(drop))?;
                 consumers.extend(all);
             }
             println!("{topic}: {}", check(rig, &topic, &producers, &consumers, allowed)?.trim());
@@ -220,15 +218,6 @@ impl Fleet {
 
 fn group_name(topic: &str, library: Library) -> String {
     format!("{topic}-{}", library.driver)
-}
-
-fn end(drivers: Vec<Driver>) -> Result<Vec<PathBuf>> {
-    let end = |driver: Driver| {
-        let (name, history) = (driver.name.clone(), driver.history.clone());
-        ensure!(driver.stop(), "{name} did not end well: see {}", history.display());
-        Ok(history)
-    };
-    drivers.into_iter().map(end).collect()
 }
 
 /// What tells one value from another: its writer, partition, and number there.

@@ -14,7 +14,7 @@ use crossover_harness::ClusterSpec;
 use crossover_harness::rig::{Driver, Rig, RigSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -121,6 +121,22 @@ pub fn wait_count(driver: &mut Driver, event: &str, count: usize, limit: Duratio
         ensure!(Instant::now() < deadline, "{}: {seen} of {count} {event} in {limit:?}", driver.name);
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Ends a client in an orderly way; its history.
+///
+/// # Errors
+/// It does not end well.
+pub fn end(driver: Driver) -> Result<PathBuf> {
+    let (name, history) = (driver.name.clone(), driver.history.clone());
+    ensure!(driver.stop(), "{name} did not end well: see {}", history.display());
+    Ok(history)
+}
+
+/// Everything a command printed.
+#[must_use]
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Waits until something holds.

@@ -2,7 +2,7 @@
 
 use crate::history::{At, lines};
 use crate::measure::{self, Pause, Window, machine_load, now_us};
-use crate::{check, flip, wait_count, wait_for};
+use crate::{check, end, flip, text, wait_count, wait_for};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use serde_json::Value;
@@ -51,6 +51,16 @@ pub const KINDS: [Kind; 7] = [
         has_group: false,
     },
 ];
+
+/// Those of the kinds that `CROSSOVER_KINDS` (comma list of names) asks for; all without it.
+///
+/// # Errors
+/// There is no such kind.
+pub fn chosen(kinds: &[Kind]) -> Result<Vec<Kind>> {
+    let Ok(wanted) = std::env::var("CROSSOVER_KINDS") else { return Ok(kinds.to_vec()) };
+    let known = |name: &str| kinds.iter().find(|kind| kind.name == name).copied();
+    wanted.split(',').map(|name| known(name).with_context(|| format!("no kind {name}"))).collect()
+}
 
 /// The running clients of a test.
 pub struct Traffic {
@@ -165,8 +175,8 @@ impl Traffic {
     pub fn move_groups(&mut self, rig: &Rig, side: &str, kinds: &[Kind]) -> Result<()> {
         for kind in kinds.iter().filter(|kind| kind.has_group) {
             let output = rig.crossover(&["groups", "move", &group_name("live", kind), "--to", side])?;
-            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "the group of {} did not move to {side}:\n{text}", kind.name);
+            let said = text(&output);
+            ensure!(output.status.success(), "the group of {} did not move to {side}:\n{said}", kind.name);
         }
         for consumer in &mut self.consumers {
             let read = consumer.count("C.poll");
@@ -183,9 +193,7 @@ impl Traffic {
         let members = std::mem::take(&mut self.consumers);
         let kinds = kinds.iter().filter(|kind| kind.has_group);
         for ((kind, member), past) in kinds.zip(members).zip(&mut self.past) {
-            let (name, history) = (member.name.clone(), member.history.clone());
-            ensure!(member.stop(), "{name} did not end well: see {}", history.display());
-            past.push(history);
+            past.push(end(member)?);
             let group = group_name("live", kind);
             let mut args = vec!["--topic", TOPIC, "--group", &group];
             args.extend(only_from_commits(kind));
@@ -228,9 +236,22 @@ impl Traffic {
     /// One does not end well.
     pub fn end_members(&mut self, members: Vec<Driver>) -> Result<()> {
         for (member, past) in members.into_iter().zip(&mut self.past) {
-            let (name, history) = (member.name.clone(), member.history.clone());
-            ensure!(member.stop(), "{name} did not end well: see {}", history.display());
-            past.push(history);
+            past.push(end(member)?);
+        }
+        Ok(())
+    }
+
+    /// Every producer gets so many more records acknowledged, and every group reads as many.
+    ///
+    /// # Errors
+    /// Somebody stands still, or has ended.
+    pub fn flows(&mut self, records: usize, limit: Duration) -> Result<()> {
+        let producers = self.producers.iter_mut().map(|client| (client, "P.ok"));
+        let all = producers.chain(self.consumers.iter_mut().map(|client| (client, "C.poll")));
+        let all: Vec<_> = all.map(|(client, event)| (client.count(event) + records, client, event)).collect();
+        let deadline = Instant::now() + limit;
+        for (wanted, client, event) in all {
+            wait_count(client, event, wanted, deadline.saturating_duration_since(Instant::now()))?;
         }
         Ok(())
     }
@@ -247,12 +268,7 @@ impl Traffic {
     /// # Errors
     /// A group does not read everything, or a client does not end well.
     pub fn finish(mut self) -> Result<Histories> {
-        let mut producers = Vec::new();
-        for producer in self.producers.drain(..) {
-            let (name, history) = (producer.name.clone(), producer.history.clone());
-            ensure!(producer.stop(), "{name} did not end well: see {}", history.display());
-            producers.push(history);
-        }
+        let producers = self.producers.drain(..).map(end).collect::<Result<Vec<_>>>()?;
         let written: usize = producers.iter().map(|history| count(history, "P.ok")).sum();
         let mut consumers = Vec::new();
         for (mut consumer, past) in self.consumers.drain(..).zip(self.past) {
@@ -265,9 +281,7 @@ impl Traffic {
                 wait_for(DRAIN_MAX, &what, || Ok(delivered(&all)?.len() >= written))?;
             }
             consumers.extend(past);
-            let (name, history) = (consumer.name.clone(), consumer.history.clone());
-            ensure!(consumer.stop(), "{name} did not end well: see {}", history.display());
-            consumers.push(history);
+            consumers.push(end(consumer)?);
         }
         Ok(Histories { producers, consumers, written })
     }
@@ -433,9 +447,7 @@ pub fn wait_end(mut driver: Driver, limit: Duration) -> Result<PathBuf> {
         ensure!(Instant::now() < deadline, "{} does not end: see {}", driver.name, driver.history.display());
         sleep(Duration::from_millis(50));
     }
-    let (name, history) = (driver.name.clone(), driver.history.clone());
-    ensure!(driver.stop(), "{name} did not end well: see {}", history.display());
-    Ok(history)
+    end(driver)
 }
 
 /// When clients began to wait, unix microseconds.

@@ -1,6 +1,7 @@
 //! What a hurried operator does: commands that are interrupted, flips that are stopped behind a step, raw requests to the
 //! admin API, and what `status` says of it all.
 
+use crate::text;
 use anyhow::{Context, Result, bail, ensure};
 use crossover_harness::rig::{Rig, command};
 use serde_json::{Value, json};
@@ -13,7 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// PREPARE on a loaded machine.
-const REACHED_MAX: Duration = Duration::from_secs(40);
+pub const REACHED_MAX: Duration = Duration::from_secs(40);
 /// The hold bound, PREPARE, moves of groups, and a loaded machine.
 const ENDED_MAX: Duration = Duration::from_secs(90);
 const ANSWER_MAX: Duration = Duration::from_secs(40);
@@ -72,12 +73,6 @@ pub fn signal(pid: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Everything a command printed.
-#[must_use]
-pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
 /// Stops flips behind a step until it is dropped.
 pub struct Hold {
     hold: PathBuf,
@@ -96,13 +91,32 @@ impl Hold {
         Ok(hold)
     }
 
+    /// Lets the flip go on.
+    ///
+    /// # Errors
+    /// The file cannot be removed.
+    pub fn go_on(&self) -> Result<()> {
+        Ok(fs::remove_file(&self.hold)?)
+    }
+
     /// A flip stands there.
     ///
     /// # Errors
     /// None comes.
     pub fn reached(&self) -> Result<()> {
+        self.reached_or(|| false).map(drop)
+    }
+
+    /// As [`Hold::reached`]; false where the flip is over before.
+    ///
+    /// # Errors
+    /// Neither happens.
+    pub fn reached_or(&self, mut is_over: impl FnMut() -> bool) -> Result<bool> {
         let deadline = Instant::now() + REACHED_MAX;
         while !self.reached.exists() {
+            if is_over() {
+                return Ok(false);
+            }
             ensure!(
                 Instant::now() < deadline,
                 "{} is not reached: is crossover built with --features failpoints?",
@@ -110,7 +124,7 @@ impl Hold {
             );
             sleep(LOOK);
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::faults::{Outcome, stop_behind, wait_until_well};
 use crossover_tests::history::{ends, reads_exactly, written};
-use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic, group, wait_end};
+use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, chosen, create_topic, group, wait_end};
 use crossover_tests::operator::post;
 use crossover_tests::{flip, one_at_a_time, repository, rig};
 use serde_json::json;
@@ -64,10 +64,8 @@ fn every_client_across_flips() -> Result<()> {
 
 /// The kinds whose libraries are here, or can be fetched.
 fn available() -> Result<Vec<Kind>> {
-    let wanted = std::env::var("CROSSOVER_KINDS").ok();
-    let is_wanted = |kind: &Kind| wanted.as_ref().is_none_or(|w| w.split(',').any(|w| w == kind.name));
     let mut kinds = Vec::new();
-    for kind in KINDS.into_iter().chain(MORE).filter(is_wanted) {
+    for kind in chosen(&[&KINDS[..], &MORE].concat())? {
         let setup = repository().join("tests/drivers/setup.sh");
         let output = Command::new("bash").arg(setup).arg(kind.driver).output()?;
         if output.status.success() {

@@ -1,10 +1,9 @@
 //! Metadata that expires all the time, and clients that do nothing for three eras.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::live::{KINDS, TOPIC, Traffic, create_topic};
-use crossover_tests::{check, flip, one_at_a_time, rig, wait_count};
-use std::path::PathBuf;
+use crossover_tests::{check, end, flip, one_at_a_time, rig, wait_count};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -63,13 +62,7 @@ impl Idlers {
             ensure!(producer.count("P.ok") == 1, "{} was not idle over the eras", producer.name);
         }
         self.wait(2)?;
-        let histories = |drivers: Vec<Driver>| {
-            let stopped = drivers.into_iter().map(|driver| {
-                let (name, history) = (driver.name.clone(), driver.history.clone());
-                driver.stop().then_some(history).with_context(|| format!("{name} did not end well"))
-            });
-            stopped.collect::<Result<Vec<PathBuf>>>()
-        };
+        let histories = |drivers: Vec<Driver>| drivers.into_iter().map(end).collect::<Result<Vec<_>>>();
         let (producers, consumers) = (histories(self.producers)?, histories(self.consumers)?);
         println!("{}", check(rig, IDLE, &producers, &consumers, &[])?);
         Ok(())

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use crossover_harness::rig::count;
-use crossover_tests::{check, flip, one_at_a_time, rig, wait_count};
+use crossover_tests::{check, flip, one_at_a_time, rig, text, wait_count};
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -29,10 +29,9 @@ fn a_group_moves_with_its_topic_and_back() -> Result<()> {
     for (verb, side) in [("cutover", "target"), ("rollback", "source")] {
         flip(&rig, verb, &["orders"])?;
         let output = rig.crossover(&["groups", "move", "g1", "--to", side])?;
-        let text =
-            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        println!("{text}");
-        ensure!(output.status.success(), "the group did not move to the {side}:\n{text}");
+        let said = text(&output);
+        println!("{said}");
+        ensure!(output.status.success(), "the group did not move to the {side}:\n{said}");
         for member in [&mut first, &mut second] {
             let read = member.count("C.poll");
             wait_count(member, "C.poll", read + 300, WAIT)?;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic};
-use crossover_tests::{flip, one_at_a_time, rig, wait_count};
+use crossover_tests::{flip, one_at_a_time, rig};
 use std::time::Duration;
 
 const RATE: u32 = 20;
@@ -46,9 +46,9 @@ fn brokers_come_move_and_go() -> Result<()> {
         cluster.elect_preferred(TOPIC)?;
         leads(cluster.topic(TOPIC)?.context("no topic")?.partitions.iter().map(|p| p.leader), LATE)?;
     }
-    flows(&mut traffic).context("with added brokers")?;
+    traffic.flows(FLOWS, FLOWS_MAX).context("with added brokers")?;
     flip(&rig, "cutover", &[TOPIC])?;
-    flows(&mut traffic).context("at an added broker of the target")?;
+    traffic.flows(FLOWS, FLOWS_MAX).context("at an added broker of the target")?;
 
     for cluster in [&mut rig.source, &mut rig.target] {
         cluster.stop_broker(MOVED)?;
@@ -56,9 +56,9 @@ fn brokers_come_move_and_go() -> Result<()> {
         cluster.wait_in_sync(TOPIC)?;
         cluster.elect_preferred(TOPIC)?;
     }
-    flows(&mut traffic).context("with brokers at other addresses")?;
+    traffic.flows(FLOWS, FLOWS_MAX).context("with brokers at other addresses")?;
     flip(&rig, "rollback", &[TOPIC])?;
-    flows(&mut traffic).context("at a broker of the source that has moved")?;
+    traffic.flows(FLOWS, FLOWS_MAX).context("at a broker of the source that has moved")?;
 
     for cluster in [&rig.source, &rig.target] {
         for topic in [TOPIC, COMMITS] {
@@ -69,10 +69,10 @@ fn brokers_come_move_and_go() -> Result<()> {
         }
         cluster.stop_broker(LEAVING)?;
     }
-    flows(&mut traffic).context("without the brokers that have gone")?;
+    traffic.flows(FLOWS, FLOWS_MAX).context("without the brokers that have gone")?;
     for verb in ["cutover", "rollback"] {
         flip(&rig, verb, &[TOPIC])?;
-        flows(&mut traffic).context(verb)?;
+        traffic.flows(FLOWS, FLOWS_MAX).context(verb)?;
     }
     let kafkajs = kinds.len().to_string();
     traffic.finish()?.judge_allowing(
@@ -95,16 +95,5 @@ fn forget_the_late_brokers(rig: &mut Rig) -> Result<()> {
 
 fn leads(leaders: impl Iterator<Item = i32>, broker: i32) -> Result<()> {
     ensure!(leaders.into_iter().any(|leader| leader == broker), "broker {broker} leads nothing");
-    Ok(())
-}
-
-/// Everybody writes and reads on.
-fn flows(traffic: &mut Traffic) -> Result<()> {
-    let all = traffic.producers.iter_mut().map(|p| (p, "P.ok"));
-    let all = all.chain(traffic.consumers.iter_mut().map(|c| (c, "C.poll")));
-    for (client, event) in all {
-        let seen = client.count(event);
-        wait_count(client, event, seen + FLOWS, FLOWS_MAX)?;
-    }
     Ok(())
 }

@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
-use crossover_tests::live::{KINDS, Kind, Traffic, create_topic, median};
+use crossover_tests::live::{KINDS, Traffic, chosen, create_topic, median};
 use crossover_tests::measure::{cpu_seconds, machine_load};
 use crossover_tests::{one_at_a_time, rig, wait_count};
 use std::time::{Duration, Instant};
@@ -25,12 +25,6 @@ fn setting(name: &str, default: u32) -> Result<u32> {
         Ok(text) => text.parse().with_context(|| format!("{name} is not a number")),
         Err(_) => Ok(default),
     }
-}
-
-fn kinds() -> Result<Vec<Kind>> {
-    let Ok(wanted) = std::env::var("CROSSOVER_KINDS") else { return Ok(KINDS.to_vec()) };
-    let known = |name: &str| KINDS.into_iter().find(|kind| kind.name == name);
-    wanted.split(',').map(|name| known(name).with_context(|| format!("no kind {name}"))).collect()
 }
 
 /// Traffic of their own for both clusters: a broker that nobody has produced to or fetched from takes a second for its
@@ -61,7 +55,7 @@ fn clients_notice_nothing() -> Result<()> {
     rig.keep = true;
     create_topic(&rig)?;
     warm(&rig)?;
-    let kinds = kinds()?;
+    let kinds = chosen(&KINDS)?;
     let each = rate.div_ceil(u32::try_from(kinds.len())?);
     let mut traffic = Traffic::start(&rig, &kinds, each)?;
     println!("all clients work; {}", machine_load());

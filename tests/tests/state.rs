@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::faults::wait_until_well;
 use crossover_tests::live::{KINDS, TOPIC, Traffic, create_topic};
-use crossover_tests::{one_at_a_time, rig, wait_for};
+use crossover_tests::{one_at_a_time, rig, text, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -60,8 +60,7 @@ fn r31_a_lost_state_is_rebuilt_from_the_clusters() -> Result<()> {
     let refused = rig.start_proxy().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(refused.contains("crossover state restore"), "an empty state was not refused: {refused:?}");
     let output = rig.crossover(&["state", "restore", "--config", "crossover.toml"])?;
-    let said =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said = text(&output);
     ensure!(output.status.success(), "not restored:\n{said}");
     println!("{said}");
     rig.start_proxy()?;

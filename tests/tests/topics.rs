@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use crossover_harness::Cluster;
 use crossover_harness::rig::Rig;
-use crossover_tests::{flip, one_at_a_time, rig};
+use crossover_tests::{flip, one_at_a_time, rig, text};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,7 @@ fn try_tool(rig: &Rig, at: &str, tool: &str, args: &[&str], stdin: Option<&str>)
     let mut all = vec!["--bootstrap-server", at];
     all.extend(args);
     let output = rig.target.kafka().run_tool(tool, &all, stdin)?;
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    Ok((output.status.success(), text))
+    Ok((output.status.success(), text(&output)))
 }
 
 /// As [`try_tool`], at the proxy; it must succeed.

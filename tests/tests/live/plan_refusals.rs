@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
-use crossover_tests::{flip, one_at_a_time, rig};
+use crossover_tests::{flip, one_at_a_time, rig, text};
 use serde_json::Value;
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ fn refused(rig: &Rig, topic: &str, check: &str, reason: &str) -> Result<()> {
     let deadline = Instant::now() + NOTICED_MAX;
     loop {
         let plan = rig.crossover(&["plan", topic, "--json"])?;
-        let text = said(&plan);
+        let text = text(&plan);
         let named = failed(&plan).is_some_and(|failed| {
             failed.iter().any(|(name, detail)| name == check && detail.contains(reason))
         });
@@ -70,7 +70,7 @@ fn refused(rig: &Rig, topic: &str, check: &str, reason: &str) -> Result<()> {
         std::thread::sleep(Duration::from_millis(500));
     }
     let cutover = rig.crossover(&["cutover", topic])?;
-    let text = said(&cutover);
+    let text = text(&cutover);
     ensure!(cutover.status.code() == Some(1), "the cutover of {topic} ended with {}: {text}", cutover.status);
     ensure!(text.contains(reason), "the cutover of {topic} does not say {reason:?}:\n{text}");
     println!("{topic}: {}", text.trim());
@@ -80,12 +80,8 @@ fn refused(rig: &Rig, topic: &str, check: &str, reason: &str) -> Result<()> {
 fn refused_together(rig: &Rig, topics: &[&str]) -> Result<()> {
     let before = status(rig)?;
     let output = rig.crossover(&[&["cutover"], topics].concat())?;
-    ensure!(output.status.code() == Some(1), "{topics:?}: {}", said(&output));
+    ensure!(output.status.code() == Some(1), "{topics:?}: {}", text(&output));
     unchanged(rig, &before)
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Name and detail of the checks that refuse.
@@ -98,7 +94,7 @@ fn failed(plan: &Output) -> Option<Vec<(String, String)>> {
 
 fn status(rig: &Rig) -> Result<Value> {
     let output = rig.crossover(&["status", "--partitions", "--json"])?;
-    serde_json::from_slice(&output.stdout).with_context(|| said(&output))
+    serde_json::from_slice(&output.stdout).with_context(|| text(&output))
 }
 
 fn owner<'a>(status: &'a Value, topic: &str) -> Option<&'a str> {

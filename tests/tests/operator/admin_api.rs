@@ -2,8 +2,8 @@
 
 use super::{TOPICS, judged, under_traffic};
 use anyhow::{Context, Result, ensure};
-use crossover_tests::operator::{Answer, consistent, post, request, revision, status, text};
-use crossover_tests::{flip, one_at_a_time};
+use crossover_tests::operator::{Answer, consistent, post, request, revision, status};
+use crossover_tests::{flip, one_at_a_time, text};
 use serde_json::{Value, json};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");

@@ -4,8 +4,8 @@ use super::{PARTITIONS, TOPICS, done, judged, two_clusters, under_traffic};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::fleet::{FRANZ, Fleet, JAVA, LIBRARIES, LIBRDKAFKA, Library};
-use crossover_tests::operator::{Hold, Running, consistent, status, text};
-use crossover_tests::{flip, one_at_a_time, wait_for};
+use crossover_tests::operator::{Hold, Running, consistent, status};
+use crossover_tests::{flip, one_at_a_time, text, wait_for};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

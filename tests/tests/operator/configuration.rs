@@ -33,7 +33,7 @@ fn a_wrong_configuration_is_refused_at_the_start() -> Result<()> {
     rig.start_proxy()?;
     // A second process with the same file.
     let second = rig.crossover(&["state", "show"])?;
-    let text = crossover_tests::operator::text(&second);
+    let text = crossover_tests::text(&second);
     ensure!(text.contains("in use by another crossover process"), "{text}");
     done(&mut rig);
     Ok(())

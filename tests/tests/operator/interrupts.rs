@@ -3,8 +3,8 @@
 use super::{TOPICS, done, judged, under_traffic};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
-use crossover_tests::operator::{Hold, Running, consistent, post, signal, status, text};
-use crossover_tests::{flip, one_at_a_time, wait_for};
+use crossover_tests::operator::{Hold, Running, consistent, post, signal, status};
+use crossover_tests::{flip, one_at_a_time, text, wait_for};
 use serde_json::json;
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 use super::{PARTITIONS, TOPICS, done, judged, under_traffic};
 use anyhow::{Result, ensure};
 use crossover_tests::fleet::Fleet;
-use crossover_tests::operator::{Hold, Running, consistent, post, revision, text};
-use crossover_tests::{flip, one_at_a_time, rig, wait_for};
+use crossover_tests::operator::{Hold, Running, consistent, post, revision};
+use crossover_tests::{flip, one_at_a_time, rig, text, wait_for};
 use serde_json::json;
 use std::time::Duration;
 
