@@ -11,7 +11,7 @@ pub enum Bug {
     R1Kept,
     /// Produce without sequences whose connection was lost is sent again.
     R2PlainAgain,
-    /// A batch whose predecessor is missing passes.
+    /// A batch whose predecessor is missing, or kept on another connection, passes.
     R3Gap,
     /// The second batch of a producer passes before the new owner has confirmed the first.
     R3Unconfirmed,

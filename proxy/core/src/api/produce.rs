@@ -247,7 +247,6 @@ impl Produce {
             session: cx.core.id,
             client: cx.core.client_key(),
             path,
-            direct: target.upstream.class == Class::Native,
             era: target.era,
             batch: part.batch,
             hold: part.hold,

@@ -53,8 +53,6 @@ pub struct Submission {
     pub session: SessionId,
     pub client: ClientKey,
     pub path: PathId,
-    /// True on the connection to the client's own node, false on a companion.
-    pub direct: bool,
     /// The era whose owner the batch would be sent to.
     pub era: u32,
     /// `None` for producers without sequences.
@@ -101,8 +99,8 @@ pub enum Admission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HoldReason {
     Fence,
-    /// Batches held by the fence are not all appended yet.
-    HeldFirst,
+    /// An earlier batch of the same producer is kept on another connection.
+    Kept,
     /// An earlier batch of the same producer is under way on another connection.
     OtherPath,
     /// An earlier batch of the same producer must be appended before the new owner can order them itself.
@@ -146,8 +144,6 @@ struct InFlight {
     path: PathId,
     client: ClientKey,
     batch: Option<BatchId>,
-    /// Held by the fence before: direct produce waits until it is appended.
-    was_held: bool,
     era: u32,
 }
 
@@ -171,7 +167,6 @@ pub struct PartitionGate {
     pids: HashMap<i64, PidState>,
     in_flight: BTreeMap<Ticket, InFlight>,
     held: BTreeMap<HoldId, SessionId>,
-    held_in_flight: u32,
     /// Batches that are kept, for whatever reason, in the order they came: those of one client, or of one producer,
     /// must not overtake each other by another connection (RULES R1, R3).
     kept: BTreeMap<HoldId, Kept>,
@@ -195,27 +190,18 @@ impl PartitionGate {
         if submission.era != self.era && !bug::is(Bug::R14Stale) {
             return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
-        if submission.direct && self.held_goes_first(submission) {
-            return self.wait(submission, HoldReason::HeldFirst, None);
-        }
         let Some(batch) = submission.batch else {
             let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
             let under_way = self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f));
-            let behind = self.is_behind(submission) && !bug::is(Bug::R1Kept);
-            if (under_way && !bug::is(Bug::R1Path)) || behind {
+            if under_way && !bug::is(Bug::R1Path) {
                 return self.wait(submission, HoldReason::OtherPath, None);
+            }
+            if self.is_behind(submission) && !bug::is(Bug::R1Kept) {
+                return self.wait(submission, HoldReason::Kept, None);
             }
             return self.forward(submission);
         };
         self.admit_sequenced(now_ms, submission, batch)
-    }
-
-    /// Whether something that the fence held, and that came before, is not appended yet.
-    fn held_goes_first(&self, submission: &Submission) -> bool {
-        let held_before = submission.hold.is_some_and(|id| self.held.contains_key(&id));
-        let first = self.held.first_key_value().map(|(id, _)| *id);
-        let waits = first.is_some_and(|first| submission.hold.is_none_or(|own| first < own));
-        !held_before && (waits || self.held_in_flight > 0)
     }
 
     /// Whether an earlier batch without sequences of the same client is kept on another connection.
@@ -225,7 +211,7 @@ impl PartitionGate {
         earlier.any(|k| k.batch.is_none() && k.client == submission.client && k.session != submission.session)
     }
 
-    /// Whether a batch that must come before is kept on another connection: then the gap will close.
+    /// Whether a batch of the same producer that must come before is kept on another connection.
     fn awaits_kept(&self, submission: &Submission, batch: BatchId) -> bool {
         let comes_before = |b: &BatchId| {
             (b.pid, b.epoch) == (batch.pid, batch.epoch) && carry::is_before(b.first, batch.first)
@@ -242,6 +228,9 @@ impl PartitionGate {
         let alone = others.is_empty();
         if elsewhere && !bug::is(Bug::R3OtherPath) {
             return self.wait(submission, HoldReason::OtherPath, None);
+        }
+        if self.awaits_kept(submission, batch) && !bug::is(Bug::R3Gap) {
+            return self.wait(submission, HoldReason::Kept, None);
         }
         if self.era == 0 {
             // Nothing was re-based: the owner has this producer's whole history and judges for itself.
@@ -264,9 +253,6 @@ impl PartitionGate {
             }
             CarryVerdict::NewEpoch if batch.first != 0 && alone => {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
-            }
-            CarryVerdict::Gap if self.awaits_kept(submission, batch) && !bug::is(Bug::R3Gap) => {
-                return self.wait(submission, HoldReason::Gap, None);
             }
             CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => return self.gap(now_ms, submission),
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
@@ -303,16 +289,16 @@ impl PartitionGate {
 
     fn forward(&mut self, submission: &Submission) -> Admission {
         let ticket = Ticket(self.fresh_id());
-        let was_held = submission.hold.is_some_and(|id| self.held.remove(&id).is_some());
-        submission.hold.map(|id| self.kept.remove(&id));
-        self.held_in_flight += u32::from(was_held);
+        if let Some(id) = submission.hold {
+            self.held.remove(&id);
+            self.kept.remove(&id);
+        }
         self.in_flight.insert(
             ticket,
             InFlight {
                 path: submission.path,
                 client: submission.client,
                 batch: submission.batch,
-                was_held,
                 era: self.era,
             },
         );
@@ -328,11 +314,10 @@ impl PartitionGate {
         Admission::Hold { hold, reason, deadline_ms }
     }
 
-    /// Keeps a batch that queues behind an earlier one of its own connection. It counts as held only where that one
-    /// does: what is held must never wait for what waits for the held.
+    /// Keeps a batch that queues behind an earlier one of its own connection.
     pub fn queue(&mut self, kept: &Kept) -> HoldId {
         let hold = self.keep(kept);
-        if self.held.values().any(|session| *session == kept.session) {
+        if self.fenced {
             self.held.insert(hold, kept.session);
         } else {
             self.waiting.insert(kept.session);
@@ -355,15 +340,14 @@ impl PartitionGate {
 
     /// The client of a held batch has gone, or the batch is answered otherwise.
     pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
+        self.held.remove(&hold);
         let was_kept = self.kept.remove(&hold).is_some();
-        let freed = self.held.remove(&hold).is_some() && self.held.is_empty() || was_kept;
-        GateSignal { wake: if freed { self.take_waiting() } else { Vec::new() }, drained: false }
+        GateSignal { wake: if was_kept { self.take_waiting() } else { Vec::new() }, drained: false }
     }
 
     /// Tells what became of an admitted batch.
     pub fn complete(&mut self, now_ms: i64, ticket: Ticket, outcome: Outcome) -> GateSignal {
         let Some(entry) = self.in_flight.remove(&ticket) else { return GateSignal::default() };
-        self.held_in_flight -= u32::from(entry.was_held);
         if let Some(batch) = entry.batch {
             let state = self.pids.entry(batch.pid).or_default();
             state.in_flight.remove(&ticket);

@@ -400,7 +400,6 @@ fn r01_a_batch_that_is_repeated_keeps_its_place_before_what_came_later() {
         session: SessionId(2),
         client: rig.client_key(),
         path: PathId(2),
-        direct: true,
         era: 1,
         batch: None,
         hold: None,

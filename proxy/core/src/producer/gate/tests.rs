@@ -7,7 +7,6 @@ fn submission(path: u64, seq: Option<(i32, i32)>, era: u32) -> Submission {
         session: SessionId(path),
         client: ClientKey(7),
         path: PathId(path),
-        direct: true,
         era,
         batch: seq.map(|(first, last)| BatchId { pid: 1 << 62, epoch: 0, first, last }),
         hold: None,
@@ -65,7 +64,7 @@ fn r01_what_is_kept_of_a_client_goes_in_the_order_it_came() {
     let first = held(&mut gate, submission(1, None, 0));
     let second = held(&mut gate, submission(2, None, 0));
     gate.release_unchanged();
-    assert_eq!(reason(gate.admit(NOW, &second)), HoldReason::OtherPath);
+    assert_eq!(reason(gate.admit(NOW, &second)), HoldReason::Kept);
     let ticket = forwarded(gate.admit(NOW, &first));
     assert_eq!(reason(gate.admit(NOW, &second)), HoldReason::OtherPath);
     assert_eq!(gate.complete(NOW, ticket, acked(0)).wake, [SessionId(2)]);
@@ -76,7 +75,7 @@ fn r01_what_is_kept_of_a_client_goes_in_the_order_it_came() {
 fn r01_what_waits_for_a_leader_is_waited_for_and_let_go() {
     let mut gate = PartitionGate::default();
     let hold = gate.queue(&submission(1, None, 0).kept());
-    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::OtherPath);
+    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::Kept);
     assert_eq!(gate.drop_hold(hold).wake, [SessionId(1), SessionId(2)]);
     forwarded(gate.admit(NOW, &submission(2, None, 0)));
 }
@@ -119,9 +118,9 @@ fn r03_a_batch_waits_for_its_predecessor_that_is_kept_on_another_connection() {
     // Long after the flip, and with the first one still under way on its own connection.
     let later = NOW + GAP_WINDOW_MS;
     let third = submission(1, Some((20, 24)), 1);
-    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Gap);
+    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Kept);
     gate.complete(later, first, acked(200));
-    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Gap);
+    assert_eq!(reason(gate.admit(later, &third)), HoldReason::Kept);
     let ticket = forwarded(gate.admit(later, &Submission { hold: Some(hold), ..second }));
     assert_eq!(gate.complete(later, ticket, acked(205)).wake, [SessionId(1)]);
     forwarded(gate.admit(later, &third));
@@ -167,22 +166,38 @@ fn the_fence_holds_and_proves_the_drain() {
     assert_eq!(gate.release_unchanged().wake, [SessionId(1)]);
 }
 
+/// Held on the connection to a node that is stale, and sent directly by the same producer meanwhile (RULES R3).
 #[test]
-fn direct_produce_waits_until_what_was_held_is_appended() {
+fn r03_what_a_producer_has_held_elsewhere_goes_first() {
     let mut gate = PartitionGate::default();
     gate.fence();
-    let mut stale = submission(1, Some((0, 4)), 0);
-    stale.direct = false;
-    let Admission::Hold { hold, .. } = gate.admit(NOW, &stale) else { panic!("not held") };
+    let held = submission(1, Some((0, 4)), 0);
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &held) else { panic!("not held") };
     gate.release(NOW, 1, Carry::default());
-    let mut direct = submission(2, Some((0, 4)), 1);
-    direct.batch = Some(BatchId { pid: (1 << 62) + (1 << 16), epoch: 0, first: 0, last: 4 });
-    assert_eq!(reason(gate.admit(NOW, &direct)), HoldReason::HeldFirst);
-    let held = Submission { hold: Some(hold), era: 1, ..stale };
-    let ticket = forwarded(gate.admit(NOW, &held));
-    assert_eq!(reason(gate.admit(NOW, &direct)), HoldReason::HeldFirst);
+    let next = submission(2, Some((5, 9)), 1);
+    let mut other = submission(3, Some((0, 4)), 1);
+    other.batch = Some(BatchId { pid: (1 << 62) + (1 << 16), epoch: 0, first: 0, last: 4 });
+    assert_eq!(reason(gate.admit(NOW, &next)), HoldReason::Kept);
+    forwarded(gate.admit(NOW, &other));
+    let ticket = forwarded(gate.admit(NOW, &Submission { hold: Some(hold), era: 1, ..held }));
+    assert_eq!(reason(gate.admit(NOW, &next)), HoldReason::OtherPath);
     assert_eq!(gate.complete(NOW, ticket, acked(0)).wake, [SessionId(2)]);
-    forwarded(gate.admit(NOW, &direct));
+    forwarded(gate.admit(NOW, &next));
+}
+
+/// Without sequences it is the client that counts (RULES R1).
+#[test]
+fn r01_what_a_client_has_held_elsewhere_goes_first() {
+    let mut gate = PartitionGate::default();
+    gate.fence();
+    let held = submission(1, None, 0);
+    let Admission::Hold { hold, .. } = gate.admit(NOW, &held) else { panic!("not held") };
+    gate.release(NOW, 1, Carry::default());
+    let next = submission(2, None, 1);
+    assert_eq!(reason(gate.admit(NOW, &next)), HoldReason::Kept);
+    forwarded(gate.admit(NOW, &Submission { client: ClientKey(99), ..next }));
+    forwarded(gate.admit(NOW, &Submission { hold: Some(hold), era: 1, ..held }));
+    assert_eq!(reason(gate.admit(NOW, &next)), HoldReason::OtherPath);
 }
 
 #[test]
@@ -193,9 +208,9 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
         panic!("not held")
     };
     gate.release(NOW, 1, Carry::default());
-    assert_eq!(reason(gate.admit(NOW, &submission(2, None, 1))), HoldReason::HeldFirst);
+    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))), HoldReason::Kept);
     assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
-    forwarded(gate.admit(NOW, &submission(2, None, 1)));
+    forwarded(gate.admit(NOW, &submission(2, Some((5, 9)), 1)));
 }
 
 #[test]
