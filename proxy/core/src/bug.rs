@@ -11,6 +11,8 @@ pub enum Bug {
     R1Kept,
     /// Produce without sequences whose connection was lost is sent again.
     R2PlainAgain,
+    /// A flip goes on although a connection with produce in flight was lost.
+    R2LossIgnored,
     /// A batch whose predecessor is missing, or kept on another connection, passes.
     R3Gap,
     /// The second batch of a producer passes before the new owner has confirmed the first.
@@ -21,16 +23,30 @@ pub enum Bug {
     R4NoCarry,
     /// It is recognised, and acknowledged at another offset.
     R4Offset,
+    /// The carry is what the old owner lists.
+    R5NotCumulative,
+    /// The carry is what the proxy saw acknowledged.
+    R5NoOverlay,
     /// Batches go to a cluster that is entered again under the old producer id.
     R6Visit,
     /// A timeout, which leaves open whether the batch was appended, is retried without sequences.
     R8TimedOut,
     /// The refusal of a batch whose predecessor is being repeated is passed on.
     R8Echo,
+    /// The boundary is the high watermark, whatever the log end is.
+    R11Ends,
+    /// Nobody waits until the gates are quiet.
+    R11NoDrain,
+    /// The new owner takes produce before SEAL is durable.
+    R13PublishFirst,
+    /// After a SEAL of unknown outcome the old owner goes on.
+    R13UnknownReleased,
     /// The gate lets produce pass that was planned with another route table.
     R14Stale,
     /// The fence of a gate does not hold.
     R14Fence,
+    /// An abort is obeyed although SEAL is being written.
+    R16AbortLate,
     /// A fetch at an owner shows a moved partition as idle.
     R17Moved,
     /// A read goes over the end of its era.

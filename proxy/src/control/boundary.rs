@@ -11,8 +11,7 @@ use crossover_core::schema::{Struct, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A partition of a topic by its virtual name.
-pub(crate) type Part = (Arc<str>, i32);
+pub(crate) use crossover_core::cutover::Part;
 
 /// The newest version of ListOffsets whose answers are understood.
 const LIST_OFFSETS_MAX: i16 = 8;

@@ -1,17 +1,17 @@
-//! A cutover or rollback, step by step. Anything that fails before SEAL releases to the old owner.
+//! A cutover or rollback, carried out. The core's machine decides (`crossover_core::cutover::Flip`); here brokers are
+//! asked, the disk is written, and operators are told.
 
-use super::boundary::{Lead, Part, Quiet};
+use super::boundary::{self, Part};
 use super::{Control, failpoint};
 use crate::runtime::Runtime;
 use crate::store::{Seal, SealWriteError, StoredTopic};
 use anyhow::{Context, anyhow, bail, ensure};
-use crossover_admin_api::model::{BoundaryView, OperationState, OperationView, Step};
-use crossover_core::cutover::{self, Meeting};
-use crossover_core::ids::{ClusterSide, NativeOffset, Revision};
-use crossover_core::producer::carry::Carry;
-use crossover_core::route::{LinkMode, TopicRoute};
-use crossover_core::session::{SharedGate, lock};
-use crossover_core::timeline::Timeline;
+use crossover_admin_api::model::{BoundaryView, LedgerEntry, OperationState, OperationView, Step};
+use crossover_core::cutover::{
+    self, Abort, Action, Ends, Event, Lead, Now, Outcome, Readings, Sealed, Stored, Terms, Told,
+};
+use crossover_core::ids::{ClusterSide, Revision};
+use crossover_core::route::TopicRoute;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +22,10 @@ use tracing::{error, info, warn};
 const PREPARE_PAUSE: Duration = Duration::from_millis(150);
 /// Between two looks at changes of clients that are still under way.
 const CHANGES_LOOK: Duration = Duration::from_millis(5);
-/// Between two readings of a log that is not quiet yet.
-const REREAD_PAUSE: Duration = Duration::from_millis(3);
+/// Between two looks at gates of which none has said that it is drained.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
 
-const CHANGED: &str = "a topic was changed by a client while the flip was prepared: repeat it";
-
-/// What is flipped.
+/// What carries out a flip: it asks the clusters, waits and writes as the [machine](cutover::Flip) of the core says.
 pub(crate) struct Flip {
     control: Arc<Control>,
     to: ClusterSide,
@@ -36,34 +34,26 @@ pub(crate) struct Flip {
     force: bool,
     view: OperationView,
     step_started: Instant,
+    /// Set once the topics may not be changed any more, by whatever means it ends.
+    closed: Option<ClosedTopics>,
+    /// How long produce was held.
+    held_since: Option<Instant>,
 }
 
-/// One partition under the fence.
-struct Fenced {
-    part: Part,
-    gate: SharedGate,
-}
+/// Brokers were not done within the hold bound.
+#[derive(Debug, thiserror::Error)]
+#[error("not within the hold bound")]
+struct Overdue;
 
-/// The fence of the whole operation. Dropped before SEAL, for whatever reason, it lets the old owner go on.
-struct Fence {
-    parts: Vec<Fenced>,
+/// The machine of one operation. Dropped before SEAL, for whatever reason, it lets the old owner go on.
+struct Machine {
+    flip: cutover::Flip,
     runtime: Arc<Runtime>,
-    armed: bool,
 }
 
-impl Fence {
-    /// From SEAL on only the flip itself opens the gates.
-    fn disarm(&mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for Fence {
+impl Drop for Machine {
     fn drop(&mut self) {
-        if self.armed {
-            for fenced in &self.parts {
-                lock(&fenced.gate).release_unchanged();
-            }
+        if self.flip.let_go() {
             self.runtime.sessions.wake_all();
         }
     }
@@ -86,14 +76,6 @@ impl Drop for ClosedTopics {
     }
 }
 
-/// A partition that is ready to be sealed.
-struct Sealed {
-    part: Part,
-    old_end: NativeOffset,
-    timeline: Arc<Timeline>,
-    carry: Carry,
-}
-
 impl Flip {
     pub(crate) fn new(
         control: Arc<Control>,
@@ -102,7 +84,8 @@ impl Flip {
         force: bool,
         view: OperationView,
     ) -> Flip {
-        Flip { control, to, topics, force, view, step_started: Instant::now() }
+        let step_started = Instant::now();
+        Flip { control, to, topics, force, view, step_started, closed: None, held_since: None }
     }
 
     /// Runs to RELEASE, or to the abort. After RELEASE groups may follow, and the caller ends the operation.
@@ -119,55 +102,117 @@ impl Flip {
                 let steps = took.collect::<Vec<_>>().join(", ");
                 info!(operation = self.view.id, to = %self.to, topics = ?self.topics, hold_ms = self.view.hold_ms, steps, "flipped");
             }
-            Err(problem) => {
-                control.runtime.metrics.flips_aborted.add(1);
-                let text = format!("{problem:#}");
-                warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason = text, "the flip was aborted");
-                let entry = control.entry("abort", Some(&self.view.id), text.clone());
-                if let Err(problem) =
-                    control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await
-                {
-                    error!("the abort cannot be stored: {problem:#}");
-                }
-                self.view.reason = Some(text);
-                let stuck = control.closed().unsealed.iter().any(|t| self.topics.contains(t));
-                let remedy = if stuck {
-                    "look at the disk of state.directory, then restart crossover: it finds out which side owns the topics"
-                } else {
-                    "the old owner serves on; remove the cause and repeat"
-                };
-                self.view.remedy = Some(remedy.to_owned());
-                self.step(OperationState::Aborted);
-            }
+            Err(problem) => self.aborted(format!("{problem:#}")).await,
         }
         self.view
     }
 
+    async fn aborted(&mut self, reason: String) {
+        let control = Arc::clone(&self.control);
+        control.runtime.metrics.flips_aborted.add(1);
+        warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason, "the flip was aborted");
+        let entry = control.entry("abort", Some(&self.view.id), reason.clone());
+        if let Err(problem) =
+            control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await
+        {
+            error!("the abort cannot be stored: {problem:#}");
+        }
+        self.view.reason = Some(reason);
+        let stuck = control.closed().unsealed.iter().any(|t| self.topics.contains(t));
+        let remedy = if stuck {
+            "look at the disk of state.directory, then restart crossover: it finds out which side owns the topics"
+        } else {
+            "the old owner serves on; remove the cause and repeat"
+        };
+        self.view.remedy = Some(remedy.to_owned());
+        self.step(OperationState::Aborted);
+    }
+
     async fn flip(&mut self) -> anyhow::Result<()> {
         let routes = self.routes()?;
-        let from = self.to.other();
-        let (old, new, prepared) = self.prepare(&routes, from).await?;
-        failpoint::reached("PREPARE").await;
+        let limits = &self.control.runtime.config.limits;
+        let terms = Terms {
+            to: self.to,
+            force: self.force,
+            hold_ms_max: i64::try_from(limits.hold_max.as_millis()).unwrap_or(i64::MAX),
+            carry_entries_max: limits.carry_entries_max,
+        };
+        let runtime = Arc::clone(&self.control.runtime);
+        let mut machine = Machine { flip: cutover::Flip::new(terms, routes.clone()), runtime };
+        let mut action = Action::Prepare;
+        self.step(OperationState::Prepare);
+        loop {
+            let event = match action {
+                Action::End(outcome) => return self.ended(outcome).await,
+                action => self.carry_out(action, &routes, &machine.flip).await,
+            };
+            let now = Now { ms: self.control.runtime.now_ms(), abort_asked: self.control.is_abort_asked() };
+            let was = machine.flip.step();
+            let is_fencing = matches!(event, Event::IntentStored);
+            action = machine.flip.on(now, event, &self.control.runtime.shared);
+            if is_fencing {
+                self.held_since = Some(Instant::now());
+            }
+            if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
+                self.control.runtime.sessions.wake_all();
+            }
+            if machine.flip.step() != was {
+                failpoint::reached(name(was)).await;
+                self.step(shown(machine.flip.step()));
+            }
+        }
+    }
 
-        self.step(OperationState::Fence);
-        let _closed = self.close_changes().await?;
-        self.check_unchanged(&routes, &old, &new)?;
-        let id = self.view.id.clone();
-        self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")?;
-        let mut fence = self.fence(&old);
-        let held_since = Instant::now();
-        failpoint::reached("FENCE").await;
-        let sealed = self.under_fence(&routes, &mut fence, &old, &new, &prepared, held_since).await?;
-        failpoint::reached("SEAL").await;
-        self.step(OperationState::Publish);
-        self.control.state().preparing.clear();
-        self.control.publish();
-        failpoint::reached("PUBLISH").await;
-        self.step(OperationState::Release);
-        self.release(&fence.parts, sealed);
-        failpoint::reached("RELEASE").await;
-        self.view.hold_ms = Some(held_since.elapsed().as_secs_f64() * 1000.0);
-        Ok(())
+    /// One action of the machine, and what came of it.
+    async fn carry_out(&mut self, action: Action, routes: &[Arc<TopicRoute>], flip: &cutover::Flip) -> Event {
+        let told = match action {
+            Action::Prepare => self.prepare(routes).await.map(Event::Leads),
+            Action::Read { after_ms } => {
+                self.in_time(flip, self.read(routes, flip, after_ms)).await.map(Event::Read)
+            }
+            Action::Settle => {
+                sleep(PREPARE_PAUSE).await;
+                return Event::Settled;
+            }
+            Action::CloseTopics => self.close_topics(routes, flip).await.map(|()| Event::Closed),
+            Action::StoreIntent => self.store_intent().await.map(|()| Event::IntentStored),
+            Action::AwaitDrain => {
+                let _ = timeout(DRAIN_LOOK, self.control.runtime.drained.notified()).await;
+                return Event::Looked;
+            }
+            Action::ReadAgain => {
+                self.in_time(flip, self.read_ends(routes, flip, self.to.other())).await.map(Event::Ends)
+            }
+            Action::Commit => return Event::Committed(self.control.pass_the_point_of_no_return()),
+            Action::Seal => return Event::Stored(self.seal(routes, flip.sealed()).await),
+            Action::Publish => {
+                self.control.state().preparing.clear();
+                self.control.publish();
+                return Event::Published;
+            }
+            Action::Release | Action::End(_) => return Event::Released,
+        };
+        match told {
+            Ok(event) => event,
+            Err(problem) if problem.is::<Overdue>() => Event::Late,
+            Err(problem) => Event::Failed(format!("{problem:#}")),
+        }
+    }
+
+    async fn ended(&mut self, outcome: Outcome) -> anyhow::Result<()> {
+        match outcome {
+            Outcome::Flipped => {
+                failpoint::reached("RELEASE").await;
+                self.view.hold_ms = self.held_since.map(|since| since.elapsed().as_secs_f64() * 1000.0);
+                Ok(())
+            }
+            Outcome::Aborted(why) => Err(why.into()),
+            Outcome::Unknown => {
+                bail!(
+                    "it is not known whether SEAL is durable; produce to these topics is refused until a restart"
+                )
+            }
+        }
     }
 
     fn routes(&self) -> anyhow::Result<Vec<Arc<TopicRoute>>> {
@@ -187,323 +232,158 @@ impl Flip {
         self.topics.iter().map(find).collect()
     }
 
-    /// Everything that can be done before clients wait: fresh metadata, warm connections, dry readings.
-    async fn prepare(
-        &mut self,
-        routes: &[Arc<TopicRoute>],
-        from: ClusterSide,
-    ) -> anyhow::Result<(Vec<Lead>, Vec<Lead>, BTreeMap<Part, (i64, i64)>)> {
-        self.step(OperationState::Prepare);
+    /// Fresh metadata of both sides and warm connections, before clients wait.
+    async fn prepare(&self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<[BTreeMap<Part, Lead>; 2]> {
         self.control.set_preparing(self.topics.iter().cloned().collect());
         for side in ClusterSide::BOTH {
             ensure!(super::topology::refresh(&self.control, side).await, "the {side} cannot be reached");
         }
-        let old = self.control.leads(routes, from)?;
-        let new = self.control.leads(routes, self.to)?;
-        let same = old.iter().map(|l| &l.part).eq(new.iter().map(|l| &l.part));
-        ensure!(same, "the topics do not have the same number of partitions on both sides");
-        // Partitions that were added since the routes were read have their timelines in newer routes only.
-        let timeline = |lead: &Lead| route_of(routes, &lead.part.0).and_then(|r| r.timeline(lead.part.1));
-        ensure!(old.iter().all(|lead| timeline(lead).is_some()), CHANGED);
+        let leads = [self.leads(routes, ClusterSide::Source)?, self.leads(routes, ClusterSide::Target)?];
         self.control.warm_coordinators().await;
-        for quiet in self.control.read_quiet(from, &old).await? {
-            ensure!(
-                !quiet.transaction,
-                "{}-{} has an open transaction",
-                quiet.lead.physical,
-                quiet.lead.part.1
-            );
-        }
-        let prepared = self.control.read_ends(self.to, &new).await?;
-        for (route, (part, (watermark, end))) in
-            prepared.iter().filter_map(|p| Some((route_of(routes, &p.0.0)?, p)))
-        {
-            if route.mode == LinkMode::Continue {
-                ensure!(
-                    watermark == end,
-                    "{}-{}: the {} has not replicated everything",
-                    part.0,
-                    part.1,
-                    self.to
-                );
-            }
-            if !self.force {
-                check_idle(route, part.1, self.to, *end)?;
-            }
-        }
-        sleep(PREPARE_PAUSE).await;
-        self.check_abort()?;
-        Ok((old, new, prepared))
+        Ok(leads)
+    }
+
+    fn leads(&self, routes: &[Arc<TopicRoute>], side: ClusterSide) -> anyhow::Result<BTreeMap<Part, Lead>> {
+        let leads = self.control.leads(routes, side)?.into_iter();
+        Ok(leads.map(|lead| (lead.part, Lead { leader: lead.leader, epoch: lead.epoch })).collect())
+    }
+
+    /// What the machine knows of the leaders, with the names their clusters have for the topics.
+    fn asked(
+        &self,
+        routes: &[Arc<TopicRoute>],
+        flip: &cutover::Flip,
+        side: ClusterSide,
+    ) -> Vec<boundary::Lead> {
+        let lead = |(part, lead): (&Part, &Lead)| {
+            let physical = route_of(routes, &part.0).map(|route| Arc::clone(route.physical(side)))?;
+            Some(boundary::Lead { part: part.clone(), physical, leader: lead.leader, epoch: lead.epoch })
+        };
+        flip.leads(side).iter().filter_map(lead).collect()
+    }
+
+    async fn read(
+        &self,
+        routes: &[Arc<TopicRoute>],
+        flip: &cutover::Flip,
+        after_ms: i64,
+    ) -> anyhow::Result<Readings> {
+        sleep(Duration::from_millis(after_ms.unsigned_abs())).await;
+        let from = self.to.other();
+        let asked = self.asked(routes, flip, from);
+        let (old, new) =
+            tokio::join!(self.control.read_quiet(from, &asked), self.read_ends(routes, flip, self.to));
+        let told = |quiet: boundary::Quiet| {
+            let told =
+                Told { reading: quiet.reading, producers: quiet.producers, transaction: quiet.transaction };
+            (quiet.lead.part, told)
+        };
+        Ok(Readings { old: old?.into_iter().map(told).collect(), new: new? })
+    }
+
+    async fn read_ends(
+        &self,
+        routes: &[Arc<TopicRoute>],
+        flip: &cutover::Flip,
+        side: ClusterSide,
+    ) -> anyhow::Result<BTreeMap<Part, Ends>> {
+        let ends = self.control.read_ends(side, &self.asked(routes, flip, side)).await?;
+        let ends = ends.into_iter();
+        Ok(ends.map(|(part, (high_watermark, log_end))| (part, Ends { high_watermark, log_end })).collect())
+    }
+
+    /// Under the fence nothing may take longer than the hold bound.
+    async fn in_time<T>(
+        &self,
+        flip: &cutover::Flip,
+        asked: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        let left = flip.deadline_ms().saturating_sub(self.control.runtime.now_ms()).max(0);
+        timeout(Duration::from_millis(left.unsigned_abs()), asked).await.map_err(|_| Overdue)?
     }
 
     /// No client changes the topics, or deletes records of them, until RELEASE (RULES R25, R26). Produce is not held
     /// while changes that had begun are waited for.
-    async fn close_changes(&self) -> anyhow::Result<ClosedTopics> {
-        let control = Arc::clone(&self.control);
-        let bound = control.runtime.config.limits.hold_max;
-        let closed = ClosedTopics { control, topics: self.topics.clone() };
+    async fn close_topics(&mut self, routes: &[Arc<TopicRoute>], flip: &cutover::Flip) -> anyhow::Result<()> {
+        let bound = self.control.runtime.config.limits.hold_max;
+        let closed = ClosedTopics { control: Arc::clone(&self.control), topics: self.topics.clone() };
         let changes = &self.control.runtime.shared.changes;
         closed.topics.iter().for_each(|topic| changes.close(topic));
         let deadline = Instant::now() + bound;
         while let Some(busy) = closed.topics.iter().find(|topic| !changes.is_quiet(topic)) {
-            self.check_abort()?;
+            ensure!(!self.control.is_abort_asked(), Abort::Asked);
             ensure!(
                 Instant::now() < deadline,
                 "topic {busy}: a client's change of it was not over within {bound:?}"
             );
             sleep(CHANGES_LOOK).await;
         }
-        Ok(closed)
+        self.closed = Some(closed);
+        self.check_unchanged(routes, flip)
     }
 
     /// Until the topics were closed, clients could change them: what PREPARE has read must still be so (RULES R26).
-    fn check_unchanged(&self, routes: &[Arc<TopicRoute>], old: &[Lead], new: &[Lead]) -> anyhow::Result<()> {
-        let parts = |leads: &[Lead]| leads.iter().map(|lead| lead.part.clone()).collect::<Vec<_>>();
+    fn check_unchanged(&self, routes: &[Arc<TopicRoute>], flip: &cutover::Flip) -> anyhow::Result<()> {
         let now = self.routes()?;
         let same = now.iter().zip(routes).all(|(now, was)| now.timeline_id() == was.timeline_id());
-        let counts = parts(&self.control.leads(&now, self.to.other())?) == parts(old)
-            && parts(&self.control.leads(&now, self.to)?) == parts(new);
-        ensure!(same && counts, CHANGED);
+        for side in ClusterSide::BOTH {
+            ensure!(same && self.leads(&now, side)?.keys().eq(flip.leads(side).keys()), Abort::Changed);
+        }
         Ok(())
     }
 
-    fn fence(&self, old: &[Lead]) -> Fence {
-        let gates = &self.control.runtime.shared.gates;
-        let fence = |lead: &Lead| {
-            let gate = gates.get(&lead.part.0, lead.part.1);
-            lock(&gate).fence();
-            Fenced { part: lead.part.clone(), gate }
-        };
-        let runtime = Arc::clone(&self.control.runtime);
-        Fence { parts: old.iter().map(fence).collect(), runtime, armed: true }
-    }
-
-    async fn under_fence(
-        &mut self,
-        routes: &[Arc<TopicRoute>],
-        fence: &mut Fence,
-        old: &[Lead],
-        new: &[Lead],
-        prepared: &BTreeMap<Part, (i64, i64)>,
-        held_since: Instant,
-    ) -> anyhow::Result<Vec<Sealed>> {
-        let bound = self.control.runtime.config.limits.hold_max;
-        let deadline = held_since + bound;
-        self.step(OperationState::Drain);
-        self.drain(&fence.parts, deadline).await?;
-        failpoint::reached("DRAIN").await;
-        self.step(OperationState::Boundary);
-        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        let late = |_| anyhow!("no boundary within {bound:?}");
-        let readings =
-            timeout(left(deadline), self.boundary(routes, old, new, prepared)).await.map_err(late)??;
-        failpoint::reached("BOUNDARY").await;
-        self.step(OperationState::Carry);
-        let sealed = self.carry(routes, &fence.parts, readings)?;
-        // A leader that has changed meanwhile refuses the epoch (RULES R11).
-        let ends =
-            timeout(left(deadline), self.control.read_ends(self.to.other(), old)).await.map_err(late)??;
-        for sealed in &sealed {
-            let (was, now) = (sealed.old_end.0, ends.get(&sealed.part).map_or(-1, |e| e.1));
-            ensure!(
-                was == now,
-                "{}-{}: the log went from {was} to {now} under the fence",
-                sealed.part.0,
-                sealed.part.1
-            );
-        }
-        failpoint::reached("CARRY").await;
-        self.check_no_loss(&fence.parts)?;
-        ensure!(Instant::now() < deadline, "the hold bound of {bound:?} has passed before SEAL");
-        ensure!(self.control.pass_the_point_of_no_return(), "an operator asked for it");
-        self.step(OperationState::Seal);
-        self.seal(routes, &sealed, fence).await?;
-        Ok(sealed)
-    }
-
-    /// Produce whose outcome became unknown may still reach the old log (RULES R2).
-    fn check_no_loss(&self, fenced: &[Fenced]) -> anyhow::Result<()> {
-        let lost = fenced.iter().find(|f| lock(&f.gate).unknown_since_ms().is_some());
-        match lost {
-            Some(f) => bail!("{}-{}: a connection with produce in flight was lost", f.part.0, f.part.1),
-            None => Ok(()),
-        }
-    }
-
-    async fn drain(&self, fenced: &[Fenced], deadline: Instant) -> anyhow::Result<()> {
-        loop {
-            let busy = fenced.iter().find(|f| !lock(&f.gate).is_drained());
-            self.check_no_loss(fenced)?;
-            let Some(busy) = busy else { return Ok(()) };
-            self.check_abort()?;
-            ensure!(
-                Instant::now() < deadline,
-                "{}-{}: produce in flight was not answered within the hold bound",
-                busy.part.0,
-                busy.part.1
-            );
-            let _ = timeout(Duration::from_millis(5), self.control.runtime.drained.notified()).await;
-        }
-    }
-
-    /// Reads until everything agrees; the caller bounds the time.
-    async fn boundary(
-        &self,
-        routes: &[Arc<TopicRoute>],
-        old: &[Lead],
-        new: &[Lead],
-        prepared: &BTreeMap<Part, (i64, i64)>,
-    ) -> anyhow::Result<Vec<(Quiet, NativeOffset, NativeOffset, i32)>> {
-        let from = self.to.other();
-        loop {
-            let (quiet, ends) =
-                tokio::join!(self.control.read_quiet(from, old), self.control.read_ends(self.to, new));
-            let (quiet, ends) = (quiet?, ends?);
-            let mut settled = Vec::new();
-            let mut open = None;
-            for read in quiet {
-                ensure!(
-                    !read.transaction,
-                    "{}-{} has an open transaction",
-                    read.lead.physical,
-                    read.lead.part.1
-                );
-                let (watermark, end) = ends.get(&read.lead.part).copied().unwrap_or((-1, -1));
-                let at = format!("{}-{}", read.lead.part.0, read.lead.part.1);
-                let route = route_of(routes, &read.lead.part.0).context("no route")?;
-                let epoch = new.iter().find(|l| l.part == read.lead.part).map_or(-1, |l| l.epoch);
-                let old_end = match cutover::quiet_end((read.lead.leader, read.lead.epoch), &read.reading) {
-                    Ok(end) => end,
-                    Err(why) => {
-                        open = Some(anyhow!("{at}: {why}"));
-                        continue;
-                    }
-                };
-                let start = match route.mode {
-                    LinkMode::Continue => {
-                        let was = prepared.get(&read.lead.part).map_or(-1, |p| p.1);
-                        cutover::start(was, watermark, end).with_context(|| at)?
-                    }
-                    LinkMode::Identity => {
-                        let timeline = route.timeline(read.lead.part.1).context("no timeline")?;
-                        let wanted = timeline.exclusive_to_virtual(timeline.current().index, old_end);
-                        match cutover::caught_up(wanted, watermark, end) {
-                            Ok(start) => start,
-                            Err(why) => {
-                                open = Some(anyhow!("{at}: {why}"));
-                                continue;
-                            }
-                        }
-                    }
-                };
-                settled.push((read, old_end, start, epoch));
-            }
-            let Some(why) = open else { return Ok(settled) };
-            self.check_abort()?;
-            tracing::debug!(%why, "not quiet yet");
-            sleep(REREAD_PAUSE).await;
-        }
-    }
-
-    fn carry(
-        &mut self,
-        routes: &[Arc<TopicRoute>],
-        fenced: &[Fenced],
-        readings: Vec<(Quiet, NativeOffset, NativeOffset, i32)>,
-    ) -> anyhow::Result<Vec<Sealed>> {
-        let now = self.control.runtime.now_ms();
-        let mut sealed = Vec::new();
-        self.view.partitions.clear();
-        for (read, old_end, new_start, new_epoch) in readings {
-            let part = read.lead.part.clone();
-            let route = route_of(routes, &part.0).context("no route")?;
-            let timeline = route.timeline(part.1).context("no timeline")?;
-            let gate = fenced.iter().find(|f| f.part == part).context("no gate")?;
-            let mut carry = lock(&gate.gate).carry().clone();
-            carry.overlay_described(&read.producers, timeline.current().visit, now);
-            carry.expire(now);
-            carry.set_limit(self.control.runtime.config.limits.carry_entries_max);
-            let seen = self.control.runtime.shared.seen.get(&part.0, part.1);
-            let meeting = Meeting {
-                to: self.to,
-                old_end,
-                new_start,
-                old_epoch: read.lead.epoch,
-                new_epoch,
-                highest_epoch_seen: seen.map_or(-1, |s| s.epoch),
-                identity: route.mode == LinkMode::Identity,
-                at_ms: now,
-            };
-            let next = cutover::seal(timeline, &meeting).with_context(|| format!("{}-{}", part.0, part.1))?;
-            self.view.partitions.push(BoundaryView {
-                topic: part.0.to_string(),
-                partition: part.1,
-                virtual_boundary: next.current().virtual_start.0,
-                old_native_end: old_end.0,
-                new_native_start: new_start.0,
-            });
-            sealed.push(Sealed { part, old_end, timeline: Arc::new(next), carry });
-        }
-        Ok(sealed)
+    async fn store_intent(&self) -> anyhow::Result<()> {
+        let id = self.view.id.clone();
+        self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")
     }
 
     /// The commit point: one durable write.
-    async fn seal(
-        &mut self,
-        routes: &[Arc<TopicRoute>],
-        sealed: &[Sealed],
-        fence: &mut Fence,
-    ) -> anyhow::Result<()> {
+    async fn seal(&mut self, routes: &[Arc<TopicRoute>], sealed: &[Sealed]) -> Stored {
         let control = Arc::clone(&self.control);
         let topics = stored_topics(&control, routes, sealed, self.to);
         let revision = Revision(control.state().revision.0 + 1);
+        self.view.partitions = sealed.iter().map(boundary_view).collect();
+        let seal = Seal {
+            revision: revision.0,
+            topics: topics.clone(),
+            carry: sealed.iter().map(|s| (Arc::clone(&s.part.0), s.part.1, s.carry.clone())).collect(),
+            ledger: self.ledger(revision),
+        };
+        let problem = match control.stored(move |store| Ok(store.seal(&seal))).await {
+            Ok(Ok(())) => {
+                let mut state = control.state();
+                state.revision = revision;
+                state.topics.extend(topics);
+                self.view.revision = Some(revision.0);
+                return Stored::Durable;
+            }
+            Ok(Err(SealWriteError::NotWritten(problem))) => {
+                error!("SEAL cannot be stored: {problem:#}");
+                return Stored::NotWritten;
+            }
+            Ok(Err(SealWriteError::Unknown(problem))) | Err(problem) => problem,
+        };
+        self.seal_unknown(&problem);
+        Stored::Unknown
+    }
+
+    fn ledger(&self, revision: Revision) -> Vec<LedgerEntry> {
         let kind = if self.to == ClusterSide::Target { "cutover" } else { "rollback" };
-        let ledger = self.view.partitions.iter().map(|boundary| {
+        let entry = |boundary: &BoundaryView| {
             let text = format!("{}-{} moved to the {}", boundary.topic, boundary.partition, self.to);
-            let mut entry = control.entry(kind, Some(&self.view.id), text);
+            let mut entry = self.control.entry(kind, Some(&self.view.id), text);
             entry.revision = revision.0;
             entry.from = Some(self.to.other().into());
             entry.to = Some(self.to.into());
             entry.boundary = Some(boundary.clone());
             entry
-        });
-        let seal = Seal {
-            revision: revision.0,
-            topics: topics.clone(),
-            carry: sealed.iter().map(|s| (Arc::clone(&s.part.0), s.part.1, s.carry.clone())).collect(),
-            ledger: ledger.collect(),
         };
-        fence.disarm();
-        match control.stored(move |store| Ok(store.seal(&seal))).await {
-            Ok(Ok(())) => {}
-            Ok(Err(SealWriteError::NotWritten(problem))) => {
-                fence.armed = true;
-                return Err(problem.context("SEAL cannot be stored"));
-            }
-            Ok(Err(SealWriteError::Unknown(problem))) => return Err(self.seal_unknown(problem)),
-            Err(problem) => return Err(self.seal_unknown(problem)),
-        }
-        let mut state = control.state();
-        state.revision = revision;
-        state.topics.extend(topics);
-        self.view.revision = Some(revision.0);
-        Ok(())
-    }
-
-    fn release(&self, fenced: &[Fenced], sealed: Vec<Sealed>) {
-        let now = self.control.runtime.now_ms();
-        for sealed in sealed {
-            if let Some(gate) = fenced.iter().find(|f| f.part == sealed.part) {
-                lock(&gate.gate).release(now, sealed.timeline.current().index, sealed.carry);
-            }
-        }
-        // Only now: a request whose partitions open one after the other would go out in as many pieces.
-        self.control.runtime.sessions.wake_all();
+        self.view.partitions.iter().map(entry).collect()
     }
 
     /// The disk has not said whether SEAL is durable. Either owner may be the one that a restart finds, so neither may
     /// take a write: the gates stay fenced (DESIGN decision 10).
-    fn seal_unknown(&self, problem: anyhow::Error) -> anyhow::Error {
+    fn seal_unknown(&self, problem: &anyhow::Error) {
         self.control.closed().unsealed.extend(self.topics.iter().cloned());
         let cause = format!("{}: {problem:#}", self.topics.join(", "));
         self.control.alarm(
@@ -512,14 +392,6 @@ impl Flip {
             cause,
             "look at the disk of state.directory, then restart crossover",
         );
-        problem.context(
-            "it is not known whether SEAL is durable; produce to these topics is refused until a restart",
-        )
-    }
-
-    fn check_abort(&self) -> anyhow::Result<()> {
-        ensure!(!self.control.is_abort_asked(), "an operator asked for it");
-        Ok(())
     }
 
     fn close_step(&mut self) {
@@ -542,28 +414,47 @@ impl Flip {
     }
 }
 
-fn route_of<'a>(routes: &'a [Arc<TopicRoute>], name: &str) -> Option<&'a Arc<TopicRoute>> {
-    routes.iter().find(|r| *r.name == *name)
+/// A step as operators see it.
+fn shown(step: cutover::Step) -> OperationState {
+    match step {
+        cutover::Step::Prepare => OperationState::Prepare,
+        cutover::Step::Fence => OperationState::Fence,
+        cutover::Step::Drain => OperationState::Drain,
+        cutover::Step::Boundary => OperationState::Boundary,
+        cutover::Step::Carry => OperationState::Carry,
+        cutover::Step::Seal => OperationState::Seal,
+        cutover::Step::Publish => OperationState::Publish,
+        cutover::Step::Release => OperationState::Release,
+    }
 }
 
-/// The idle side must stand where it was when it lost ownership (RULES R12).
-pub(crate) fn check_idle(
-    route: &TopicRoute,
-    partition: i32,
-    side: ClusterSide,
-    end: i64,
-) -> anyhow::Result<()> {
-    let timeline = route.timeline(partition).context("no timeline")?;
-    let left = timeline.eras().rfind(|era| era.side == side).and_then(|era| era.native_end);
-    if let Some(left) = left.filter(|_| route.mode == LinkMode::Continue) {
-        ensure!(
-            left.0 == end,
-            "{}-{partition}: the {side} ended at {} when it lost ownership and is at {end} now; somebody writes to it directly",
-            route.name,
-            left.0
-        );
+/// A step as failpoints name it.
+fn name(step: cutover::Step) -> &'static str {
+    match step {
+        cutover::Step::Prepare => "PREPARE",
+        cutover::Step::Fence => "FENCE",
+        cutover::Step::Drain => "DRAIN",
+        cutover::Step::Boundary => "BOUNDARY",
+        cutover::Step::Carry => "CARRY",
+        cutover::Step::Seal => "SEAL",
+        cutover::Step::Publish => "PUBLISH",
+        cutover::Step::Release => "RELEASE",
     }
-    Ok(())
+}
+
+fn boundary_view(sealed: &Sealed) -> BoundaryView {
+    let era = sealed.timeline.current();
+    BoundaryView {
+        topic: sealed.part.0.to_string(),
+        partition: sealed.part.1,
+        virtual_boundary: era.virtual_start.0,
+        old_native_end: sealed.old_end.0,
+        new_native_start: era.native_start.0,
+    }
+}
+
+fn route_of<'a>(routes: &'a [Arc<TopicRoute>], name: &str) -> Option<&'a Arc<TopicRoute>> {
+    routes.iter().find(|r| *r.name == *name)
 }
 
 fn stored_topics(

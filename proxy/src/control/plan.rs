@@ -5,6 +5,7 @@ use super::boundary::{Lead, Part, Quiet};
 use super::client::{Address, request};
 use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
 use crossover_core::api::key;
+use crossover_core::cutover;
 use crossover_core::ids::ClusterSide;
 use crossover_core::route::{LinkMode, TopicRoute};
 use crossover_core::schema::Value;
@@ -592,7 +593,7 @@ impl Control {
                 let mut problem = None;
                 for ((topic, partition), (_, end)) in ends {
                     let route = routes.iter().find(|r| r.name == topic);
-                    if let Some(Err(why)) = route.map(|r| super::flip::check_idle(r, partition, to, end)) {
+                    if let Some(Err(why)) = route.map(|r| cutover::check_idle(r, partition, to, end)) {
                         problem = Some(format!("{why:#}"));
                     }
                 }

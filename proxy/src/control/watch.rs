@@ -1,6 +1,7 @@
 //! Watches the logs that lost ownership: growth means that somebody writes around the proxy (RULES R12).
 
 use super::Control;
+use crossover_core::cutover;
 use crossover_core::ids::{ClusterSide, NativeOffset};
 use crossover_core::route::{LinkMode, TopicRoute};
 use std::sync::Arc;
@@ -52,7 +53,7 @@ async fn look(control: &Control, side: ClusterSide) -> anyhow::Result<()> {
                 let entry = control.entry("truncated-log", None, cause);
                 control.stored(move |store| store.append(&entry)).await?;
             }
-        } else if let Err(why) = super::flip::check_idle(route, partition, side, end) {
+        } else if let Err(why) = cutover::check_idle(route, partition, side, end) {
             let (cause, subject) = (format!("{why:#}"), format!("{topic}-{partition}"));
             let remedy = "find the writer and point it at the proxy; its records are not in the virtual log";
             if control.alarm("hidden-writer", &subject, cause.clone(), remedy) {

@@ -1,8 +1,20 @@
-//! The decisions of a flip: when a log is quiet, where the eras meet, and what refuses it. No input or output here:
-//! the shell reads the clusters in the order RULES R11 demands and shows what it read.
+//! The decisions of a flip: when a log is quiet, where the eras meet, and what refuses it; and the [machine](Flip)
+//! that takes them in order. No input or output here: the shell reads the clusters and shows what it read.
+
+mod abort;
+mod flip;
+
+pub use abort::{Abort, Grown, Unsettled};
+pub use flip::{
+    Action, Ends, Event, Flip, Lead, Now, Outcome, Readings, Sealed, Step, Stored, Terms, Told, check_idle,
+};
 
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::timeline::{Boundary, SealError, Timeline};
+use std::sync::Arc;
+
+/// A partition of a topic by its virtual name.
+pub type Part = (Arc<str>, i32);
 
 /// What the leader of one partition said, in the order it was asked (RULES R11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

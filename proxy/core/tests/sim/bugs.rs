@@ -3,45 +3,29 @@
 #[cfg(feature = "bug-flags")]
 use crossover_core::bug::Bug as CoreBug;
 
-/// A rule that the shell keeps, or that the driver of a flip does.
+/// A rule that the shell keeps, or one of the core's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bug {
-    /// A flip goes on although a connection with produce in flight was lost.
-    R2LossIgnored,
     /// A flip does not wait until what was lost can have reached no log any more.
     R2NoGrace,
     /// After a start the gates open with what the last SEAL knew.
     R3NoSeed,
-    /// The carry is what the old owner lists.
-    R5NotCumulative,
-    /// The carry is what the proxy saw acknowledged.
-    R5NoOverlay,
-    /// The boundary is the high watermark, whatever the log end is.
-    R11Ends,
-    /// Nobody waits until the gates are quiet.
-    R11NoDrain,
-    /// The new owner takes produce before SEAL is durable.
-    R13PublishFirst,
-    /// After a SEAL of unknown outcome the old owner goes on.
-    R13UnknownReleased,
-    /// An abort is obeyed although SEAL is being written.
-    R16AbortLate,
     #[cfg(feature = "bug-flags")]
     Core(CoreBug),
 }
 
 #[cfg(feature = "bug-flags")]
 pub(crate) const ALL: &[Bug] = &[
-    Bug::R2LossIgnored,
+    Bug::Core(CoreBug::R2LossIgnored),
     Bug::R2NoGrace,
     Bug::R3NoSeed,
-    Bug::R5NotCumulative,
-    Bug::R5NoOverlay,
-    Bug::R11Ends,
-    Bug::R11NoDrain,
-    Bug::R13PublishFirst,
-    Bug::R13UnknownReleased,
-    Bug::R16AbortLate,
+    Bug::Core(CoreBug::R5NotCumulative),
+    Bug::Core(CoreBug::R5NoOverlay),
+    Bug::Core(CoreBug::R11Ends),
+    Bug::Core(CoreBug::R11NoDrain),
+    Bug::Core(CoreBug::R13PublishFirst),
+    Bug::Core(CoreBug::R13UnknownReleased),
+    Bug::Core(CoreBug::R16AbortLate),
     Bug::Core(CoreBug::R1Path),
     Bug::Core(CoreBug::R1Kept),
     Bug::Core(CoreBug::R2PlainAgain),

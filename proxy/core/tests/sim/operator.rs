@@ -1,4 +1,5 @@
-//! The operator, and the flip as `control/flip.rs` runs it: the same questions in the same order, the same reasons to abort.
+//! The operator, and what carries out a flip, as `control/flip.rs` does it: the core's machine decides, here is what it
+//! asks for, in a model world.
 
 use crate::bugs::Bug;
 use crate::coverage::Seen;
@@ -6,28 +7,19 @@ use crate::proxy::described;
 use crate::store::StoredTopic;
 use crate::wire::TOPIC;
 use crate::world::{Ev, MS, World, trace};
-use crossover_core::cutover::{self, Meeting, Reading};
-use crossover_core::ids::{ClusterSide, NativeOffset};
+use crossover_core::cutover::{
+    self, Abort, Action, Ends, Event, Lead, Now, Outcome, Part, Reading, Readings, Step, Stored, Terms, Told,
+};
+use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::Carry;
 use crossover_core::session::lock;
 use crossover_core::timeline::Timeline;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// As `flip.rs` has them.
 const PREPARE_PAUSE: u64 = 150 * MS;
-const REREAD_PAUSE: u64 = 3 * MS;
 const DRAIN_LOOK: u64 = 5 * MS;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Stage {
-    Prepare,
-    Fence,
-    Drain,
-    Boundary,
-    Recheck,
-    Seal,
-    Publish,
-}
 
 /// Which log is read, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,30 +29,23 @@ pub(crate) enum Which {
     OldAgain,
 }
 
-/// Where a flip goes on.
+/// What happens next of an action.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum At {
-    Begin,
+    Prepare,
+    Ask,
     Read { which: Which, part: usize, step: u32 },
     Settled,
     IntentStored,
-    Look,
-    Reread,
+    Look { serial: u32 },
     Deadline,
     Stored,
-    Release,
-    SealedLate,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Lead {
-    leader: i32,
-    epoch: i32,
+    Published,
 }
 
 /// What one partition's leaders have said.
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Heard {
     before: i64,
     high_watermark: i64,
     log_end: i64,
@@ -73,19 +58,14 @@ struct Told {
 pub(crate) struct Flip {
     pub(crate) serial: u32,
     to: ClusterSide,
-    pub(crate) stage: Stage,
-    old: Vec<Lead>,
-    new: Vec<Lead>,
-    told: Vec<Told>,
-    prepared: Vec<(i64, i64)>,
+    machine: cutover::Flip,
+    /// What the machine waits for.
+    action: Action,
+    heard: Vec<Heard>,
     reads: usize,
     failed: bool,
-    deadline: u64,
-    sealed: Vec<(Arc<Timeline>, Carry)>,
-    meetings: Vec<(i64, i64)>,
-    fenced: bool,
     abort_asked: bool,
-    looking: bool,
+    looks: u32,
 }
 
 impl World {
@@ -113,28 +93,25 @@ impl World {
             return false;
         }
         self.flip_serial += 1;
-        let to = self.proxy.route().owner.other();
+        let route = self.proxy.route();
+        let to = route.owner.other();
         trace!(self, "flip {} to the {to}", self.flip_serial);
+        let terms =
+            Terms { to, force: false, hold_ms_max: self.shape.hold_ms, carry_entries_max: usize::MAX };
         self.flip = Some(Flip {
             serial: self.flip_serial,
             to,
-            stage: Stage::Prepare,
-            old: Vec::new(),
-            new: Vec::new(),
-            told: vec![Told::default(); self.shape.partitions as usize],
-            prepared: Vec::new(),
+            machine: cutover::Flip::new(terms, vec![route]),
+            action: Action::Prepare,
+            heard: vec![Heard::default(); self.shape.partitions as usize],
             reads: 0,
             failed: false,
-            deadline: u64::MAX,
-            sealed: Vec::new(),
-            meetings: Vec::new(),
-            fenced: false,
             abort_asked: false,
-            looking: false,
+            looks: 0,
         });
         self.proxy.preparing = true;
         self.publish();
-        self.go_on(At::Begin);
+        self.go_on(At::Prepare);
         self.maybe_disturb();
         true
     }
@@ -173,16 +150,15 @@ impl World {
             return;
         }
         match step {
-            At::Begin => self.begin_flip(),
+            At::Prepare => self.prepare(),
+            At::Ask => self.ask(&[Which::Old, Which::New]),
             At::Read { which, part, step } => self.read(which, part, step),
-            At::Settled => self.settled(),
+            At::Settled => self.tell(Event::Settled),
             At::IntentStored => self.intent_stored(),
-            At::Look => self.look(),
-            At::Reread => self.read_boundary(),
+            At::Look { serial } => self.look(serial),
             At::Deadline => self.deadline(),
             At::Stored => self.stored(),
-            At::Release => self.release(),
-            At::SealedLate => self.sealed_late(),
+            At::Published => self.tell(Event::Published),
         }
     }
 
@@ -190,42 +166,87 @@ impl World {
         self.flip.as_mut().expect("a flip under way")
     }
 
-    fn stage(&mut self, stage: Stage) {
-        trace!(self, "flip {stage:?}");
-        self.the_flip().stage = stage;
-        self.maybe_disturb();
+    /// Tells the machine what came of its action, and begins the next one.
+    fn tell(&mut self, event: Event) {
+        let ms = self.now_ms();
+        let flip = self.flip.as_mut().expect("a flip under way");
+        let was = flip.machine.step();
+        let now = Now { ms, abort_asked: flip.abort_asked };
+        let is_fencing = matches!(event, Event::IntentStored);
+        flip.action = flip.machine.on(now, event, &self.proxy.shared);
+        let (action, step) = (flip.action.clone(), flip.machine.step());
+        if is_fencing {
+            self.go_on_in(self.shape.hold_ms as u64 * MS, At::Deadline);
+        }
+        if step != was {
+            trace!(self, "flip {step:?}");
+            self.maybe_disturb();
+        }
+        self.act(action);
     }
 
-    fn begin_flip(&mut self) {
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Prepare => self.go_on(At::Prepare),
+            Action::Read { after_ms } => self.go_on_in(after_ms as u64 * MS, At::Ask),
+            Action::Settle => self.go_on_in(PREPARE_PAUSE, At::Settled),
+            Action::CloseTopics => {
+                let name = Arc::clone(self.proxy.name());
+                self.proxy.shared.changes.close(&name);
+                self.tell(Event::Closed);
+            }
+            Action::StoreIntent => {
+                let after = self.rng.between(200, 5_000);
+                self.go_on_in(after, At::IntentStored);
+            }
+            Action::AwaitDrain => self.look_in(DRAIN_LOOK),
+            Action::ReadAgain => self.ask(&[Which::OldAgain]),
+            Action::Commit => {
+                let committed = !self.the_flip().abort_asked;
+                self.tell(Event::Committed(committed));
+            }
+            Action::Seal => {
+                let after = self.rng.between(200, 20_000);
+                self.go_on_in(after, At::Stored);
+            }
+            Action::Publish => self.publish_flip(),
+            Action::Release => {
+                self.wake_all();
+                self.tell(Event::Released);
+            }
+            Action::End(outcome) => self.ended(&outcome),
+        }
+    }
+
+    fn prepare(&mut self) {
         for side in ClusterSide::BOTH {
             if !self.look_at(side) {
-                return self.abort_flip("a side cannot be reached");
+                return self.tell(Event::Failed("a side cannot be reached".to_owned()));
             }
         }
         self.publish();
-        let to = self.the_flip().to;
-        let [old, new] = [to.other(), to].map(|side| self.leads(side));
-        let (Some(old), Some(new)) = (old, new) else { return self.abort_flip("no leader") };
-        self.the_flip().old = old;
-        self.the_flip().new = new;
-        self.read_boundary();
+        let [source, target] = ClusterSide::BOTH.map(|side| self.leads(side));
+        match (source, target) {
+            (Some(source), Some(target)) => self.tell(Event::Leads([source, target])),
+            _ => self.tell(Event::Failed("no leader".to_owned())),
+        }
     }
 
-    fn leads(&self, side: ClusterSide) -> Option<Vec<Lead>> {
+    fn part(&self, partition: i32) -> Part {
+        (Arc::clone(self.proxy.name()), partition)
+    }
+
+    fn leads(&self, side: ClusterSide) -> Option<BTreeMap<Part, Lead>> {
         let topology = self.proxy.topology(side);
         let lead = |partition: i32| {
             let info = topology.partition(TOPIC, partition)?;
             let known = topology.brokers.contains_key(&info.leader);
-            known.then_some(Lead { leader: info.leader, epoch: info.epoch })
+            known.then(|| (self.part(partition), Lead { leader: info.leader, epoch: info.epoch }))
         };
         (0..self.shape.partitions).map(lead).collect()
     }
 
     /// Both sides at a time; each leader is asked its questions one after the other (RULES R11).
-    fn read_boundary(&mut self) {
-        self.ask(&[Which::Old, Which::New]);
-    }
-
     fn ask(&mut self, all: &[Which]) {
         let parts = self.shape.partitions as usize;
         self.the_flip().reads = parts * all.len();
@@ -238,12 +259,14 @@ impl World {
     }
 
     fn read(&mut self, which: Which, part: usize, step: u32) {
+        let key = self.part(part as i32);
         let flip = self.flip.as_mut().expect("a flip under way");
-        let (side, lead, last) = match which {
-            Which::Old => (flip.to.other(), flip.old[part], 4),
-            Which::New => (flip.to, flip.new[part], 1),
-            Which::OldAgain => (flip.to.other(), flip.old[part], 1),
+        let (side, last) = match which {
+            Which::Old => (flip.to.other(), 4),
+            Which::New => (flip.to, 1),
+            Which::OldAgain => (flip.to.other(), 1),
         };
+        let lead = flip.machine.leads(side)[&key];
         let cluster = &self.clusters[side.index()];
         let stalled = cluster.brokers[lead.leader as usize].stalled_until;
         if stalled > self.now {
@@ -253,17 +276,17 @@ impl World {
         let log = &cluster.logs[part];
         let fine = cluster.is_up(lead.leader) && log.check_epoch(lead.leader, lead.epoch).is_ok();
         flip.failed |= !fine;
-        let told = &mut flip.told[part];
+        let heard = &mut flip.heard[part];
         match (which, step) {
-            (Which::Old, 0) => told.before = log.high_watermark,
-            (Which::Old, 1) => told.producers = log.producers(),
-            (Which::Old, 2) => told.high_watermark = log.high_watermark,
-            (Which::Old, 3) => told.log_end = log.end,
-            (Which::Old, _) => told.last_stable = log.high_watermark,
-            (Which::New, 0) => told.new.0 = log.high_watermark,
-            (Which::New, _) => told.new.1 = log.end,
-            (Which::OldAgain, 0) => told.again.0 = log.high_watermark,
-            (Which::OldAgain, _) => told.again.1 = log.end,
+            (Which::Old, 0) => heard.before = log.high_watermark,
+            (Which::Old, 1) => heard.producers = log.producers(),
+            (Which::Old, 2) => heard.high_watermark = log.high_watermark,
+            (Which::Old, 3) => heard.log_end = log.end,
+            (Which::Old, _) => heard.last_stable = log.high_watermark,
+            (Which::New, 0) => heard.new.0 = log.high_watermark,
+            (Which::New, _) => heard.new.1 = log.end,
+            (Which::OldAgain, 0) => heard.again.0 = log.high_watermark,
+            (Which::OldAgain, _) => heard.again.1 = log.end,
         }
         if fine && step < last {
             let after = self.rng.between(5, 300);
@@ -276,215 +299,77 @@ impl World {
     }
 
     fn all_read(&mut self) {
-        if self.the_flip().failed {
-            return self.abort_flip("a leader does not answer, or is none");
+        let now = self.now_ms();
+        let flip = self.flip.as_ref().expect("a flip under way");
+        if flip.failed {
+            return self.tell(Event::Failed("a leader does not answer, or is none".to_owned()));
         }
-        match self.the_flip().stage {
-            Stage::Prepare => self.prepared(),
-            Stage::Boundary => self.boundary(),
-            _ => self.rechecked(),
+        let heard = flip.heard.iter().enumerate().map(|(part, heard)| (self.part(part as i32), heard));
+        let ends = |(high_watermark, log_end): (i64, i64)| Ends { high_watermark, log_end };
+        if flip.action == Action::ReadAgain {
+            let again = heard.map(|(part, heard)| (part, ends(heard.again))).collect();
+            return self.tell(Event::Ends(again));
         }
-    }
-
-    fn prepared(&mut self) {
-        let route = self.proxy.route();
-        let flip = self.flip.as_mut().expect("a flip under way");
-        flip.prepared = flip.told.iter().map(|told| told.new).collect();
-        let to = flip.to;
-        for (partition, (watermark, end)) in flip.prepared.clone().into_iter().enumerate() {
-            if watermark != end {
-                return self.abort_flip("the new owner has not replicated everything");
-            }
-            let timeline = route.timeline(partition as i32).expect("a timeline");
-            let left = timeline.eras().rfind(|era| era.side == to).and_then(|era| era.native_end);
-            if left.is_some_and(|left| left.0 != end) {
-                return self.abort_flip("the idle side has moved");
-            }
+        let leads = flip.machine.leads(flip.to.other());
+        let mut readings = Readings::default();
+        for (part, heard) in heard {
+            let lead = leads[&part];
+            let reading = Reading {
+                leader: lead.leader,
+                epoch: lead.epoch,
+                before: heard.before,
+                high_watermark: heard.high_watermark,
+                log_end: heard.log_end,
+                last_stable: heard.last_stable,
+            };
+            let producers = described(&heard.producers, now);
+            readings.old.insert(part.clone(), Told { reading, producers, transaction: false });
+            readings.new.insert(part, ends(heard.new));
         }
-        self.go_on_in(PREPARE_PAUSE, At::Settled);
-    }
-
-    fn settled(&mut self) {
-        if self.the_flip().abort_asked {
-            self.see(Seen::AbortInPrepare);
-            return self.abort_flip("an operator asked for it");
-        }
-        self.stage(Stage::Fence);
-        let name = Arc::clone(self.proxy.name());
-        self.proxy.shared.changes.close(&name);
-        let after = self.rng.between(200, 5_000);
-        self.go_on_in(after, At::IntentStored);
+        self.tell(Event::Read(readings));
     }
 
     fn intent_stored(&mut self) {
         if !self.healed && self.rng.chance(20) {
-            return self.abort_flip("the intent cannot be stored");
+            return self.tell(Event::Failed("the intent cannot be stored".to_owned()));
         }
         self.disk.intent = true;
-        for partition in 0..self.shape.partitions {
-            lock(&self.proxy.gate(partition)).fence();
-        }
-        let deadline = self.now + self.shape.hold_ms as u64 * MS;
-        self.the_flip().fenced = true;
-        self.the_flip().deadline = deadline;
-        let serial = self.flip_serial;
-        self.plan_at(deadline, Ev::Flip { serial, step: At::Deadline });
-        self.stage(Stage::Drain);
-        self.look_at_drain();
+        self.tell(Event::IntentStored);
     }
 
     /// A gate has become quiet.
     pub(crate) fn look_at_drain(&mut self) {
-        let draining = self.flip.as_mut().filter(|f| f.stage == Stage::Drain);
-        if let Some(flip) = draining
-            && !std::mem::replace(&mut flip.looking, true)
-        {
-            self.go_on_in(20, At::Look);
+        if self.flip.as_ref().is_some_and(|flip| flip.action == Action::AwaitDrain) {
+            self.look_in(20);
         }
     }
 
-    fn look(&mut self) {
-        self.the_flip().looking = false;
-        if self.the_flip().stage != Stage::Drain {
-            return;
-        }
-        if self.has_lost() {
-            return self.abort_flip("a connection with produce in flight was lost");
-        }
-        let mut gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
-        if self.is(Bug::R11NoDrain) || gates.all(|gate| lock(&gate).is_drained()) {
-            self.stage(Stage::Boundary);
-            if self.flip.is_some() {
-                self.read_boundary();
-            }
-            return;
-        }
-        if self.the_flip().abort_asked {
-            self.see(Seen::AbortInDrain);
-            return self.abort_flip("an operator asked for it");
-        }
-        self.the_flip().looking = true;
-        self.go_on_in(DRAIN_LOOK, At::Look);
+    fn look_in(&mut self, after: u64) {
+        let flip = self.the_flip();
+        flip.looks += 1;
+        let serial = flip.looks;
+        self.go_on_in(after, At::Look { serial });
     }
 
-    fn has_lost(&mut self) -> bool {
-        let mut gates = (0..self.shape.partitions).map(|p| self.proxy.gate(p));
-        let lost = gates.any(|gate| lock(&gate).unknown_since_ms().is_some());
-        if self.is(Bug::R2LossIgnored) {
-            return false;
+    fn look(&mut self, serial: u32) {
+        let flip = self.the_flip();
+        if flip.action == Action::AwaitDrain && flip.looks == serial {
+            self.tell(Event::Looked);
         }
-        if lost {
-            self.see(Seen::LossAborts);
-        }
-        lost
     }
 
     fn deadline(&mut self) {
-        if [Stage::Drain, Stage::Boundary, Stage::Recheck].contains(&self.the_flip().stage) {
-            self.see(Seen::DeadlineBeforeSeal);
-            self.abort_flip("the hold bound has passed");
+        if matches!(self.the_flip().action, Action::Read { .. } | Action::ReadAgain) {
+            self.tell(Event::Late);
         }
-    }
-
-    fn boundary(&mut self) {
-        let flip = self.flip.as_ref().expect("a flip under way");
-        let mut meetings = Vec::new();
-        for (part, told) in flip.told.iter().enumerate() {
-            let lead = flip.old[part];
-            let reading = Reading {
-                leader: lead.leader,
-                epoch: lead.epoch,
-                before: told.before,
-                high_watermark: told.high_watermark,
-                log_end: told.log_end,
-                last_stable: told.last_stable,
-            };
-            let mut quiet = cutover::quiet_end((lead.leader, lead.epoch), &reading);
-            if self.is(Bug::R11Ends) {
-                quiet = Ok(NativeOffset(told.high_watermark));
-            }
-            let Ok(old_end) = quiet else {
-                if flip.abort_asked {
-                    self.see(Seen::AbortInBoundary);
-                    return self.abort_flip("an operator asked for it");
-                }
-                return self.go_on_in(REREAD_PAUSE, At::Reread);
-            };
-            match cutover::start(flip.prepared[part].1, told.new.0, told.new.1) {
-                Ok(start) => meetings.push((old_end.0, start.0)),
-                Err(_) => return self.abort_flip("the new owner has moved"),
-            }
-        }
-        self.the_flip().meetings = meetings;
-        self.carry();
-    }
-
-    fn carry(&mut self) {
-        let (route, now) = (self.proxy.route(), self.now_ms());
-        let flip = self.flip.as_ref().expect("a flip under way");
-        let mut sealed = Vec::new();
-        for (part, told) in flip.told.iter().enumerate() {
-            let partition = part as i32;
-            let timeline = route.timeline(partition).expect("a timeline");
-            let mut carry = lock(&self.proxy.gate(partition)).carry().clone();
-            if self.is(Bug::R5NotCumulative) {
-                carry = Carry::default();
-            }
-            if !self.is(Bug::R5NoOverlay) {
-                carry.overlay_described(&described(&told.producers, now), timeline.current().visit, now);
-            }
-            carry.expire(now);
-            let seen = self.proxy.shared.seen.get(self.proxy.name(), partition);
-            let (old_end, new_start) = flip.meetings[part];
-            let meeting = Meeting {
-                to: flip.to,
-                old_end: NativeOffset(old_end),
-                new_start: NativeOffset(new_start),
-                old_epoch: flip.old[part].epoch,
-                new_epoch: flip.new[part].epoch,
-                highest_epoch_seen: seen.map_or(-1, |s| s.epoch),
-                identity: false,
-                at_ms: now,
-            };
-            match cutover::seal(timeline, &meeting) {
-                Ok(next) => sealed.push((Arc::new(next), carry)),
-                Err(error) => return self.abort_flip(&error.to_string()),
-            }
-        }
-        self.the_flip().sealed = sealed;
-        self.stage(Stage::Recheck);
-        if self.flip.is_some() {
-            self.ask(&[Which::OldAgain]);
-        }
-    }
-
-    fn rechecked(&mut self) {
-        let flip = self.flip.as_ref().expect("a flip under way");
-        let moved = flip.told.iter().zip(&flip.meetings).any(|(told, meeting)| told.again.1 != meeting.0);
-        if moved && !self.is(Bug::R11Ends) && !self.is(Bug::R11NoDrain) {
-            return self.abort_flip("the log has moved under the fence");
-        }
-        if self.has_lost() {
-            return self.abort_flip("a connection with produce in flight was lost");
-        }
-        if self.the_flip().abort_asked {
-            self.see(Seen::AbortInBoundary);
-            return self.abort_flip("an operator asked for it");
-        }
-        self.stage(Stage::Seal);
-        if self.is(Bug::R13PublishFirst) {
-            return self.publish_flip();
-        }
-        let after = self.rng.between(200, 20_000);
-        self.go_on_in(after, At::Stored);
     }
 
     fn stored(&mut self) {
         let luck = if self.healed { 1000 } else { self.rng.up_to(999) };
-        match luck {
+        let stored = match luck {
             0..=19 => {
                 self.see(Seen::SealNotWritten);
-                self.abort_flip("SEAL cannot be stored")
+                Stored::NotWritten
             }
             20..=49 => {
                 let durable = self.rng.chance(500);
@@ -492,30 +377,29 @@ impl World {
                 if durable {
                     self.make_durable();
                 }
-                trace!(self, "nobody knows whether SEAL is durable");
-                if self.is(Bug::R13UnknownReleased) {
-                    return self.abort_flip("nobody knows whether SEAL is durable");
-                }
-                self.proxy.unsealed = true;
-                self.flip = None;
-                self.proxy.preparing = false;
-                self.publish();
-                self.operate_in(200, 2_000);
+                Stored::Unknown
             }
-            _ => self.publish_flip(),
-        }
+            _ => {
+                self.make_durable();
+                Stored::Durable
+            }
+        };
+        self.tell(Event::Stored(stored));
     }
 
     /// The commit point.
     fn make_durable(&mut self) {
         let flip = self.flip.as_ref().expect("a flip under way");
         let to = flip.to;
+        let sealed: Vec<(Arc<Timeline>, Carry)> =
+            flip.machine.sealed().iter().map(|s| (Arc::clone(&s.timeline), s.carry.clone())).collect();
+        let meetings: Vec<(i64, i64)> = flip.machine.sealed().iter().map(meeting).collect();
         self.disk.revision = self.disk.revision.max(1) + 1;
-        self.disk.topic = Some(StoredTopic::new(to, &flip.sealed));
+        self.disk.topic = Some(StoredTopic::new(to, &sealed));
         self.disk.intent = false;
         self.flips_sealed += 1;
-        trace!(self, "sealed {:?}", flip.meetings);
-        for (partition, meeting) in flip.meetings.clone().into_iter().enumerate() {
+        trace!(self, "sealed {meetings:?}");
+        for (partition, meeting) in meetings.into_iter().enumerate() {
             let judged = self.oracle.sealed(partition as i32, to, meeting, &self.clusters);
             self.judge(judged);
         }
@@ -525,46 +409,40 @@ impl World {
     }
 
     fn publish_flip(&mut self) {
-        if !self.is(Bug::R13PublishFirst) {
-            self.make_durable();
-        }
-        self.stage(Stage::Publish);
-        let Some(flip) = &self.flip else { return };
-        let timelines: Vec<_> = flip.sealed.iter().map(|(timeline, _)| Arc::clone(timeline)).collect();
+        let flip = self.flip.as_ref().expect("a flip under way");
+        let timelines: Vec<_> = flip.machine.sealed().iter().map(|s| Arc::clone(&s.timeline)).collect();
         self.shown_first = timelines.iter().map(|t| t.current().virtual_start.0).collect();
         self.proxy.moved = Some((flip.to, timelines));
         self.proxy.revision += 1;
         self.publish();
-        let after = self.rng.up_to(150);
-        self.go_on_in(after, At::Release);
-    }
-
-    fn release(&mut self) {
-        let now = self.now_ms();
-        for (partition, (timeline, carry)) in self.the_flip().sealed.clone().into_iter().enumerate() {
-            let gate = self.proxy.gate(partition as i32);
-            if lock(&gate).held() > 0 {
+        for partition in 0..self.shape.partitions {
+            if lock(&self.proxy.gate(partition)).held() > 0 {
                 self.see(Seen::HeldForwarded);
             }
-            let signal = lock(&gate).release(now, timeline.current().index, carry);
-            self.wake(&signal.wake);
         }
-        if self.is(Bug::R13PublishFirst) {
-            let after = self.rng.between(200, 20_000);
-            return self.go_on_in(after, At::SealedLate);
-        }
-        self.flip = None;
-        self.end_flip();
+        let after = self.rng.up_to(150);
+        self.go_on_in(after, At::Published);
     }
 
-    /// A flip that published first writes SEAL at last.
-    fn sealed_late(&mut self) {
-        self.make_durable();
+    fn ended(&mut self, outcome: &Outcome) {
+        let step = self.the_flip().machine.step();
         self.flip = None;
-        self.end_flip();
-    }
-
-    fn end_flip(&mut self) {
+        match outcome {
+            Outcome::Flipped => {}
+            Outcome::Aborted(why) => {
+                trace!(self, "the flip is aborted: {why}");
+                self.see_abort(step, why);
+                self.disk.intent = false;
+                self.wake_all();
+            }
+            Outcome::Unknown => {
+                trace!(self, "nobody knows whether SEAL is durable");
+                self.proxy.unsealed = true;
+                self.proxy.preparing = false;
+                self.publish();
+                return self.operate_in(200, 2_000);
+            }
+        }
         let revision = self.proxy.snapshot.revision;
         self.proxy.shared.changes.open(TOPIC, revision);
         self.proxy.preparing = false;
@@ -572,17 +450,17 @@ impl World {
         self.operate_in(20, 900);
     }
 
-    fn abort_flip(&mut self, why: &str) {
-        trace!(self, "the flip is aborted: {why}");
-        let Some(flip) = self.flip.take() else { return };
-        if flip.fenced {
-            for partition in 0..self.shape.partitions {
-                let signal = lock(&self.proxy.gate(partition)).release_unchanged();
-                self.wake(&signal.wake);
+    fn see_abort(&mut self, step: Step, why: &Abort) {
+        match (why, step) {
+            (Abort::Asked, Step::Prepare) => self.see(Seen::AbortInPrepare),
+            (Abort::Asked, Step::Drain) => self.see(Seen::AbortInDrain),
+            (Abort::Asked, _) => self.see(Seen::AbortInBoundary),
+            (Abort::Lost(_), _) => self.see(Seen::LossAborts),
+            (Abort::NotDrained(_) | Abort::NoBoundary { .. } | Abort::Late { .. }, _) => {
+                self.see(Seen::DeadlineBeforeSeal);
             }
+            _ => {}
         }
-        self.disk.intent = false;
-        self.end_flip();
     }
 
     /// Kills the proxy, or asks for an abort, some time after a step.
@@ -591,7 +469,7 @@ impl World {
             return;
         }
         if self.rng.chance(25) {
-            let is_short = self.the_flip().stage == Stage::Publish;
+            let is_short = self.the_flip().machine.step() == Step::Publish;
             let after = self.rng.up_to(if is_short { 150 } else { 3_000 });
             self.plan(after, Ev::Fault(crate::faults::Fault::Crash));
         } else if self.rng.chance(25) {
@@ -600,14 +478,11 @@ impl World {
         }
     }
 
+    /// Past the point of no return the machine does not listen.
     pub(crate) fn on_abort(&mut self) {
-        if self.is(Bug::R16AbortLate) && self.flip.as_ref().is_some_and(|f| f.stage == Stage::Seal) {
-            self.make_durable();
-            return self.abort_flip("an operator asked for it");
-        }
-        if let Some(flip) = self.flip.as_mut().filter(|f| f.stage < Stage::Seal) {
+        if let Some(flip) = self.flip.as_mut() {
             flip.abort_asked = true;
-            if flip.stage == Stage::Fence {
+            if flip.machine.step() == Step::Fence {
                 self.see(Seen::AbortInFence);
             }
         }
@@ -615,19 +490,24 @@ impl World {
 
     /// The process ends in the middle of it: what was being written may be durable.
     pub(crate) fn crash_flip(&mut self) {
-        let Some(stage) = self.flip.as_ref().map(|f| f.stage) else { return };
-        self.see(match stage {
-            Stage::Prepare => Seen::CrashInPrepare,
-            Stage::Fence => Seen::CrashInFence,
-            Stage::Drain => Seen::CrashInDrain,
-            Stage::Boundary | Stage::Recheck => Seen::CrashInBoundary,
-            Stage::Seal => Seen::CrashInSeal,
-            Stage::Publish => Seen::CrashInPublish,
+        let Some(flip) = self.flip.as_ref() else { return };
+        let (step, is_sealing) = (flip.machine.step(), flip.action == Action::Seal);
+        self.see(match step {
+            Step::Prepare => Seen::CrashInPrepare,
+            Step::Fence => Seen::CrashInFence,
+            Step::Drain => Seen::CrashInDrain,
+            Step::Boundary | Step::Carry => Seen::CrashInBoundary,
+            Step::Seal => Seen::CrashInSeal,
+            Step::Publish | Step::Release => Seen::CrashInPublish,
         });
-        if stage == Stage::Seal && self.rng.chance(500) {
+        if is_sealing && self.rng.chance(500) {
             self.make_durable();
         }
         self.flip = None;
         self.operate_in(200, 2_000);
     }
+}
+
+fn meeting(sealed: &cutover::Sealed) -> (i64, i64) {
+    (sealed.old_end.0, sealed.timeline.current().native_start.0)
 }

@@ -207,6 +207,11 @@ impl World {
         self.wake(&all);
     }
 
+    pub(crate) fn wake_all(&mut self) {
+        let all: Vec<SessionId> = self.proxy.sessions.keys().copied().collect();
+        self.wake(&all);
+    }
+
     pub(crate) fn wake(&mut self, sessions: &[SessionId]) {
         for session in sessions {
             let Some(conn) = self.proxy.sessions.get(session).copied() else { continue };

@@ -1,0 +1,286 @@
+use super::*;
+use crate::ids::TopicId;
+use crate::ids::VirtualOffset;
+use crate::producer::gate::{
+    Admission, BatchId, ClientKey, Outcome as Acked, PathId, SessionId, Submission, Ticket,
+};
+use crate::route::Timelines;
+
+const START: Now = Now { ms: 1_000, abort_asked: false };
+const HOLD_MS: i64 = 5_000;
+
+fn name() -> Arc<str> {
+    Arc::from("orders")
+}
+
+fn part() -> Part {
+    (name(), 0)
+}
+
+fn route() -> Arc<TopicRoute> {
+    Arc::new(TopicRoute {
+        name: name(),
+        owner: ClusterSide::Source,
+        mode: LinkMode::Continue,
+        physical: [name(), name()],
+        virtual_id: TopicId([1; 16]),
+        native_ids: [TopicId([1; 16]), TopicId([2; 16])],
+        timelines: Timelines::PerPartition(vec![Arc::new(Timeline::initial(1, ClusterSide::Source))]),
+        frozen: None,
+    })
+}
+
+fn leads() -> Event {
+    let lead = |leader| BTreeMap::from([(part(), Lead { leader, epoch: 5 })]);
+    Event::Leads([lead(1), lead(2)])
+}
+
+fn readings(old: i64, new: i64) -> Readings {
+    let reading =
+        Reading { leader: 1, epoch: 5, before: old, high_watermark: old, log_end: old, last_stable: old };
+    let told = Told { reading, producers: Vec::new(), transaction: false };
+    Readings {
+        old: BTreeMap::from([(part(), told)]),
+        new: BTreeMap::from([(part(), Ends { high_watermark: new, log_end: new })]),
+    }
+}
+
+fn ends(old: i64) -> Event {
+    Event::Ends(BTreeMap::from([(part(), Ends { high_watermark: old, log_end: old })]))
+}
+
+/// A flip of one partition whose old log ends at 10 and whose new one ends at 4.
+struct Case {
+    flip: Flip,
+    shared: Shared,
+}
+
+impl Case {
+    fn new() -> Case {
+        let terms =
+            Terms { to: ClusterSide::Target, force: false, hold_ms_max: HOLD_MS, carry_entries_max: 100 };
+        Case { flip: Flip::new(terms, vec![route()]), shared: Shared::default() }
+    }
+
+    fn on(&mut self, now: Now, event: Event) -> Action {
+        self.flip.on(now, event, &self.shared)
+    }
+
+    fn tell(&mut self, event: Event) -> Action {
+        self.on(START, event)
+    }
+
+    fn aborted(&mut self, now: Now, event: Event) -> Abort {
+        match self.on(now, event) {
+            Action::End(Outcome::Aborted(why)) => why,
+            other => panic!("not aborted: {other:?}"),
+        }
+    }
+
+    /// Up to and including the action that answers the named step's last event.
+    fn to(step: Step) -> Case {
+        let mut case = Case::new();
+        let events = [
+            (Step::Prepare, leads()),
+            (Step::Prepare, Event::Read(readings(9, 4))),
+            (Step::Prepare, Event::Settled),
+            (Step::Fence, Event::Closed),
+            (Step::Fence, Event::IntentStored),
+            (Step::Drain, Event::Looked),
+            (Step::Boundary, Event::Read(readings(10, 4))),
+            (Step::Carry, ends(10)),
+            (Step::Seal, Event::Committed(true)),
+            (Step::Seal, Event::Stored(Stored::Durable)),
+            (Step::Publish, Event::Published),
+        ];
+        for (at, event) in events {
+            if at >= step {
+                break;
+            }
+            assert_eq!(case.flip.step(), at);
+            case.tell(event);
+        }
+        assert_eq!(case.flip.step(), step);
+        case
+    }
+
+    fn gate(&self) -> SharedGate {
+        self.shared.gates.get(&name(), 0)
+    }
+
+    fn is_fenced(&self) -> bool {
+        lock(&self.gate()).is_fenced()
+    }
+
+    /// A batch that is in flight from before the fence.
+    fn produce(&self) -> Ticket {
+        let submission = Submission {
+            session: SessionId(1),
+            client: ClientKey(1),
+            path: PathId(1),
+            era: 0,
+            batch: Some(BatchId { pid: 1 << 62, epoch: 0, first: 0, last: 4 }),
+            hold: None,
+            arrived_ms: 0,
+        };
+        match lock(&self.gate()).admit(0, &submission) {
+            Admission::Forward(ticket) => ticket,
+            other => panic!("not forwarded: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_flip_goes_through_its_steps_in_order() {
+    let mut case = Case::new();
+    assert_eq!(case.tell(leads()), Action::Read { after_ms: 0 });
+    assert_eq!(case.tell(Event::Read(readings(9, 4))), Action::Settle);
+    assert_eq!(case.tell(Event::Settled), Action::CloseTopics);
+    assert_eq!(case.tell(Event::Closed), Action::StoreIntent);
+    assert!(!case.is_fenced());
+    assert_eq!(case.tell(Event::IntentStored), Action::AwaitDrain);
+    assert!(case.is_fenced());
+    assert_eq!(case.tell(Event::Looked), Action::Read { after_ms: 0 });
+    assert_eq!(case.tell(Event::Read(readings(10, 4))), Action::ReadAgain);
+    assert_eq!(case.tell(ends(10)), Action::Commit);
+    assert_eq!(case.tell(Event::Committed(true)), Action::Seal);
+    assert_eq!(case.flip.sealed()[0].timeline.current().virtual_start, VirtualOffset(10));
+    assert_eq!(case.tell(Event::Stored(Stored::Durable)), Action::Publish);
+    assert!(case.is_fenced());
+    assert_eq!(case.tell(Event::Published), Action::Release);
+    assert!(!case.is_fenced());
+    assert_eq!(case.tell(Event::Released), Action::End(Outcome::Flipped));
+}
+
+#[test]
+fn r02_a_connection_lost_while_draining_aborts() {
+    let mut case = Case::new();
+    let ticket = case.produce();
+    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+        case.tell(event);
+    }
+    assert_eq!(case.tell(Event::Looked), Action::AwaitDrain);
+    lock(&case.gate()).complete(1_000, ticket, Acked::Unknown);
+    assert_eq!(case.aborted(START, Event::Looked), Abort::Lost(part()));
+    assert!(!case.is_fenced());
+}
+
+#[test]
+fn r05_what_was_acknowledged_is_carried() {
+    let mut case = Case::new();
+    let ticket = case.produce();
+    lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(7))));
+    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+        case.tell(event);
+    }
+    case.tell(Event::Looked);
+    case.tell(Event::Read(readings(10, 4)));
+    assert_eq!(case.flip.sealed()[0].carry.len(), 1);
+}
+
+#[test]
+fn r11_a_log_that_is_not_quiet_is_read_again_until_the_hold_bound() {
+    let mut case = Case::to(Step::Boundary);
+    let mut moving = readings(10, 4);
+    moving.old.get_mut(&part()).expect("the partition").reading.log_end = 11;
+    assert_eq!(case.tell(Event::Read(moving)), Action::Read { after_ms: REREAD_MS });
+    let why = case.aborted(START, Event::Late).to_string();
+    assert!(why.starts_with("no boundary within 5000 ms; orders-0: its ends differ"), "{why}");
+    assert!(!case.is_fenced());
+}
+
+#[test]
+fn r11_the_epoch_is_checked_once_more_before_seal() {
+    let mut case = Case::to(Step::Carry);
+    assert_eq!(case.aborted(START, ends(11)), Abort::Moved { part: part(), was: 10, now: 11 });
+    let mut refused = Case::to(Step::Carry);
+    let told = refused.aborted(START, Event::Failed("ListOffsets answers error 74".into())).to_string();
+    assert_eq!(told, "ListOffsets answers error 74");
+}
+
+#[test]
+fn r12_a_new_owner_that_has_moved_since_prepare_aborts() {
+    let mut case = Case::to(Step::Boundary);
+    let why = case.aborted(START, Event::Read(readings(10, 5)));
+    assert_eq!(why, Abort::Start { part: part(), why: StartError::Grew { prepared: 4, now: 5 } });
+}
+
+#[test]
+fn r13_before_seal_every_end_opens_the_gates_to_the_old_owner() {
+    for step in [Step::Drain, Step::Boundary, Step::Carry, Step::Seal] {
+        let mut case = Case::to(step);
+        assert!(case.is_fenced());
+        case.aborted(START, Event::Failed("the process is asked to stop".into()));
+        assert!(!case.is_fenced(), "behind {step:?}");
+        assert!(!case.flip.let_go());
+    }
+    let mut dropped = Case::to(Step::Carry);
+    assert!(dropped.flip.let_go());
+    assert!(!dropped.is_fenced());
+}
+
+#[test]
+fn r13_while_seal_may_be_durable_the_gates_stay_fenced() {
+    let mut case = Case::to(Step::Seal);
+    assert_eq!(case.tell(Event::Committed(true)), Action::Seal);
+    assert!(!case.flip.let_go());
+    assert_eq!(case.tell(Event::Stored(Stored::Unknown)), Action::End(Outcome::Unknown));
+    assert!(!case.flip.let_go());
+    assert!(case.is_fenced());
+
+    let mut refused = Case::to(Step::Seal);
+    refused.tell(Event::Committed(true));
+    assert_eq!(refused.aborted(START, Event::Stored(Stored::NotWritten)), Abort::NotStored);
+    assert!(!refused.is_fenced());
+}
+
+#[test]
+fn r16_an_abort_is_obeyed_until_the_point_of_no_return() {
+    let asked = Now { abort_asked: true, ..START };
+    assert_eq!(Case::to(Step::Prepare).tell(leads()), Action::Read { after_ms: 0 });
+    assert_eq!(Case::to(Step::Seal).aborted(START, Event::Committed(false)), Abort::Asked);
+    let mut case = Case::to(Step::Seal);
+    assert_eq!(case.on(asked, Event::Committed(true)), Action::Seal);
+    assert_eq!(case.on(asked, Event::Stored(Stored::Durable)), Action::Publish);
+}
+
+#[test]
+fn the_hold_bound_ends_each_step_under_the_fence() {
+    let late = Now { ms: START.ms + HOLD_MS, ..START };
+    let mut draining = Case::new();
+    draining.produce();
+    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+        draining.tell(event);
+    }
+    assert_eq!(draining.aborted(late, Event::Looked), Abort::NotDrained(part()));
+    assert_eq!(Case::to(Step::Carry).aborted(late, ends(10)), Abort::Late { hold_ms: HOLD_MS });
+    assert_eq!(Case::to(Step::Seal).aborted(late, Event::Committed(true)), Abort::Late { hold_ms: HOLD_MS });
+}
+
+#[test]
+fn what_refuses_a_flip_is_found_before_anybody_waits() {
+    let mut counts = Case::new();
+    let Event::Leads([source, _]) = leads() else { unreachable!() };
+    assert_eq!(counts.aborted(START, Event::Leads([source, BTreeMap::new()])), Abort::PartitionCounts);
+
+    let mut open = Case::new();
+    open.tell(leads());
+    let mut readings = readings(9, 4);
+    readings.old.get_mut(&part()).expect("the partition").transaction = true;
+    assert_eq!(open.aborted(START, Event::Read(readings.clone())), Abort::OpenTransaction(part()));
+
+    let mut behind = Case::new();
+    behind.tell(leads());
+    readings.old.get_mut(&part()).expect("the partition").transaction = false;
+    readings.new.insert(part(), Ends { high_watermark: 3, log_end: 4 });
+    let side = ClusterSide::Target;
+    assert_eq!(behind.aborted(START, Event::Read(readings)), Abort::NotReplicated { part: part(), side });
+}
+
+#[test]
+fn an_event_out_of_turn_aborts_before_seal_and_never_opens_a_gate_after_it() {
+    assert_eq!(Case::to(Step::Drain).aborted(START, Event::Published), Abort::OutOfTurn);
+    let mut sealed = Case::to(Step::Publish);
+    assert_eq!(sealed.tell(Event::Looked), Action::End(Outcome::Unknown));
+    assert!(sealed.is_fenced());
+}
