@@ -11,6 +11,8 @@ pub enum Bug {
     R1Kept,
     /// Produce without sequences whose connection was lost is sent again.
     R2PlainAgain,
+    /// Produce without sequences that is given up is answered with an error.
+    R2PlainError,
     /// A flip goes on although a connection with produce in flight was lost.
     R2LossIgnored,
     /// A batch whose predecessor is missing, or kept on another connection, passes.

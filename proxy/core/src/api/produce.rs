@@ -113,6 +113,8 @@ struct Part {
     was_held: bool,
     /// It is counted as being repeated.
     is_repeated: bool,
+    /// The proxy gave it up, and it has no sequence number: what the client has sent behind it must not pass.
+    is_given_up: bool,
 }
 
 enum State {
@@ -181,6 +183,7 @@ impl Produce {
                     reason: None,
                     was_held: false,
                     is_repeated: false,
+                    is_given_up: false,
                 };
                 part.look_inside(route.as_deref(), by_id, cx);
                 self.parts.push(part);
@@ -338,6 +341,11 @@ impl Produce {
     }
 
     fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
+        // An error would let what the client has in flight behind it be appended first. A client whose connection ends
+        // sends everything again, in order.
+        if self.acks != 0 && self.parts.iter().any(|part| part.is_given_up) && !bug::is(Bug::R2PlainError) {
+            return Step::Close(CloseReason::UpstreamLost);
+        }
         if !self.parts.iter().all(|p| matches!(p.state, State::Answered(_))) {
             return Step::Pending;
         }
@@ -679,6 +687,7 @@ impl Part {
         self.forget_wait(cx);
         self.state = State::Answered(self.error(error));
         if error != code::NONE {
+            self.is_given_up = self.batch.is_none();
             self.fail_behind(cx, error);
         }
     }

@@ -136,7 +136,8 @@ pub enum CloseReason {
     /// The client sent what no Kafka broker would accept.
     #[error("bad request: {0}")]
     BadRequest(String),
-    /// A broker's connection ended while a request that only it can answer was waiting, as a broker's end would look.
+    /// A broker's connection ended while a request that only it can answer was waiting, as a broker's end would look; or
+    /// produce without sequence numbers was given up.
     #[error("the broker's connection ended")]
     UpstreamLost,
     /// A broker answered what is not Kafka.

@@ -151,9 +151,30 @@ fn r02_a_batch_without_sequence_is_never_sent_twice() {
     let sent = rig.one();
     rig.connect(&sent);
     rig.lose(&sent);
-    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
     rig.pass(1_000);
     assert!(rig.sent().is_empty());
+}
+
+/// Answered with an error, it would be overtaken by what the client has sent behind it.
+#[test]
+fn r02_a_batch_without_sequence_that_is_lost_ends_the_connection() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    rig.connect(&sent);
+    rig.lose(&sent);
+    assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
+    assert!(rig.reply().is_none());
+}
+
+#[test]
+fn r09_a_batch_without_sequence_that_is_held_too_long_ends_the_connection() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, -1, -1);
+    rig.pass(5_100);
+    assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
+    assert!(rig.reply().is_none());
 }
 
 #[test]
