@@ -24,7 +24,7 @@ pure_tests() {
 
 # The core in a model world: as many schedules as the time allows, and every rule broken once.
 simulator() {
-  CROSSOVER_SIM_SECONDS="${CROSSOVER_SIM_SECONDS:-60}" cargo test --release -p crossover-core --features bug-flags \
+  CROSSOVER_SIM_SECONDS="${CROSSOVER_SIM_SECONDS:-240}" cargo test --release -p crossover-core --features bug-flags \
     --test sim -- --nocapture --test-threads=1
 }
 

@@ -15,12 +15,21 @@ pub(crate) enum Bug {
 }
 
 #[cfg(feature = "bug-flags")]
-pub(crate) const ALL: &[Bug] = &[
-    Bug::Core(CoreBug::R2LossIgnored),
+/// What only a rare meeting of failures shows.
+#[cfg(feature = "bug-flags")]
+const RARE: &[Bug] = &[
+    Bug::Core(CoreBug::R3OtherPath),
     Bug::R2NoGrace,
+    Bug::Core(CoreBug::R5NoOverlay),
+    Bug::Core(CoreBug::R8Echo),
+];
+
+#[cfg(feature = "bug-flags")]
+const COMMON: &[Bug] = &[
+    Bug::Core(CoreBug::R2PlainError),
+    Bug::Core(CoreBug::R2LossIgnored),
     Bug::R3NoSeed,
     Bug::Core(CoreBug::R5NotCumulative),
-    Bug::Core(CoreBug::R5NoOverlay),
     Bug::Core(CoreBug::R11Ends),
     Bug::Core(CoreBug::R11NoDrain),
     Bug::Core(CoreBug::R13PublishFirst),
@@ -31,12 +40,10 @@ pub(crate) const ALL: &[Bug] = &[
     Bug::Core(CoreBug::R2PlainAgain),
     Bug::Core(CoreBug::R3Gap),
     Bug::Core(CoreBug::R3Unconfirmed),
-    Bug::Core(CoreBug::R3OtherPath),
     Bug::Core(CoreBug::R4NoCarry),
     Bug::Core(CoreBug::R4Offset),
     Bug::Core(CoreBug::R6Visit),
     Bug::Core(CoreBug::R8TimedOut),
-    Bug::Core(CoreBug::R8Echo),
     Bug::Core(CoreBug::R14Stale),
     Bug::Core(CoreBug::R14Fence),
     Bug::Core(CoreBug::R17Moved),
@@ -46,6 +53,13 @@ pub(crate) const ALL: &[Bug] = &[
     Bug::Core(CoreBug::R22Older),
     Bug::Core(CoreBug::R23Hole),
 ];
+
+/// Every flag, and in how many schedules it must be caught. The long searches come first.
+#[cfg(feature = "bug-flags")]
+pub(crate) fn all() -> impl Iterator<Item = (Bug, u64)> {
+    let rare = RARE.iter().map(|bug| (*bug, 200_000));
+    rare.chain(COMMON.iter().map(|bug| (*bug, 20_000)))
+}
 
 /// Breaks the core's rule in this thread, where it is one of the core's.
 pub(crate) fn switch(bug: Option<Bug>) {

@@ -49,7 +49,7 @@ struct Fetcher {
 
 impl World {
     pub(crate) fn add_consumers(&mut self) {
-        for index in 0..self.rng.between(1, 2) as usize {
+        for index in 0..self.shape.consumers {
             let places = (0..self.shape.partitions).map(|partition| Place {
                 partition,
                 position: self.clusters[0].logs[partition as usize].start,

@@ -18,6 +18,11 @@ mod wire;
 mod world;
 
 use coverage::Coverage;
+#[cfg(feature = "bug-flags")]
+use std::sync::Mutex;
+#[cfg(feature = "bug-flags")]
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// So many schedules see everything.
@@ -61,36 +66,98 @@ fn schedules_hold() {
         assert_eq!(why, "nothing");
         return;
     }
-    let (mut seed, to) = variable("CROSSOVER_SEEDS").map_or((0, u64::MAX), |text| seeds(&text));
+    let (from, to) = variable("CROSSOVER_SEEDS").map_or((0, u64::MAX), |text| seeds(&text));
     let budget = match to {
         u64::MAX => variable("CROSSOVER_SIM_SECONDS").map_or(10, |s| s.parse().expect("seconds")),
         _ => u64::MAX / 2_000,
     };
-    let (from, started) = (seed, Instant::now());
-    let (mut events, mut flips) = (0, 0);
-    let mut coverage = Coverage::default();
-    while seed < to && started.elapsed() < Duration::from_secs(budget) {
-        let _naming = Naming(seed);
-        let outcome = world::play(seed, None, false);
-        if let Some(why) = outcome.violation {
-            replay(seed);
-            panic!("seed {seed}: {why}\nrepeat it with CROSSOVER_SEED={seed}");
-        }
-        events += outcome.events;
-        flips += u64::from(outcome.flips);
-        coverage.add(&outcome.coverage);
-        seed += 1;
+    let (seed, started) = (AtomicU64::new(from), Instant::now());
+    let until = Seeds { next: &seed, to, started, budget: Duration::from_secs(budget) };
+    let played = on_all_cores(|| until.play());
+    let cores = played.len();
+    let mut all = Played::default();
+    played.iter().for_each(|played| all.add(played));
+    if let Some(seed) = all.violated {
+        let why = replay(seed);
+        panic!("seed {seed}: {why}\nrepeat it with CROSSOVER_SEED={seed}");
     }
-    let (count, took) = (seed - from, started.elapsed().as_secs_f64());
+    let per_core = all.schedules as f64 / started.elapsed().as_secs_f64() / cores as f64;
     println!(
-        "seeds {from}..{seed}: {count} schedules, {events} events, {flips} flips, {:.0} schedules/s",
-        count as f64 / took
+        "seeds {from}..{}: {} schedules, {} events, {} flips, {per_core:.0} schedules/s on each of {cores} cores",
+        from + all.schedules,
+        all.schedules,
+        all.events,
+        all.flips
     );
-    for (seen, times) in coverage.counts() {
+    for (seen, times) in all.coverage.counts() {
         println!("{times:>10} {seen:?}");
     }
     // A rule that was never needed was not tested. Few schedules need few rules.
-    assert!(count < COVERING || coverage.missing().is_empty(), "never seen: {:?}", coverage.missing());
+    let missing = all.coverage.missing();
+    assert!(all.schedules < COVERING || missing.is_empty(), "never seen: {missing:?}");
+}
+
+/// The same on every core, and what each has to say.
+fn on_all_cores<T: Send>(work: impl Fn() -> T + Sync) -> Vec<T> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(&work)).collect();
+        let ends = threads.into_iter().map(|thread| thread.join());
+        ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
+/// The seeds that are still to be played.
+struct Seeds<'a> {
+    next: &'a AtomicU64,
+    to: u64,
+    started: Instant,
+    budget: Duration,
+}
+
+/// What one thread has played.
+#[derive(Default)]
+struct Played {
+    schedules: u64,
+    events: u64,
+    flips: u64,
+    coverage: Coverage,
+    /// The lowest seed whose schedule broke a rule.
+    violated: Option<u64>,
+}
+
+impl Seeds<'_> {
+    /// Until none is left, the time is over, or one has broken a rule.
+    fn play(&self) -> Played {
+        let mut played = Played::default();
+        while self.started.elapsed() < self.budget {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.to {
+                break;
+            }
+            let _naming = Naming(seed);
+            let outcome = world::play(seed, None, false);
+            played.schedules += 1;
+            played.events += outcome.events;
+            played.flips += u64::from(outcome.flips);
+            played.coverage.add(&outcome.coverage);
+            if outcome.violation.is_some() {
+                played.violated = Some(seed);
+                self.next.store(self.to, Ordering::Relaxed);
+            }
+        }
+        played
+    }
+}
+
+impl Played {
+    fn add(&mut self, other: &Played) {
+        self.schedules += other.schedules;
+        self.events += other.events;
+        self.flips += other.flips;
+        self.coverage.add(&other.coverage);
+        self.violated = self.violated.into_iter().chain(other.violated).min();
+    }
 }
 
 /// A seed says everything.
@@ -106,22 +173,23 @@ fn a_seed_repeats_its_schedule() {
 #[cfg(feature = "bug-flags")]
 #[test]
 fn every_bug_flag_is_caught() {
-    let budget: u64 = variable("CROSSOVER_SIM_BUDGET").map_or(20_000, |n| n.parse().expect("a number"));
-    let wanted = variable("CROSSOVER_SIM_BUG");
-    let mut missed = Vec::new();
-    for bug in bugs::ALL {
-        let name = format!("{bug:?}");
-        if wanted.as_ref().is_some_and(|wanted| !name.contains(wanted)) {
-            continue;
+    let most: Option<u64> = variable("CROSSOVER_SIM_BUDGET").map(|n| n.parse().expect("a number"));
+    let wanted = variable("CROSSOVER_SIM_BUG").unwrap_or_default();
+    let bugs: Vec<_> = bugs::all().filter(|(bug, _)| format!("{bug:?}").contains(&wanted)).collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    on_all_cores(|| {
+        while let Some((bug, budget)) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let caught = (0..most.unwrap_or(*budget)).find_map(|seed| {
+                let _naming = Naming(seed);
+                world::play(seed, Some(*bug), false).violation.map(|why| (seed, why))
+            });
+            match caught {
+                Some((seed, why)) => println!("{bug:?} is caught by schedule {}: {why}", seed + 1),
+                None => missed.lock().expect("no thread panics with it").push(format!("{bug:?} in {budget}")),
+            }
         }
-        let caught = (0..budget).find_map(|seed| {
-            let _naming = Naming(seed);
-            world::play(seed, Some(*bug), false).violation.map(|why| (seed, why))
-        });
-        match caught {
-            Some((seed, why)) => println!("{name} is caught by schedule {}: {why}", seed + 1),
-            None => missed.push(name),
-        }
-    }
-    assert!(missed.is_empty(), "not caught within {budget} schedules: {missed:?}");
+    });
+    let missed = missed.into_inner().expect("no thread panics with it");
+    assert!(!bugs.is_empty(), "no bug's name contains {wanted}");
+    assert!(missed.is_empty(), "not caught: {missed:?}");
 }

@@ -454,6 +454,13 @@ impl World {
     }
 
     fn answer_produce(&mut self, link: usize, asked: &Asked, parts: &[PartAnswer]) {
+        for part in parts.iter().filter(|part| part.error != 0) {
+            let topic = asked.body.structs("TopicData").nth(part.topic);
+            let mut data = topic.into_iter().flat_map(|topic| topic.structs("PartitionData"));
+            let records = data.find(|data| data.i32("Index") == part.partition);
+            let records = records.and_then(|data| data.opt_bytes("Records").cloned()).unwrap_or_default();
+            wire::heads(&records).iter().for_each(|head| self.oracle.errs(head.mark));
+        }
         let side = self.links[link].side;
         let mut body = wire::response(wire::PRODUCE);
         for (index, data) in asked.body.structs("TopicData").enumerate() {

@@ -32,6 +32,8 @@ struct Written {
     lost: bool,
     /// A broker refused it once.
     refused: bool,
+    /// A broker answered it with an error.
+    erred: bool,
     /// When it came to the proxy for the first time.
     came: u64,
 }
@@ -121,6 +123,20 @@ impl Oracle {
     /// A broker has not taken a batch.
     pub(crate) fn refused(&mut self, mark: Mark) {
         self.written(mark).refused = true;
+    }
+
+    /// A broker has answered a batch with an error.
+    pub(crate) fn errs(&mut self, mark: Mark) {
+        self.written(mark).erred = true;
+    }
+
+    /// A producer without sequences hears of an error. Its next batches are under way already and would be appended first:
+    /// so only brokers tell it errors, as they do without a proxy (RULES R2).
+    pub(crate) fn told(&mut self, mark: Mark, error: i16) -> Judged {
+        match self.written(mark).erred {
+            true => Ok(()),
+            false => Err(format!("{mark:?} was answered with {error}, which no broker said")),
+        }
     }
 
     /// An election took batches away that were not on all replicas.

@@ -112,7 +112,7 @@ impl Lot {
 
 impl World {
     pub(crate) fn add_producers(&mut self) {
-        for index in 0..self.rng.between(1, 3) as usize {
+        for index in 0..self.shape.producers {
             let kind = match index {
                 0 => self.rng.pick(&[Kind::Java, Kind::Librdkafka]),
                 _ => self.rng.pick(&[Kind::Java, Kind::Librdkafka, Kind::Plain, Kind::Plain]),
@@ -408,6 +408,10 @@ impl World {
                 self.fail(format!("{mark:?} is refused with {error}: its producer cannot go on"));
             }
             3 | 5 | 6 | 7 | 19 | 45 | 100 => {
+                if !self.producers[index].is_idempotent() {
+                    let judged = self.oracle.told(mark, error);
+                    self.judge(judged);
+                }
                 if [3, 5, 6, 100].contains(&error) {
                     self.learn_soon(index, lot);
                     let hint = answer.opt_struct("CurrentLeader").map_or(-1, |l| l.i32("LeaderId"));

@@ -131,6 +131,8 @@ pub(crate) enum Ev {
 /// What a schedule is made of, drawn from its seed.
 pub(crate) struct Shape {
     pub(crate) partitions: i32,
+    pub(crate) producers: usize,
+    pub(crate) consumers: usize,
     pub(crate) hold_ms: i64,
     pub(crate) grace_ms: i64,
     pub(crate) pace: u64,
@@ -185,6 +187,8 @@ impl Shape {
     fn draw(rng: &mut Rng) -> Shape {
         Shape {
             partitions: rng.between(1, 2) as i32,
+            producers: rng.between(1, 3) as usize,
+            consumers: rng.between(1, 2) as usize,
             hold_ms: rng.pick(&[300, 1_000, 5_000, 5_000]),
             grace_ms: 6_000,
             pace: rng.pick(&[300, 1_000, 3_000]),
