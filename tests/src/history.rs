@@ -58,6 +58,27 @@ pub fn written(history: &Path) -> Result<BTreeSet<At>> {
     lines(history, &["P.ok"])?.iter().map(Line::at).collect()
 }
 
+/// A record as its producer named it, wherever it lies: writer, partition, number.
+pub type Name = (i64, usize, i64);
+
+/// The records a producer had acknowledged.
+///
+/// # Errors
+/// As [`lines`].
+pub fn acknowledged(history: &Path, writer: i64) -> Result<BTreeSet<Name>> {
+    let name = |line: &Line| Ok((writer, line.at()?.0, line.number(1)?));
+    lines(history, &["P.ok"])?.iter().map(name).collect()
+}
+
+/// The records a consumer was given, in their order.
+///
+/// # Errors
+/// As [`lines`].
+pub fn delivered(history: &Path) -> Result<Vec<Name>> {
+    let name = |line: &Line| Ok((line.number(2)?, line.at()?.0, line.number(3)?));
+    lines(history, &["C.poll"])?.iter().map(name).collect()
+}
+
 /// The first offset behind each partition's records.
 #[must_use]
 pub fn ends(written: &BTreeSet<At>, partitions: usize) -> Vec<i64> {

@@ -433,7 +433,8 @@ pub fn group(rig: &Rig, kind: &Kind, which: &str, more: &[&str]) -> Result<Drive
 }
 
 /// As [`group`] names it.
-fn group_name(which: &str, kind: &Kind) -> String {
+#[must_use]
+pub fn group_name(which: &str, kind: &Kind) -> String {
     format!("{which}-{}", kind.name)
 }
 

@@ -1,5 +1,5 @@
 //! Places where a virtual log goes wrong if it is built naively: leader epochs that fall, idle partitions, positions at a
-//! boundary, markers at a log's end.
+//! boundary, markers at a log's end, producer ids of two clusters, clients that leave the proxy.
 
 #[path = "traps/boundary_positions.rs"]
 mod boundary_positions;
@@ -9,3 +9,7 @@ mod control_markers;
 mod idle_partitions;
 #[path = "traps/leader_epochs.rs"]
 mod leader_epochs;
+#[path = "traps/leaving.rs"]
+mod leaving;
+#[path = "traps/producer_ids.rs"]
+mod producer_ids;
