@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use crossover_admin_api::model::LedgerEntry;
 use crossover_core::ids::{ClusterSide, TopicId, VirtualOffset};
 use crossover_core::producer::carry::Carry;
+use crossover_core::producer::transaction::{Identity, TransactionRoute, TransactionTable};
 use crossover_core::route::LinkMode;
 use crossover_core::timeline::Timeline;
 use fs4::fs_std::FileExt;
@@ -20,6 +21,7 @@ const TOPICS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("topics");
 const CARRY: TableDefinition<'_, (&str, i32), &[u8]> = TableDefinition::new("carry");
 const GROUPS: TableDefinition<'_, &str, &str> = TableDefinition::new("groups");
 const PORTS: TableDefinition<'_, (u8, i32), u16> = TableDefinition::new("ports");
+const TRANSACTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transactions");
 /// (topic, partition) → (timeline id, floor): beside the timelines, so that a SEAL never lowers one (RULES R25).
 const FLOORS: TableDefinition<'_, (&str, i32), (u64, i64)> = TableDefinition::new("floors");
 const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
@@ -52,6 +54,15 @@ struct TopicRecord {
     timelines: Vec<Vec<u8>>,
 }
 
+/// The form in the file. Identities are id and epoch.
+#[derive(Serialize, Deserialize)]
+struct TransactionRecord {
+    home: String,
+    aliases: [u32; 2],
+    client: (i64, i16),
+    native: (i64, i16),
+}
+
 /// Below which virtual offset nothing of a partition shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Floor {
@@ -72,6 +83,7 @@ pub(crate) struct Restored {
     pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
     pub(crate) floors: Floors,
     pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) transactions: TransactionTable,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     /// The operation whose intent was written and that was neither sealed nor aborted.
     pub(crate) intent: Option<String>,
@@ -161,6 +173,7 @@ impl Store {
             write.open_table(TOPICS)?;
             write.open_table(CARRY)?;
             write.open_table(GROUPS)?;
+            write.open_table(TRANSACTIONS)?;
             write.open_table(PORTS)?;
             write.open_table(LEDGER)?;
             write.open_table(FLOORS)?;
@@ -210,6 +223,12 @@ impl Store {
             let side =
                 ClusterSide::parse(side.value()).context("a group's home is neither source nor target")?;
             out.homes.insert(Arc::from(group.value()), side);
+        }
+        for row in read.open_table(TRANSACTIONS)?.iter()? {
+            let (id, record) = row?;
+            let record: TransactionRecord = serde_json::from_slice(record.value())?;
+            let route = record.read().with_context(|| format!("transactional id {}", id.value()))?;
+            out.transactions.0.insert(Arc::from(id.value()), route);
         }
         for row in read.open_table(PORTS)?.iter()? {
             let (node, port) = row?;
@@ -353,6 +372,10 @@ impl Store {
             let (group, side) = row?;
             rows.insert(format!("group/{}", group.value()), side.value().as_bytes().to_vec());
         }
+        for row in read.open_table(TRANSACTIONS)?.iter()? {
+            let (id, record) = row?;
+            rows.insert(format!("transaction/{}", id.value()), record.value().to_vec());
+        }
         for row in read.open_table(PORTS)?.iter()? {
             let (node, port) = row?;
             let (side, broker) = node.value();
@@ -393,6 +416,22 @@ impl Store {
         {
             write.open_table(GROUPS)?.insert(group, side.as_str())?;
             write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
+            write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
+    /// A transactional id has another home.
+    pub(crate) fn put_transaction(
+        &self,
+        id: &str,
+        route: &TransactionRoute,
+        entry: &LedgerEntry,
+    ) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let record = serde_json::to_vec(&TransactionRecord::of(route))?;
+            write.open_table(TRANSACTIONS)?.insert(id, record.as_slice())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
         Ok(write.commit()?)
@@ -449,6 +488,7 @@ fn put_row(write: &WriteTransaction, key: &str, value: &[u8]) -> anyhow::Result<
             drop(write.open_table(CARRY)?.insert((topic, partition), value)?);
         }
         "group" => drop(write.open_table(GROUPS)?.insert(rest, text()?)?),
+        "transaction" => drop(write.open_table(TRANSACTIONS)?.insert(rest, value)?),
         "port" => {
             let (side, broker) = numbered()?;
             drop(
@@ -495,6 +535,28 @@ impl TopicRecord {
             virtual_id: TopicId(self.virtual_id),
             native_ids: self.native_ids.map(TopicId),
             timelines: timelines.collect::<anyhow::Result<_>>()?,
+        })
+    }
+}
+
+impl TransactionRecord {
+    fn of(route: &TransactionRoute) -> TransactionRecord {
+        let pair = |identity: Identity| (identity.pid, identity.epoch);
+        TransactionRecord {
+            home: route.home.as_str().to_owned(),
+            aliases: route.aliases,
+            client: pair(route.client),
+            native: pair(route.native),
+        }
+    }
+
+    fn read(self) -> anyhow::Result<TransactionRoute> {
+        let identity = |(pid, epoch)| Identity { pid, epoch };
+        Ok(TransactionRoute {
+            home: ClusterSide::parse(&self.home).context("its home is neither source nor target")?,
+            aliases: self.aliases,
+            client: identity(self.client),
+            native: identity(self.native),
         })
     }
 }
@@ -551,6 +613,15 @@ mod tests {
         store.bind(ClusterSide::Source, "abc").unwrap();
         store.put_ports(&[((ClusterSide::Target, 3), 9104)]).unwrap();
         store.put_home("g/with/slashes", ClusterSide::Target, 4, &entry()).unwrap();
+        let identity = Identity { pid: 1000, epoch: 3 };
+        let route = TransactionRoute {
+            home: ClusterSide::Target,
+            aliases: [0, 2],
+            client: identity,
+            native: Identity { pid: 7, epoch: 0 },
+        };
+        store.put_transaction("pay/1", &route, &entry()).unwrap();
+        assert_eq!(store.restore().unwrap().transactions.0.get("pay/1"), Some(&route));
         let rows = store.rows().unwrap();
         assert_eq!(rows.revision(), 4);
         let (other, other_directory) = self::store();

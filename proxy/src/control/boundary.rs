@@ -6,9 +6,10 @@ use crossover_core::api::key;
 use crossover_core::cutover::Reading;
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::DescribedProducer;
+use crossover_core::producer::transaction::Identity;
 use crossover_core::route::TopicRoute;
 use crossover_core::schema::{Struct, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub(crate) use crossover_core::cutover::Part;
@@ -46,8 +47,6 @@ pub(crate) struct Producers {
     pub(crate) rows: Vec<DescribedProducer>,
     /// A producer has a transaction open.
     pub(crate) open: bool,
-    /// Producers of which the log has seen a transaction, open or ended.
-    pub(crate) transactional: BTreeSet<i64>,
 }
 
 impl Control {
@@ -205,6 +204,25 @@ impl Control {
         self.address(side, broker)
     }
 
+    /// Rows of a side's producers under the identities that their clients know (`crossover_core::producer::transaction`).
+    pub(crate) fn as_clients_know(
+        &self,
+        side: ClusterSide,
+        rows: Vec<DescribedProducer>,
+    ) -> Vec<DescribedProducer> {
+        let table = Arc::clone(&self.state().transactions);
+        let known = rows.into_iter().flat_map(|row| {
+            let epoch = i16::try_from(row.epoch).unwrap_or(-1);
+            let clients: Vec<Identity> = table.clients_of(side, Identity { pid: row.pid, epoch }).collect();
+            clients.into_iter().map(move |client| DescribedProducer {
+                pid: client.pid,
+                epoch: i32::from(client.epoch),
+                ..row
+            })
+        });
+        known.collect()
+    }
+
     pub(crate) async fn describe_producers(
         &self,
         at: &Address,
@@ -279,10 +297,6 @@ fn read_producers(answer: &Struct, leads: &[Lead]) -> anyhow::Result<BTreeMap<Pa
         for row in partition.structs("ActiveProducers") {
             let pid = row.i64("ProducerId");
             let open = row.i64("CurrentTxnStartOffset") >= 0;
-            // A coordinator's epoch comes with the marker that ends a transaction.
-            if open || row.i32("CoordinatorEpoch") >= 0 {
-                told.transactional.insert(pid);
-            }
             told.open |= open;
             told.rows.push(DescribedProducer {
                 pid,

@@ -40,6 +40,9 @@ impl Control {
             Errand::ForgetCommits { group, partitions } => {
                 self.forget_commits(&group, partitions.as_deref()).await
             }
+            Errand::MoveTransactionalId { id, to, client } => {
+                self.move_transactional_id(&id, to, client).await
+            }
         }
     }
 

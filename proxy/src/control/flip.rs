@@ -36,6 +36,8 @@ pub(crate) struct Flip {
     step_started: Instant,
     /// Set once the topics may not be changed any more, by whatever means it ends.
     closed: Option<ClosedTopics>,
+    /// Set while no transaction on the topics may begin.
+    transactions: Option<ClosedTransactions>,
     /// How long produce was held.
     held_since: Option<Instant>,
 }
@@ -76,6 +78,20 @@ impl Drop for ClosedTopics {
     }
 }
 
+/// Topics that no transaction begins on. Dropped, they begin at whichever side owns the topics then.
+struct ClosedTransactions {
+    control: Arc<Control>,
+    topics: Vec<Arc<str>>,
+}
+
+impl Drop for ClosedTransactions {
+    fn drop(&mut self) {
+        let revision = self.control.state().revision;
+        self.control.runtime.shared.transactions.open(&self.topics, revision);
+        self.control.runtime.sessions.wake_all();
+    }
+}
+
 impl Flip {
     pub(crate) fn new(
         control: Arc<Control>,
@@ -85,7 +101,17 @@ impl Flip {
         view: OperationView,
     ) -> Flip {
         let step_started = Instant::now();
-        Flip { control, to, topics, force, view, step_started, closed: None, held_since: None }
+        Flip {
+            control,
+            to,
+            topics,
+            force,
+            view,
+            step_started,
+            closed: None,
+            transactions: None,
+            held_since: None,
+        }
     }
 
     /// Runs to RELEASE, or to the abort. After RELEASE groups may follow, and the caller ends the operation.
@@ -154,6 +180,9 @@ impl Flip {
                 self.held_since = Some(Instant::now());
             }
             if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
+                self.transactions = None;
+            }
+            if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
                 self.control.runtime.sessions.wake_all();
             }
             if machine.flip.step() != was {
@@ -173,6 +202,9 @@ impl Flip {
             Action::Settle => {
                 sleep(PREPARE_PAUSE).await;
                 return Event::Settled;
+            }
+            Action::CloseTransactions => {
+                self.close_transactions(routes).await.map(|()| Event::NoTransactions)
             }
             Action::CloseTopics => self.close_topics(routes, flip).await.map(|()| Event::Closed),
             Action::StoreIntent => self.store_intent().await.map(|()| Event::IntentStored),
@@ -274,8 +306,8 @@ impl Flip {
         let (old, new) =
             tokio::join!(self.control.read_quiet(from, &asked), self.read_ends(routes, flip, self.to));
         let told = |quiet: boundary::Quiet| {
-            let told =
-                Told { reading: quiet.reading, producers: quiet.producers, transaction: quiet.transaction };
+            let producers = self.control.as_clients_know(from, quiet.producers);
+            let told = Told { reading: quiet.reading, producers, transaction: quiet.transaction };
             (quiet.lead.part, told)
         };
         Ok(Readings { old: old?.into_iter().map(told).collect(), new: new? })
@@ -300,6 +332,17 @@ impl Flip {
     ) -> anyhow::Result<T> {
         let left = flip.deadline_ms().saturating_sub(self.control.runtime.now_ms()).max(0);
         timeout(Duration::from_millis(left.unsigned_abs()), asked).await.map_err(|_| Overdue)?
+    }
+
+    /// Produce behind a transaction's beginning must not meet the fence: the transaction could not end. So transactions
+    /// end first, and none begins.
+    async fn close_transactions(&mut self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<()> {
+        let control = Arc::clone(&self.control);
+        control.runtime.shared.transactions.close(&self.topics);
+        self.transactions =
+            Some(ClosedTransactions { control: Arc::clone(&control), topics: self.topics.clone() });
+        let bound = control.runtime.config.limits.hold_max;
+        control.transactions_end(self.to.other(), routes, bound).await
     }
 
     /// No client changes the topics, or deletes records of them, until RELEASE (RULES R25, R26). Produce is not held

@@ -80,6 +80,10 @@ impl Pending {
     }
 }
 
+/// Types of coordinators (`FindCoordinatorRequest.CoordinatorType`).
+const GROUP: i8 = 0;
+const TRANSACTION: i8 = 1;
+
 /// A coordinator's final no; anything else is worth another attempt.
 #[derive(Debug)]
 struct Refused(i16);
@@ -230,8 +234,22 @@ impl Control {
 
     /// The coordinator of a group on one side. Asking also makes a fresh cluster create `__consumer_offsets`.
     pub(crate) async fn coordinator(&self, side: ClusterSide, group: &str) -> anyhow::Result<Address> {
+        self.coordinator_of(side, GROUP, group).await
+    }
+
+    /// Where a cluster coordinates a transactional id, by the name it has there.
+    pub(crate) async fn transaction_coordinator(
+        &self,
+        side: ClusterSide,
+        name: &str,
+    ) -> anyhow::Result<Address> {
+        self.coordinator_of(side, TRANSACTION, name).await
+    }
+
+    async fn coordinator_of(&self, side: ClusterSide, kind: i8, name: &str) -> anyhow::Result<Address> {
         let mut body = request(key::FIND_COORDINATOR);
-        body.set("Key", group);
+        body.set("Key", name);
+        body.set("KeyType", kind);
         let mut last = 0;
         for _ in 0..20 {
             let at = self.any_address(side)?;
@@ -242,7 +260,7 @@ impl Control {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        anyhow::bail!("the {side} names no coordinator for group {group}: error {last}")
+        anyhow::bail!("the {side} names no coordinator for {name}: error {last}")
     }
 
     /// Makes both clusters ready to coordinate groups: a fresh one creates `__consumer_offsets` when it is first asked.

@@ -14,6 +14,7 @@ mod records;
 mod seed;
 pub(crate) mod state_copy;
 pub(crate) mod topology;
+mod transaction_move;
 mod transactions;
 mod watch;
 
@@ -27,6 +28,7 @@ use crossover_config::{Cluster, Config, Side};
 use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::node::Topology;
 use crossover_core::producer::gate::PartitionGate;
+use crossover_core::producer::transaction::TransactionTable;
 use crossover_core::route::Snapshot;
 use crossover_core::session::TopicChanges;
 use serde_json::{Map, Value};
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) topics: BTreeMap<Arc<str>, StoredTopic>,
     pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
     pub(crate) moving: BTreeMap<Arc<str>, ClusterSide>,
+    /// Shared with snapshots, which hold it as it was.
+    pub(crate) transactions: Arc<TransactionTable>,
     pub(crate) preparing: BTreeSet<Arc<str>>,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     pub(crate) cluster_ids: [Option<String>; 2],
@@ -77,6 +81,8 @@ pub(crate) struct Control {
     commits: tokio::sync::Mutex<()>,
     /// Held while what is stored of a topic's partitions changes outside of a flip.
     shapes: tokio::sync::Mutex<()>,
+    /// Held while a transactional id is moved.
+    transactional_ids: transaction_move::Turns,
     /// Commits that are still to be copied to the side that is not their group's home.
     mirrors: Mutex<mirror::Pending>,
     /// Clients can connect.
@@ -128,6 +134,7 @@ impl Control {
             problems: Mutex::new([None, None]),
             commits: tokio::sync::Mutex::new(()),
             shapes: tokio::sync::Mutex::new(()),
+            transactional_ids: transaction_move::Turns::default(),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
             unclean_since_ms,
@@ -367,6 +374,7 @@ impl State {
             topics: restored.topics.clone(),
             homes: restored.homes.clone(),
             moving: BTreeMap::new(),
+            transactions: Arc::new(restored.transactions.clone()),
             preparing: BTreeSet::new(),
             ports: restored.ports.clone(),
             cluster_ids: restored.cluster_ids.clone(),

@@ -9,9 +9,9 @@ use crossover_core::cutover;
 use crossover_core::ids::ClusterSide;
 use crossover_core::route::{LinkMode, TopicRoute};
 use crossover_core::schema::Value;
-use crossover_core::session::lock;
+use crossover_core::session::{TransactionSeen, lock};
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 const COMPARED: [&str; 4] =
     ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
 
-/// The longest a transaction may be open with default settings (`transaction.max.timeout.ms`).
-const TRANSACTIONAL_MS: i64 = 15 * 60 * 1_000;
+/// Transactional ids that the plan names.
+const NAMED_MAX: usize = 10;
 
 /// Gathers checks.
 struct Checks(Vec<Check>);
@@ -432,7 +432,7 @@ impl Control {
         );
     }
 
-    /// Nobody writes to the topics in transactions: they cannot be moved along.
+    /// Transactional ids follow their topics between two transactions. All that a transaction takes in must be on one side.
     async fn check_transactions(
         &self,
         checks: &mut Checks,
@@ -440,46 +440,66 @@ impl Control {
         to: ClusterSide,
         force: bool,
     ) {
-        let remedy = "stop the transactional producers and wait until the brokers have forgotten them (producer.id.expiration.ms), or pass --force; moving them is not built yet";
-        let told = match self.leads(routes, to.other()) {
-            Ok(leads) => self.transactions(to.other(), &leads).await.map(|told| (leads, told)),
-            Err(problem) => Err(problem),
+        const NAME: &str = "transactional-producers";
+        let (ids, incomplete) = match self.leads(routes, to.other()) {
+            Ok(leads) => match self.transactions(to.other(), &leads).await {
+                Ok(told) => (told.writers(&leads), told.incomplete),
+                Err(problem) => (BTreeSet::new(), Some(format!("{problem:#}"))),
+            },
+            Err(problem) => (BTreeSet::new(), Some(format!("{problem:#}"))),
         };
-        let in_traffic = routes.iter().find_map(|route| self.seen_in_traffic(route));
-        let (seen, incomplete) = match told {
-            Ok((leads, told)) => {
-                let seen = leads.iter().find_map(|lead| told.evidence(&lead.part, &lead.physical));
-                (in_traffic.or(seen), told.incomplete)
-            }
-            Err(problem) => (in_traffic, Some(format!("{problem:#}"))),
-        };
-        match (seen, incomplete) {
-            (Some(seen), _) if force => {
-                let detail = format!("{seen}; on the {to} it will be refused");
-                checks.add("transactional-producers", CheckResult::Warned, detail, remedy);
-            }
-            (Some(seen), _) => checks.add("transactional-producers", CheckResult::Failed, seen, remedy),
-            (None, Some(why)) => checks.add(
-                "transactional-producers",
-                CheckResult::Warned,
-                format!("not all transactions could be listed: {why}"),
-                "bring the broker up, or make sure that no transactional producer uses the topics",
-            ),
-            (None, None) => checks.add(
-                "transactional-producers",
-                CheckResult::Passed,
-                "there are none".to_owned(),
-                remedy,
-            ),
+        if let Some(why) = incomplete {
+            let detail = format!("not all transactions could be listed: {why}");
+            let remedy = "bring the broker up, or make sure that no transactional producer uses the topics";
+            checks.add(NAME, CheckResult::Warned, detail, remedy);
         }
+        let topics: Vec<Arc<str>> = routes.iter().map(|route| Arc::clone(&route.name)).collect();
+        let seen = self.runtime.shared.transactions.written_to(&topics);
+        for (id, seen) in &seen {
+            if let Some((problem, remedy)) = self.stays_behind(id, seen, &topics, to.other()) {
+                let result = if force { CheckResult::Warned } else { CheckResult::Failed };
+                checks.add(NAME, result, problem, remedy);
+            }
+        }
+        let all: BTreeSet<&str> = seen.keys().map(|id| &**id).chain(ids.iter().map(String::as_str)).collect();
+        let detail = match all.len() {
+            0 => "there are none".to_owned(),
+            count => {
+                let names: Vec<&str> = all.iter().copied().take(NAMED_MAX).collect();
+                let more = if count > NAMED_MAX { ", …" } else { "" };
+                format!(
+                    "{count} transactional ids follow, each with its next transaction: {}{more}",
+                    names.join(", ")
+                )
+            }
+        };
+        checks.add(NAME, CheckResult::Passed, detail, "");
     }
 
-    fn seen_in_traffic(&self, route: &TopicRoute) -> Option<String> {
-        // Away from the default side transactional batches are refused: what was seen did not get there.
-        let at = self.runtime.shared.traffic.of_topic(&route.name).transactional_ms?;
-        let ago = self.runtime.now_ms() - at;
-        let counts = ago < TRANSACTIONAL_MS && route.owner == self.default_side();
-        counts.then(|| format!("{} was written by a transactional producer {} s ago", route.name, ago / 1000))
+    /// What a transaction takes in that does not move with it, and what to do.
+    fn stays_behind(
+        &self,
+        id: &str,
+        seen: &TransactionSeen,
+        topics: &[Arc<str>],
+        from: ClusterSide,
+    ) -> Option<(String, &'static str)> {
+        let snapshot = self.runtime.snapshot();
+        let stays = |topic: &&Arc<str>| !topics.contains(topic) && snapshot.routes.owner(topic) == from;
+        if let Some(topic) = seen.written.iter().find(stays) {
+            let problem = format!(
+                "transactional id {id} writes to {topic} too, which stays on the {from}: its transactions would be refused"
+            );
+            return Some((problem, "name the topic too, or pass --force"));
+        }
+        let group = seen.groups.iter().next()?;
+        let problem = format!(
+            "transactional id {id} commits offsets of group {group} in its transactions: a group moves after its topics, and until then such transactions would be refused"
+        );
+        Some((
+            problem,
+            "stop the application for the move, or pass --force; moving both at once is not built yet",
+        ))
     }
 
     /// No produce is still on its way to a log from a connection that was lost (RULES R2).
@@ -557,9 +577,6 @@ impl Control {
             let took = started.elapsed();
             let problem = match read {
                 Err(problem) => Some(format!("{problem:#}")),
-                Ok(quiet) if quiet.iter().any(|q| q.transaction) => {
-                    Some("a producer has an open transaction".to_owned())
-                }
                 Ok(quiet) => {
                     let (_, ends) = first.get_or_insert_with(|| {
                         let ends = quiet.iter().map(|q| (q.lead.part.clone(), q.reading.log_end));
@@ -642,10 +659,6 @@ impl Control {
                 "leave the group out, or remove the cause",
             );
         }
-    }
-
-    fn default_side(&self) -> ClusterSide {
-        self.runtime.snapshot().routes.rules.default_side
     }
 }
 

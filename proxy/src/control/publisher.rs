@@ -205,6 +205,7 @@ pub(crate) fn snapshot(config: &Config, state: &State, changes: &TopicChanges) -
         topologies: state.topologies.clone(),
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable { homes: state.homes.clone(), moving: state.moving.clone() }),
+        transactions: Arc::clone(&state.transactions),
         nodes: Arc::new(nodes),
         cluster_id: Arc::from(id),
         advertised: Arc::new(policy::advertised(&source.api_ranges, &target.api_ranges)),

@@ -59,7 +59,9 @@ async fn seed(control: &Control) {
             Err(problem) => Err(problem),
         };
         match told {
-            Ok(told) => told.into_iter().for_each(|(part, told)| open(control, &part, &told.rows)),
+            Ok(told) => told.into_iter().for_each(|(part, told)| {
+                open(control, &part, &control.as_clients_know(side, told.rows));
+            }),
             Err(problem) => {
                 debug!(%side, leader, "producers cannot be read yet: {problem:#}");
                 control.refresh[side.index()].notify_one();

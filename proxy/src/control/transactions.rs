@@ -1,44 +1,60 @@
-//! Which topics transactional producers write to, by what their cluster knows: producers whose transactions the topic's
-//! log has seen, and transactional ids whose producer has written to it, or has it in an open transaction.
+//! Which transactional ids write to topics, and which have a transaction open, by what their cluster knows.
 //!
 //! Source: KIP-664, `DescribeProducersResponse.json`, `ListTransactionsResponse.json`.
 
 use super::Control;
 use super::boundary::{Lead, Part};
 use super::client::{Address, ClientError, request};
+use anyhow::ensure;
 use crossover_core::api::key;
+use crossover_core::cutover::Abort;
 use crossover_core::ids::ClusterSide;
+use crossover_core::producer::transaction;
+use crossover_core::route::TopicRoute;
 use crossover_core::schema::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// Between two looks at transactions that are still open.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// So long a request that begins a transaction may be under way to a coordinator that has not heard of it, milliseconds.
+const BEGINNING_MS: i64 = 2_000;
 
 /// The transactions of these states hold partitions (`org.apache.kafka.coordinator.transaction.TransactionState`).
 const OPEN_STATES: [&str; 4] = ["Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"];
 
+/// Whether a transaction in this state holds partitions.
+pub(crate) fn is_open(state: &str) -> bool {
+    OPEN_STATES.contains(&state)
+}
+
 /// What a cluster knows of transactional producers.
 #[derive(Debug, Default)]
 pub(crate) struct Transactions {
-    /// Producers of each partition, and whether the log has seen a transaction of theirs (DescribeProducers).
-    pub(crate) producers: BTreeMap<Part, Vec<(i64, bool)>>,
+    /// Producers of each partition (DescribeProducers).
+    pub(crate) producers: BTreeMap<Part, Vec<i64>>,
     /// Transactional ids by producer id (ListTransactions).
     pub(crate) ids: BTreeMap<i64, String>,
     /// Physical topics in open transactions, with the transactional id (DescribeTransactions).
     pub(crate) open: BTreeMap<String, String>,
+    /// Transactional ids with an open transaction.
+    pub(crate) open_ids: BTreeSet<String>,
     /// Why not all coordinators could be asked.
     pub(crate) incomplete: Option<String>,
 }
 
 impl Transactions {
-    /// Why a partition's topic is taken for transactional.
-    pub(crate) fn evidence(&self, part: &Part, physical: &str) -> Option<String> {
-        if let Some(id) = self.open.get(physical) {
-            return Some(format!("{} is in an open transaction of {id}", part.0));
+    /// Transactional ids that write to the partitions.
+    pub(crate) fn writers(&self, leads: &[Lead]) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for lead in leads {
+            names.extend(self.open.get(&*lead.physical));
+            let producers = self.producers.get(&lead.part).into_iter().flatten();
+            names.extend(producers.filter_map(|pid| self.ids.get(pid)));
         }
-        let producers = self.producers.get(part)?;
-        producers.iter().find_map(|(pid, seen)| match self.ids.get(pid) {
-            Some(id) => Some(format!("{}-{} was written by transactional id {id}", part.0, part.1)),
-            None if *seen => Some(format!("{}-{} holds transactions of producer {pid}", part.0, part.1)),
-            None => None,
-        })
+        names.into_iter().map(|name| transaction::of_physical(name).to_owned()).collect()
     }
 }
 
@@ -60,21 +76,71 @@ impl Control {
         for (leader, leads) in by_leader {
             let at = self.address(side, leader)?;
             for (part, told) in self.describe_producers(&at, &leads).await? {
-                let producers = told.rows.iter().map(|r| (r.pid, told.transactional.contains(&r.pid)));
-                found.producers.insert(part, producers.collect());
+                found.producers.insert(part, told.rows.iter().map(|row| row.pid).collect());
             }
         }
+        self.list_open(side, &mut found).await;
+        Ok(found)
+    }
+
+    /// Every broker's transactions.
+    async fn list_open(&self, side: ClusterSide, found: &mut Transactions) {
         let brokers: Vec<i32> = self.topology(side).brokers.keys().copied().collect();
         for broker in brokers {
-            let at = self.address(side, broker)?;
-            match self.list_transactions(&at, &mut found).await {
+            let Ok(at) = self.address(side, broker) else { continue };
+            match self.list_transactions(&at, found).await {
                 Ok(()) => {}
                 // Before Kafka 3.0 only the producers of a log tell.
                 Err(ClientError::Unsupported(..)) => {}
                 Err(problem) => found.incomplete = Some(problem.to_string()),
             }
         }
-        Ok(found)
+    }
+
+    /// Waits until no transaction that writes to one of these topics is open. None may begin meanwhile.
+    ///
+    /// # Errors
+    /// One is still open after `bound`, or an operator has asked for an abort.
+    pub(crate) async fn transactions_end(
+        &self,
+        side: ClusterSide,
+        routes: &[Arc<TopicRoute>],
+        bound: Duration,
+    ) -> anyhow::Result<()> {
+        let topics: Vec<Arc<str>> = routes.iter().map(|route| Arc::clone(&route.name)).collect();
+        let registry = &self.runtime.shared.transactions;
+        let began = Instant::now();
+        loop {
+            let mut found = Transactions::default();
+            self.list_open(side, &mut found).await;
+            self.forget_ended(&found);
+            // A start of the proxy forgets what was open: then only the cluster knows.
+            let there = routes.iter().find_map(|route| found.open.get(&**route.physical(side)));
+            let here = registry.open_on(&topics).into_iter().next();
+            let (id, open_ms) = match (here, there) {
+                (None, None) => return Ok(()),
+                (Some((id, seen)), _) => (id, seen.open_ms.map_or(0, |at| self.runtime.now_ms() - at)),
+                (None, Some(id)) => (Arc::from(transaction::of_physical(id)), 0),
+            };
+            ensure!(!self.is_abort_asked(), Abort::Asked);
+            ensure!(began.elapsed() < bound, Abort::OpenTransaction { id, open_ms });
+            let _ = timeout(LOOK_AGAIN, self.runtime.drained.notified()).await;
+        }
+    }
+
+    /// A client that has died does not end its transaction; its coordinator does, after the transaction's timeout.
+    fn forget_ended(&self, found: &Transactions) {
+        if found.incomplete.is_some() || found.ids.is_empty() {
+            return;
+        }
+        let now = self.runtime.now_ms();
+        let open: BTreeSet<&str> = found.open_ids.iter().map(|id| transaction::of_physical(id)).collect();
+        let registry = &self.runtime.shared.transactions;
+        for (id, seen) in registry.all_open() {
+            if now - seen.last_ms > BEGINNING_MS && !open.contains(&*id) {
+                registry.end(&id);
+            }
+        }
     }
 
     async fn list_transactions(&self, at: &Address, found: &mut Transactions) -> Result<(), ClientError> {
@@ -83,11 +149,12 @@ impl Control {
         let mut open = BTreeSet::new();
         for transaction in answer.structs("TransactionStates") {
             let id = transaction.str("TransactionalId").to_owned();
-            if OPEN_STATES.contains(&transaction.str("TransactionState")) {
+            if is_open(transaction.str("TransactionState")) {
                 open.insert(id.clone());
             }
             found.ids.insert(transaction.i64("ProducerId"), id);
         }
+        found.open_ids.extend(open.iter().cloned());
         if open.is_empty() {
             return Ok(());
         }
@@ -106,27 +173,24 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn part() -> Part {
         (Arc::from("orders"), 0)
     }
 
-    fn told(producers: &[(i64, bool)]) -> Transactions {
-        let ids = BTreeMap::from([(7, "payments-1".to_owned())]);
-        let producers = BTreeMap::from([(part(), producers.to_vec())]);
-        Transactions { producers, ids, ..Transactions::default() }
-    }
-
     #[test]
     fn r10_a_transactional_producer_shows_in_any_of_its_traces() {
-        let why = |found: &Transactions| found.evidence(&part(), "orders.physical");
-        assert_eq!(why(&told(&[(5, false)])), None, "idempotent only");
-        assert!(why(&told(&[(5, false), (7, false)])).is_some_and(|w| w.contains("payments-1")));
-        assert!(why(&told(&[(5, true)])).is_some_and(|w| w.contains("producer 5")));
-        let mut open = told(&[]);
-        open.open.insert("orders.physical".to_owned(), "payments-2".to_owned());
-        assert!(why(&open).is_some_and(|w| w.contains("payments-2")), "nothing written yet");
-        assert_eq!(open.evidence(&(Arc::from("other"), 0), "other"), None);
+        let lead = Lead { part: part(), physical: Arc::from("orders.physical"), leader: 1, epoch: 0 };
+        let writers = |found: &Transactions| found.writers(std::slice::from_ref(&lead));
+        let mut found = Transactions {
+            ids: BTreeMap::from([(7, "pay.__crossover.1".to_owned())]),
+            ..Transactions::default()
+        };
+        found.producers.insert(part(), vec![5]);
+        assert!(writers(&found).is_empty(), "idempotent only");
+        found.producers.insert(part(), vec![5, 7]);
+        assert_eq!(writers(&found), BTreeSet::from(["pay".to_owned()]));
+        found.open.insert("orders.physical".to_owned(), "other".to_owned());
+        assert_eq!(writers(&found).len(), 2, "nothing written yet");
     }
 }

@@ -58,6 +58,9 @@ func producerOptions(a args) []kgo.Opt {
 		// The library's default is snappy where the broker has it; the log dump reads uncompressed batches.
 		kgo.ProducerBatchCompression(codec(a.get("compression", "none"))),
 	}
+	if id, ok := a["transaction"]; ok {
+		options = append(options, kgo.TransactionalID(id))
+	}
 	switch a.get("acks", "all") {
 	case "1":
 		options = append(options, kgo.RequiredAcks(kgo.LeaderAck()), kgo.DisableIdempotentWrite())
@@ -94,6 +97,8 @@ func produce(a args, h *history, stop <-chan struct{}) {
 	partitions, size := a.int("partitions", "1"), a.int("size", "100")
 	next := make([]uint64, partitions)
 	var sent, ok, failed atomic.Int64
+	t := &transactions{cl: cl, h: h, size: int64(a.int("transaction-records", "0"))}
+	t.begin()
 	paced(a.float("rate", "1"), stop, func() {
 		partition := int32(int(sent.Add(1)-1) % partitions)
 		seq := next[partition]
@@ -111,12 +116,74 @@ func produce(a args, h *history, stop <-chan struct{}) {
 			if a.get("acks", "all") == "0" {
 				offset = -1
 			}
-			h.line("P.ok", partition, seq, offset, at)
+			t.line(partition, seq, offset, at)
 		})
+		t.sent(sent.Load())
 	})
+	t.end()
 	_ = cl.Flush(context.Background())
 	cl.Close()
 	h.end(fmt.Sprintf("sent=%d", sent.Load()), fmt.Sprintf("ok=%d", ok.Load()), fmt.Sprintf("failed=%d", failed.Load()))
+}
+
+// transactions of size records each, or none; every fifth one is aborted. What was sent is written down when it ends.
+type transactions struct {
+	cl      *kgo.Client
+	h       *history
+	size    int64
+	ended   int
+	mu      sync.Mutex
+	pending [][]any
+}
+
+func (t *transactions) begin() {
+	if t.size > 0 {
+		t.must(t.cl.BeginTransaction())
+	}
+}
+
+func (t *transactions) sent(count int64) {
+	if t.size > 0 && count%t.size == 0 {
+		t.end()
+		t.begin()
+	}
+}
+
+func (t *transactions) end() {
+	if t.size == 0 {
+		return
+	}
+	ctx := context.Background()
+	t.must(t.cl.Flush(ctx))
+	t.ended++
+	event, how := "P.ok", kgo.TryCommit
+	if t.ended%5 == 0 {
+		event, how = "P.aborted", kgo.TryAbort
+	}
+	t.must(t.cl.EndTransaction(ctx, how))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, fields := range t.pending {
+		t.h.line(event, fields...)
+	}
+	t.pending = nil
+}
+
+func (t *transactions) line(fields ...any) {
+	if t.size == 0 {
+		t.h.line("P.ok", fields...)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pending = append(t.pending, fields)
+}
+
+func (t *transactions) must(err error) {
+	if err != nil {
+		t.h.line("E.error", code(err), err)
+		panic(err)
+	}
 }
 
 func code(err error) string {

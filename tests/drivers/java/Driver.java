@@ -132,6 +132,11 @@ public final class Driver {
         private final int size;
         private final AtomicLong acked = new AtomicLong();
         private final AtomicLong failed = new AtomicLong();
+        /** Records per transaction; 0: all are one. */
+        private final int perTransaction;
+        /** What was sent in the open transaction, and how it is written down when that ends. */
+        private final java.util.Queue<java.util.function.Consumer<String>> pending = new java.util.concurrent.ConcurrentLinkedQueue<>();
+        private long transactions;
         private long sent;
 
         Producer(Args args, History history) {
@@ -142,6 +147,7 @@ public final class Driver {
             run = args.get("run", "r");
             partitions = Integer.parseInt(args.need("partitions"));
             size = Integer.parseInt(args.get("size", "100"));
+            perTransaction = Integer.parseInt(args.get("transaction-records", "0"));
         }
 
         void run() {
@@ -168,12 +174,32 @@ public final class Driver {
             history.line("E.end", "sent=" + sent, "ok=" + acked.get(), "failed=" + failed.get());
         }
 
+        /** Every fifth transaction is aborted. */
+        private void nextTransaction(KafkaProducer<byte[], byte[]> producer) {
+            boolean aborts = ++transactions % 5 == 0;
+            producer.flush();
+            if (aborts) {
+                producer.abortTransaction();
+            } else {
+                producer.commitTransaction();
+            }
+            writeDown(aborts ? "P.aborted" : "P.ok");
+            producer.beginTransaction();
+        }
+
+        private void writeDown(String event) {
+            for (var line = pending.poll(); line != null; line = pending.poll()) {
+                line.accept(event);
+            }
+        }
+
         private void endTransaction(KafkaProducer<byte[], byte[]> producer) {
             if (args.get("transaction-end", "commit").equals("abort")) {
                 producer.abortTransaction();
             } else {
                 producer.commitTransaction();
             }
+            writeDown("P.ok");
         }
 
         /** The default became `all` with KIP-679 (3.0.0). */
@@ -189,6 +215,9 @@ public final class Driver {
                 int partition = (int) (sent % partitions);
                 send(producer, partition, next[partition]++);
                 sent++;
+                if (perTransaction > 0 && sent % perTransaction == 0) {
+                    nextTransaction(producer);
+                }
             }
         }
 
@@ -207,7 +236,12 @@ public final class Driver {
         private void delivered(int partition, long seq, long sentUs, RecordMetadata metadata, Exception error) {
             if (error == null) {
                 acked.incrementAndGet();
-                history.line("P.ok", partition, seq, metadata.hasOffset() ? metadata.offset() : -1, sentUs);
+                long offset = metadata.hasOffset() ? metadata.offset() : -1;
+                if (perTransaction > 0) {
+                    pending.add(event -> history.line(event, partition, seq, offset, sentUs));
+                } else {
+                    history.line("P.ok", partition, seq, offset, sentUs);
+                }
             } else {
                 failed.incrementAndGet();
                 history.line("P.fail", partition, seq, error.getClass().getSimpleName(), error.getMessage());

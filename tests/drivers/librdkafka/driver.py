@@ -62,13 +62,18 @@ class Load:
     def __init__(self, args, history):
         self.args, self.history = args, history
         self.counts = {"sent": 0, "ok": 0, "failed": 0}
+        # Records per transaction; 0: none. What the open transaction has sent is written down when it ends.
+        self.per_transaction, self.transactions, self.pending = int(args.get("transaction-records", "0")), 0, []
 
     def run(self, stop):
         args = self.args
         config = common(args, self.history)
-        copy(args, config, {"acks": "acks", "idempotent": "enable.idempotence", "linger-ms": "linger.ms", "compression": "compression.type"})
+        copy(args, config, {"acks": "acks", "idempotent": "enable.idempotence", "linger-ms": "linger.ms", "compression": "compression.type", "transaction": "transactional.id"})
         self.history.start(writer=args.need("writer"), run=args.get("run", "r"), acks=args.get("acks", "all"), idempotent=args.get("idempotent", "false"))
         producer = Producer(config)
+        if self.per_transaction:
+            producer.init_transactions()
+            producer.begin_transaction()
         pace = Pace(float(args.need("rate")), float(args.get("duration-s", "0")))
         partitions = int(args.need("partitions"))
         next_seq = [0] * partitions
@@ -81,10 +86,29 @@ class Load:
             if self.send(producer, partition, next_seq[partition]):
                 next_seq[partition] += 1
                 pace.sent()
+                if self.per_transaction and self.counts["sent"] % self.per_transaction == 0:
+                    self.end_transaction(producer)
+                    producer.begin_transaction()
             producer.poll(0)
+        if self.per_transaction:
+            self.end_transaction(producer)
         while producer.flush(1) > 0:
             pass
         self.history.end(**self.counts)
+
+    def end_transaction(self, producer):
+        """Every fifth one is aborted."""
+        self.transactions += 1
+        aborts = self.transactions % 5 == 0
+        while producer.flush(1) > 0:
+            pass
+        if aborts:
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+        for fields in self.pending:
+            self.history.line("P.aborted" if aborts else "P.ok", *fields)
+        self.pending.clear()
 
     def send(self, producer, partition, seq):
         args, sent_us = self.args, now_us()
@@ -106,7 +130,11 @@ class Load:
         if error is None:
             self.counts["ok"] += 1
             offset = message.offset()
-            self.history.line("P.ok", partition, seq, -1 if offset is None or offset < 0 else offset, sent_us)
+            fields = (partition, seq, -1 if offset is None or offset < 0 else offset, sent_us)
+            if self.per_transaction:
+                self.pending.append(fields)
+            else:
+                self.history.line("P.ok", *fields)
         else:
             self.counts["failed"] += 1
             self.history.line("P.fail", partition, seq, error.name(), error.str())

@@ -6,8 +6,8 @@ use super::common;
 use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
-use crate::ids::NativeOffset;
-use crate::producer::pid;
+use crate::ids::{ClusterSide, NativeOffset};
+use crate::producer::{pid, transaction};
 use crate::route::TopicRoute;
 use crate::schema::{Struct, Value};
 use crate::session::{Class, Cx, Step, UpstreamKey};
@@ -56,17 +56,18 @@ impl DescribeProducers {
         });
         // An answer of a side that is no longer the owner says nothing of the current era.
         match found.filter(|_| side == route.owner) {
-            Some(found) => translate(route, index, found.clone()),
+            Some(found) => translate(route, index, side, found.clone()),
             None => failed,
         }
     }
 }
 
-fn translate(route: &TopicRoute, index: i32, mut partition: Struct) -> Struct {
+fn translate(route: &TopicRoute, index: i32, side: ClusterSide, mut partition: Struct) -> Struct {
     let Some(timeline) = route.timeline(index) else { return partition };
     let era = timeline.current().index;
     for producer in partition.structs_mut("ActiveProducers") {
-        producer.set("ProducerId", pid::client_pid(producer.i64("ProducerId")));
+        let pid = transaction::to_client(side, producer.i64("ProducerId"));
+        producer.set("ProducerId", pid::client_pid(pid));
         let start = producer.i64("CurrentTxnStartOffset");
         if start >= 0 {
             let start = timeline.record_to_virtual(era, NativeOffset(start)).map_or(-1, |v| v.0);

@@ -1,4 +1,4 @@
-//! FindCoordinator (key 10): groups at their home side, transactions at the default side, at virtual addresses.
+//! FindCoordinator (key 10): groups and transactional ids at their home sides, at virtual addresses.
 //!
 //! Source: KIP-699 (batches), `FindCoordinatorRequest.json`, `FindCoordinatorResponse.json`.
 
@@ -41,8 +41,16 @@ impl FindCoordinator {
     fn side_of(&self, cx: &Cx<'_>, key: &str) -> Option<ClusterSide> {
         match self.request.i8("KeyType") {
             GROUP => Some(cx.snapshot.group_home(key)),
-            TRANSACTION => Some(cx.snapshot.routes.rules.default_side),
+            TRANSACTION => Some(cx.snapshot.transaction_home(key)),
             _ => None,
+        }
+    }
+
+    /// What the key is called in the cluster of a side.
+    fn physical(&self, cx: &Cx<'_>, key: &str, side: ClusterSide) -> String {
+        match self.request.i8("KeyType") {
+            TRANSACTION => cx.snapshot.transactions.physical(key, side).into_owned(),
+            _ => key.to_owned(),
         }
     }
 
@@ -59,7 +67,7 @@ impl FindCoordinator {
         let answer = self.asked.iter().position(|s| *s == side).and_then(|i| answers.get(i)?.as_ref());
         let found = answer.and_then(|answer| {
             if FindCoordinator::is_batch(cx) {
-                answer.structs("Coordinators").find(|c| c.str("Key") == key)
+                answer.structs("Coordinators").find(|c| c.str("Key") == self.physical(cx, key, side))
             } else {
                 Some(answer)
             }
@@ -101,8 +109,10 @@ impl Plan for FindCoordinator {
             let Some(upstream) = cx.any_upstream(side).filter(|_| !mine.is_empty()) else { continue };
             let mut body = self.request.clone();
             if FindCoordinator::is_batch(cx) {
-                let mine = mine.into_iter().map(Value::from).collect::<Vec<Value>>();
-                body.set("CoordinatorKeys", mine);
+                let mine = mine.into_iter().map(|key| Value::from(self.physical(cx, key, side)));
+                body.set("CoordinatorKeys", mine.collect::<Vec<Value>>());
+            } else if let Some(key) = mine.first() {
+                body.set("Key", self.physical(cx, key, side));
             }
             self.asked.push(side);
             asks.push(Ask::new(upstream, body));

@@ -9,6 +9,7 @@ use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::schema::{self, Struct};
 use crate::session::{Answer, Class, CloseReason, Cx, ErrandDone, Operation, Step, UpstreamKey};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// How long a coordinator is looked for, milliseconds.
@@ -21,15 +22,24 @@ pub(super) const REQUEST: u32 = 1;
 /// Calls whose answer does not matter.
 pub(super) const IGNORED: u32 = 2;
 
-/// Coordinators that this connection has looked up, by side and group.
-#[derive(Debug, Default)]
-pub struct Members {
-    coordinators: HashMap<(ClusterSide, String), i32>,
+/// What a coordinator is asked for (`FindCoordinatorRequest.CoordinatorType`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i8)]
+pub(super) enum Kind {
+    Group = 0,
+    Transaction = 1,
 }
 
-/// Finds the connection for a group.
+/// Coordinators that this connection has looked up, by side, and group or transactional id.
+#[derive(Debug, Default)]
+pub struct Members {
+    coordinators: HashMap<(ClusterSide, Kind, String), i32>,
+}
+
+/// Finds the connection for a group, or for a transactional id.
 pub(super) struct Finder {
     pub(super) group: String,
+    kind: Kind,
     pub(super) class: Class,
     until_ms: Option<i64>,
     /// A lookup is under way: a second one would send the request twice.
@@ -51,7 +61,8 @@ pub(super) enum Found {
 
 impl Finder {
     pub(super) fn new(group: String, class: Class) -> Finder {
-        Finder { group, class, until_ms: None, looking: false, lookup: LOOKUP, exact: false }
+        let kind = Kind::Group;
+        Finder { group, kind, class, until_ms: None, looking: false, lookup: LOOKUP, exact: false }
     }
 
     /// For an operation that looks up several.
@@ -60,7 +71,7 @@ impl Finder {
     }
 
     pub(super) fn find(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Found {
-        let cached = cx.core.members.coordinators.get(&(home, self.group.clone())).copied();
+        let cached = cx.core.members.coordinators.get(&self.key(home)).copied();
         if let Some(broker) = cached {
             return Found::At(cx.upstream(home, broker, self.class));
         }
@@ -79,7 +90,8 @@ impl Finder {
             cx.snapshot.topology(home).api_ranges.range(key::FIND_COORDINATOR).map_or(0, |r| r.1.min(3));
         let asked = cx.any_upstream(home).is_some_and(|upstream| {
             let mut body = request(key::FIND_COORDINATOR);
-            body.set("Key", self.group.as_str());
+            body.set("Key", &*self.physical(cx, home));
+            body.set("KeyType", self.kind as i8);
             cx.call(upstream, key::FIND_COORDINATOR, version, &body, self.lookup)
         });
         self.looking = asked;
@@ -97,7 +109,7 @@ impl Finder {
             && let Ok(response) = cx.decode(key::FIND_COORDINATOR, &frame, body_at, version)
             && response.i16("ErrorCode") == code::NONE
         {
-            cx.core.members.coordinators.insert((home, self.group.clone()), response.i32("NodeId"));
+            cx.core.members.coordinators.insert(self.key(home), response.i32("NodeId"));
             return true;
         }
         cx.wake_at(cx.now_ms + RETRY_MS);
@@ -106,9 +118,20 @@ impl Finder {
 
     /// The coordinator is not where it was.
     pub(super) fn forget(&mut self, cx: &mut Cx<'_>, home: ClusterSide) {
-        cx.core.members.coordinators.remove(&(home, self.group.clone()));
+        cx.core.members.coordinators.remove(&self.key(home));
         self.until_ms.get_or_insert(cx.now_ms + PATIENCE_MS);
         cx.wake_at(cx.now_ms + RETRY_MS);
+    }
+
+    fn key(&self, home: ClusterSide) -> (ClusterSide, Kind, String) {
+        (home, self.kind, self.group.clone())
+    }
+
+    fn physical<'a>(&'a self, cx: &Cx<'_>, home: ClusterSide) -> Cow<'a, str> {
+        match self.kind {
+            Kind::Group => Cow::Borrowed(&self.group),
+            Kind::Transaction => cx.snapshot.transactions.physical(&self.group, home),
+        }
     }
 
     pub(super) fn is_over(&self, cx: &Cx<'_>) -> bool {
@@ -116,10 +139,14 @@ impl Finder {
     }
 }
 
-/// What is special about one API of a group.
+/// What is special about one API of a group, or of a transactional id.
 pub(super) trait GroupApi: Send {
-    /// The group whose home decides.
+    /// The group, or the transactional id, whose home decides.
     fn group(&self) -> String;
+
+    fn kind(&self) -> Kind {
+        Kind::Group
+    }
 
     /// What a companion for it blocks.
     fn class(&self) -> Class {
@@ -166,7 +193,7 @@ pub(super) struct GroupCall<A> {
 
 impl<A: GroupApi> GroupCall<A> {
     pub(super) fn new(api: A) -> GroupCall<A> {
-        let finder = Finder::new(api.group(), api.class());
+        let finder = Finder { kind: api.kind(), ..Finder::new(api.group(), api.class()) };
         GroupCall { api, finder, home: ClusterSide::Source, sent_to: None }
     }
 
@@ -185,7 +212,10 @@ impl<A: GroupApi> GroupCall<A> {
 
 impl<A: GroupApi> Operation for GroupCall<A> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
-        self.home = cx.snapshot.group_home(&self.finder.group);
+        self.home = match self.finder.kind {
+            Kind::Group => cx.snapshot.group_home(&self.finder.group),
+            Kind::Transaction => cx.snapshot.transaction_home(&self.finder.group),
+        };
         match self.api.local(cx, self.home) {
             Some(step) => step,
             None => self.go(cx),
@@ -241,6 +271,16 @@ impl<A: GroupApi> GroupCall<A> {
         self.finder.forget(cx, self.home);
         self.sent_to = None;
         Step::Pending
+    }
+}
+
+impl<A> GroupCall<A> {
+    pub(super) fn api(&self) -> &A {
+        &self.api
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        self.sent_to.is_some()
     }
 }
 

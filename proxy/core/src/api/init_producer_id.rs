@@ -1,14 +1,17 @@
 //! InitProducerId (key 22): a producer without transactions gets an id of the proxy, which means nothing to either
-//! cluster until it writes (RULES R6). One with transactions gets its coordinator's.
+//! cluster until it writes (RULES R6). One with transactions gets its coordinator's, at the home of its transactional id.
 //!
 //! Source: KIP-98, KIP-360, `InitProducerIdRequest.json`, `InitProducerIdResponse.json`; RULES R30.
 
+use super::group::{GroupApi, Kind};
+use super::transactions;
 use crate::error_code as code;
-use crate::producer::pid;
+use crate::ids::ClusterSide;
+use crate::producer::{pid, transaction};
 use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
 
-/// An init producer id request.
+/// An init producer id request of a producer without transactions.
 pub(super) struct InitProducerId {
     request: Struct,
 }
@@ -23,10 +26,6 @@ impl InitProducerId {
         InitProducerId { request }
     }
 
-    fn is_transactional(&self) -> bool {
-        !self.request.is_null("TransactionalId")
-    }
-
     /// The cluster is asked for its consent (authorization, quota); its id is not used.
     fn idempotent_request(&self) -> Struct {
         let mut body = self.request.clone();
@@ -36,10 +35,9 @@ impl InitProducerId {
     }
 
     fn ask_other_side(&self, cx: &mut Cx<'_>) -> Step {
-        let sent = !self.is_transactional()
-            && cx
-                .any_upstream(cx.core.node.side.other())
-                .is_some_and(|upstream| cx.forward(upstream, &self.idempotent_request(), OTHER_SIDE));
+        let upstream = cx.any_upstream(cx.core.node.side.other());
+        let sent =
+            upstream.is_some_and(|upstream| cx.forward(upstream, &self.idempotent_request(), OTHER_SIDE));
         if sent { Step::Pending } else { Step::Close(CloseReason::UpstreamLost) }
     }
 }
@@ -48,7 +46,7 @@ impl Operation for InitProducerId {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         let node = cx.core.node;
         let upstream = cx.upstream(node.side, node.broker, Class::Native);
-        let body = if self.is_transactional() { self.request.clone() } else { self.idempotent_request() };
+        let body = self.idempotent_request();
         if cx.forward(upstream, &body, OWN_NODE) { Step::Pending } else { self.ask_other_side(cx) }
     }
 
@@ -60,7 +58,7 @@ impl Operation for InitProducerId {
         };
         match cx.decode(cx.header.api_key, &frame, body_at, version) {
             Ok(mut response) => {
-                if !self.is_transactional() && response.i16("ErrorCode") == code::NONE {
+                if response.i16("ErrorCode") == code::NONE {
                     response.set("ProducerId", pid::issue(cx.core.next_random()));
                     response.set("ProducerEpoch", 0);
                 }
@@ -68,5 +66,55 @@ impl Operation for InitProducerId {
             }
             Err(reason) => Step::Close(reason),
         }
+    }
+}
+
+const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
+
+/// An init producer id request with a transactional id: what was open before is aborted.
+pub(super) struct InitTransactions(pub(super) Struct);
+
+impl InitTransactions {
+    /// One that has an identity asks for its next epoch (KIP-360).
+    fn has_producer(&self) -> bool {
+        self.0.has("ProducerId") && self.0.i64("ProducerId") >= 0
+    }
+}
+
+impl GroupApi for InitTransactions {
+    fn group(&self) -> String {
+        self.0.str("TransactionalId").to_owned()
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Transaction
+    }
+
+    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        if !self.has_producer() || transactions::to_native(cx, &mut self.0.clone(), home, NAMES) {
+            return None;
+        }
+        let mut response = cx.empty_response()?;
+        response.set("ErrorCode", transactions::fenced(cx, 4));
+        Some(Step::Reply(response))
+    }
+
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
+        let mut request = self.0.clone();
+        if self.has_producer() {
+            transactions::to_native(cx, &mut request, home, NAMES);
+        } else {
+            let name = cx.snapshot.transactions.physical(self.0.str("TransactionalId"), home).into_owned();
+            request.set("TransactionalId", name);
+        }
+        request
+    }
+
+    fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
+        if response.i16("ErrorCode") == code::NONE {
+            transactions::ended(cx, self.0.str("TransactionalId"));
+            response.set("ProducerId", transaction::to_client(home, response.i64("ProducerId")));
+        }
+        Step::Reply(response)
     }
 }

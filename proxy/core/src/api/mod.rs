@@ -1,5 +1,7 @@
 //! One file per Kafka API: what the proxy does with a request of that key.
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod admin_topics;
 mod api_versions;
 mod both_sides;
@@ -12,6 +14,7 @@ mod describe_cluster;
 mod describe_groups;
 mod describe_producers;
 mod describe_topic_partitions;
+mod end_txn;
 mod fan;
 pub mod fetch;
 mod fetch_entry;
@@ -103,6 +106,9 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         }
         key::DESCRIBE_CLUSTER => Opened::new(describe_cluster::DescribeCluster::new(body)),
         key::FIND_COORDINATOR => Opened::new(fan::Fan::new(find_coordinator::FindCoordinator::new(body))),
+        key::INIT_PRODUCER_ID if !body.is_null("TransactionalId") => {
+            Opened::new(GroupCall::new(init_producer_id::InitTransactions(body)))
+        }
         key::INIT_PRODUCER_ID => Opened::new(init_producer_id::InitProducerId::new(body)),
         key::CREATE_TOPICS | key::CREATE_PARTITIONS | key::DELETE_TOPICS => {
             Opened::new(fan::Fan::new(admin_topics::TopicsChange::new(api_key, version, body)))
@@ -113,7 +119,13 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::DESCRIBE_PRODUCERS => {
             Opened::new(fan::Fan::new(describe_producers::DescribeProducers::new(body)))
         }
-        key::ADD_PARTITIONS_TO_TXN => Opened::new(transactions::AddPartitionsToTxn::new(body)),
+        key::ADD_PARTITIONS_TO_TXN => {
+            Opened::new(transactions::Begin::new(add_partitions_to_txn::AddPartitionsToTxn(body)))
+        }
+        key::ADD_OFFSETS_TO_TXN => {
+            Opened::new(transactions::Begin::new(add_offsets_to_txn::AddOffsetsToTxn(body)))
+        }
+        key::END_TXN => Opened::new(GroupCall::new(end_txn::EndTxn(body))),
         key::JOIN_GROUP => Opened::new(join_group::JoinGroup::new(body)),
         key::SYNC_GROUP => Opened::new(GroupCall::new(plain(body, Class::Group))),
         key::HEARTBEAT => Opened::new(GroupCall::new(heartbeat::Heartbeat(body))),

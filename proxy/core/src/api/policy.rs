@@ -193,10 +193,9 @@ impl ApiKey {
                 Translate,
                 "At the group's home side; positions are stored native with a tag and shown virtual.",
             ),
-            ApiKey::FindCoordinator => (
-                Translate,
-                "Groups at their home side, transactions at the default side; share groups are refused.",
-            ),
+            ApiKey::FindCoordinator => {
+                (Translate, "Groups and transactional ids at their home sides; share groups are refused.")
+            }
             ApiKey::JoinGroup | ApiKey::Heartbeat | ApiKey::LeaveGroup | ApiKey::SyncGroup => {
                 (Translate, COORDINATOR)
             }
@@ -215,21 +214,24 @@ impl ApiKey {
             ),
             ApiKey::InitProducerId => (
                 Translate,
-                "Producers without transactions get an id of the proxy, valid on both sides; transactional ones their coordinator's.",
+                "Producers without transactions get an id of the proxy, valid on both sides; transactional ones that of the coordinator on their home side, with bit 61 set for the target's.",
             ),
             ApiKey::OffsetForLeaderEpoch => {
                 (Translate, "By virtual epochs, at the side whose era the epoch is of.")
             }
             ApiKey::AddPartitionsToTxn => (
                 Translate,
-                "At the default side. Refused with POLICY_VIOLATION for topics of the other side.",
+                "At the transactional id's home side, which follows the topics with the first request of a transaction. Topics of both sides in one transaction are refused with POLICY_VIOLATION. Held while a flip fences the topic.",
             ),
-            ApiKey::AddOffsetsToTxn | ApiKey::EndTxn => {
-                (Pass, "Sent to the coordinator that the client found.")
-            }
-            ApiKey::TxnOffsetCommit => {
-                (Translate, "At the group's home side, positions as with OffsetCommit.")
-            }
+            ApiKey::AddOffsetsToTxn => (
+                Translate,
+                "At the transactional id's home side; where a transaction begins with it, that follows the group's.",
+            ),
+            ApiKey::EndTxn => (Translate, "At the transactional id's home side."),
+            ApiKey::TxnOffsetCommit => (
+                Translate,
+                "At the group's home side, positions as with OffsetCommit; refused where that is not the transactional id's.",
+            ),
             ApiKey::DescribeConfigs => (
                 Translate,
                 "Topics at their owner, a broker at the broker that the virtual id names, everything else at the default side.",

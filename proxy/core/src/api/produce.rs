@@ -12,6 +12,7 @@ use crate::producer::gate::{
     Admission, BatchId, HoldId, HoldReason, Kept, Outcome, Refusal, Submission, Ticket,
 };
 use crate::producer::pid;
+use crate::producer::transaction::Identity;
 use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
 use crate::session::{Answer, Class, CloseReason, Cx, Effect, Operation, SharedGate, Step, UpstreamKey};
@@ -103,6 +104,8 @@ struct Part {
     records: Option<Bytes>,
     batch: Option<BatchId>,
     transactional: bool,
+    /// The producer as the owner knows it, where that is not as its client does.
+    native: Option<Identity>,
     state: State,
     /// Not before this time, after a leader refused it.
     retry_at_ms: i64,
@@ -176,6 +179,7 @@ impl Produce {
                     at: (route.as_ref().map_or_else(|| Arc::from(""), |r| Arc::clone(&r.name)), number),
                     batch: None,
                     transactional: false,
+                    native: None,
                     records,
                     state: State::Waiting,
                     retry_at_ms: 0,
@@ -185,7 +189,7 @@ impl Produce {
                     is_repeated: false,
                     is_given_up: false,
                 };
-                part.look_inside(route.as_deref(), by_id, cx);
+                part.look_inside(route.as_deref(), by_id);
                 self.parts.push(part);
             }
         }
@@ -240,6 +244,13 @@ impl Produce {
             cx.refresh(cx.snapshot.routes.owner(&at.0));
             return part.queue(cx, &gate);
         };
+        let side = target.upstream.node.side;
+        if part.transactional
+            && let Err(error) = part.join_transaction(cx, self.request.opt_str("TransactionalId"), side)
+        {
+            part.answer(cx, error);
+            return None;
+        }
         // While a flip is prepared it costs nothing here, because a broker takes a connection's requests one after the
         // other anyway; in flight, every one of them would lengthen the drain.
         let is_narrowed = cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE);
@@ -281,6 +292,9 @@ impl Produce {
         let mut body = self.request.clone();
         let waited = cx.now_ms - self.arrived_ms;
         body.set("TimeoutMs", (i64::from(body.i32("TimeoutMs")) - waited).max(1));
+        if let Some(id) = self.request.opt_str("TransactionalId") {
+            body.set("TransactionalId", &*cx.snapshot.transactions.physical(id, side));
+        }
         let topics = self.request.structs("TopicData").enumerate().filter_map(|(index, topic)| {
             let mine: Vec<&Part> =
                 parts.iter().map(|p| &self.parts[*p]).filter(|p| p.topic == index).collect();
@@ -436,7 +450,7 @@ impl Produce {
 
 impl Part {
     /// Reads the batch's header and refuses what no broker may see.
-    fn look_inside(&mut self, route: Option<&TopicRoute>, by_id: bool, cx: &mut Cx<'_>) {
+    fn look_inside(&mut self, route: Option<&TopicRoute>, by_id: bool) {
         let Some(route) = route else {
             self.state = State::Answered(self.error(if by_id {
                 code::UNKNOWN_TOPIC_ID
@@ -459,15 +473,20 @@ impl Part {
         }
         self.batch = Some(batch_id(&header));
         self.transactional = header.is_transactional();
-        if self.transactional {
-            let now = cx.now_ms;
-            cx.shared.traffic.note(&route.name, |t| t.transactional_ms = Some(now));
-            if route.owner != cx.snapshot.routes.rules.default_side {
-                let v11 = cx.header.api_version >= 11;
-                let refusal = if v11 { code::TRANSACTION_ABORTABLE } else { code::INVALID_TXN_STATE };
-                self.state = State::Answered(self.error(refusal));
-            }
+    }
+
+    /// Transactional produce goes to the home of its transaction, under the identity the producer has there.
+    fn join_transaction(&mut self, cx: &Cx<'_>, id: Option<&str>, side: ClusterSide) -> Result<(), i16> {
+        let (Some(id), Some(batch)) = (id, self.batch) else { return Err(code::INVALID_TXN_STATE) };
+        if cx.snapshot.transaction_home(id) != side {
+            let is_known = cx.header.api_version >= 11;
+            return Err(if is_known { code::TRANSACTION_ABORTABLE } else { code::INVALID_TXN_STATE });
         }
+        let client = Identity { pid: batch.pid, epoch: batch.epoch };
+        let native = cx.snapshot.transactions.to_native(id, side, client);
+        let native = native.ok_or(code::INVALID_PRODUCER_EPOCH)?;
+        self.native = (native != client).then_some(native);
+        Ok(())
     }
 
     fn admitted(
@@ -542,17 +561,15 @@ impl Part {
     fn records_for(&self, cx: &Cx<'_>) -> Option<Bytes> {
         let records = self.records.clone()?;
         let (Some(id), State::InFlight { era, .. }) = (self.batch, &self.state) else { return Some(records) };
+        if let Some(native) = self.native {
+            return Some(rewritten(&records, native.pid, native.epoch));
+        }
         let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1));
         let visit = timeline.and_then(|t| t.era(*era)).map_or(0, |e| e.visit);
         if visit == 0 || !pid::is_issued(id.pid) || bug::is(Bug::R6Visit) {
             return Some(records);
         }
-        let mut rewritten = BytesMut::from(&records[..]);
-        match batch::rewrite_producer_id(&mut rewritten, pid::with_visit(id.pid, visit)) {
-            Ok(()) => Some(rewritten.freeze()),
-            // The header was readable before; whatever this is, the broker refuses it by its checksum.
-            Err(_) => Some(records),
-        }
+        Some(rewritten(&records, pid::with_visit(id.pid, visit), id.epoch))
     }
 
     fn is_topic(&self, cx: &Cx<'_>, topic: &Struct, by_id: bool) -> bool {
@@ -731,6 +748,16 @@ impl Part {
         let mut out = self.error(code::NONE);
         out.set("BaseOffset", offset.map_or(-1, |v| v.0));
         out
+    }
+}
+
+/// A batch under another producer id and epoch.
+fn rewritten(records: &Bytes, pid: i64, epoch: i16) -> Bytes {
+    let mut rewritten = BytesMut::from(&records[..]);
+    match batch::rewrite_producer(&mut rewritten, pid, epoch) {
+        Ok(()) => rewritten.freeze(),
+        // The header was readable before; whatever this is, the broker refuses it by its checksum.
+        Err(_) => records.clone(),
     }
 }
 

@@ -1,88 +1,215 @@
-//! AddPartitionsToTxn (key 24): transactions live at the default side, and only topics of that side may join one.
+//! What the requests of transactions have in common: they go to the coordinator on the transactional id's home side,
+//! under the identity the producer has there, and the first one of a transaction may take the id to another home.
 //!
-//! Source: KIP-98, `AddPartitionsToTxnRequest.json` (clients use versions up to 3), `AddPartitionsToTxnResponse.json`.
+//! Source: KIP-98; protocol.md §3.6.
 
 use super::common;
+use super::group::{GroupApi, GroupCall};
 use crate::error_code as code;
-use crate::schema::{Struct, Value};
-use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
+use crate::ids::ClusterSide;
+use crate::producer::transaction::Identity;
+use crate::schema::Struct;
+use crate::session::{Answer, Begun, Cx, Effect, Errand, ErrandDone, Operation, Step};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-/// `Errors.OPERATION_NOT_ATTEMPTED`.
-const OPERATION_NOT_ATTEMPTED: i16 = 55;
+/// Between two attempts to begin, where nobody wakes the connection, milliseconds.
+const RETRY_MS: i64 = 50;
 
-const TOPICS: &str = "V3AndBelowTopics";
-const RESULTS: &str = "ResultsByTopicV3AndBelow";
-
-/// An add partitions to transaction request.
-pub(super) struct AddPartitionsToTxn {
-    request: Struct,
+/// The producer of a request, as its client knows it.
+pub(super) fn client(request: &Struct, pid: &'static str, epoch: &'static str) -> Identity {
+    Identity { pid: request.i64(pid), epoch: request.i16(epoch) }
 }
 
-impl AddPartitionsToTxn {
-    #[must_use]
-    pub(super) fn new(request: Struct) -> AddPartitionsToTxn {
-        AddPartitionsToTxn { request }
+/// Puts the transactional id and the producer as `home` knows them into a request. False: it is another's by now.
+pub(super) fn to_native(
+    cx: &Cx<'_>,
+    request: &mut Struct,
+    home: ClusterSide,
+    [id, pid, epoch]: [&'static str; 3],
+) -> bool {
+    let table = &cx.snapshot.transactions;
+    let name = request.str(id).to_owned();
+    let Some(native) = table.to_native(&name, home, client(request, pid, epoch)) else { return false };
+    request.set(pid, native.pid);
+    request.set(epoch, native.epoch);
+    request.set(id, &*table.physical(&name, home));
+    true
+}
+
+/// What a producer is told whose transactional id another one has (KIP-360 gave it a code of its own).
+pub(super) fn fenced(cx: &Cx<'_>, since: i16) -> i16 {
+    if cx.header.api_version >= since { code::PRODUCER_FENCED } else { code::INVALID_PRODUCER_EPOCH }
+}
+
+/// The transaction is over: a flip may wait for that.
+pub(super) fn ended(cx: &mut Cx<'_>, id: &str) {
+    if cx.shared.transactions.end(id) {
+        cx.emit(Effect::GateDrained);
+    }
+}
+
+/// A request that a transaction can begin with.
+pub(super) trait Beginning: GroupApi {
+    /// What the transaction takes in with it: topics, and the group whose offsets it commits.
+    fn takes_in(&self) -> (BTreeSet<Arc<str>>, Option<String>);
+
+    /// The producer as its client knows it.
+    fn producer(&self) -> Identity;
+
+    /// The whole request is answered with one error; `None` where there is nothing to answer.
+    fn refusal(&self, cx: &Cx<'_>, error: i16) -> Option<Struct>;
+
+    /// The code for what may not be in this transaction: its producer aborts and begins another. `None`: another request
+    /// will say so.
+    fn cannot_join(&self) -> Option<i16>;
+
+    /// Whether an answer says that nothing was taken in.
+    fn is_refused(&self, response: &Struct) -> bool;
+
+    /// The code for a producer whose transactional id is another's by now.
+    fn fenced(&self, cx: &Cx<'_>) -> i16;
+}
+
+/// Lets a transaction begin, or go on, where all it takes in is at home.
+pub(super) struct Begin<A> {
+    call: GroupCall<A>,
+    arrived_ms: i64,
+    stage: Stage,
+    /// The transaction begins with this request.
+    is_first: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not let in: a flip closes the topics.
+    Held,
+    /// The transactional id is being moved.
+    Moving,
+    LetIn,
+}
+
+impl<A: Beginning> Begin<A> {
+    pub(super) fn new(api: A) -> Begin<A> {
+        Begin { call: GroupCall::new(api), arrived_ms: 0, stage: Stage::Held, is_first: false }
     }
 
-    /// All or nothing, as a broker does it: one topic that cannot join refuses the request.
-    fn refuse(&self, cx: &Cx<'_>) -> Step {
-        let Some(mut response) = cx.empty_response() else { return Step::Done };
-        let default = cx.snapshot.routes.rules.default_side;
-        for topic in self.request.structs(TOPICS) {
-            let is_foreign = cx.snapshot.routes.owner(topic.str("Name")) != default;
-            let mut out = response.new_element(RESULTS);
-            out.set("Name", topic.get("Name").clone());
-            for index in topic.ints("Partitions") {
-                let mut partition = out.new_element("ResultsByPartition");
-                partition.set("PartitionIndex", Value::Int(index));
-                partition.set(
-                    "PartitionErrorCode",
-                    if is_foreign { code::POLICY_VIOLATION } else { OPERATION_NOT_ATTEMPTED },
-                );
-                out.push("ResultsByPartition", partition);
-            }
-            response.push(RESULTS, out);
+    fn begin(&mut self, cx: &mut Cx<'_>) -> Step {
+        let id = self.call.api().group();
+        let (topics, group) = self.call.api().takes_in();
+        let to = home_of(cx, &topics, group.as_deref());
+        let cannot_join = self.call.api().cannot_join();
+        if let (None, Some(error)) = (to, cannot_join) {
+            return self.refuse(cx, error);
         }
-        Step::Reply(response)
+        let revision = cx.snapshot.revision;
+        let begun = cx.shared.transactions.begin(&id, &topics, group.as_deref(), revision, cx.now_ms);
+        self.is_first = begun == Begun::First;
+        let home = cx.snapshot.transaction_home(&id);
+        let to = to.unwrap_or(home);
+        match begun {
+            Begun::Hold if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max => {
+                self.refuse(cx, code::CONCURRENT_TRANSACTIONS)
+            }
+            Begun::Hold => {
+                cx.wake_at(cx.now_ms + RETRY_MS);
+                Step::Pending
+            }
+            // It is open elsewhere: a transaction cannot span clusters.
+            Begun::Again if home != to && cannot_join.is_some() => {
+                self.refuse(cx, cannot_join.unwrap_or(code::POLICY_VIOLATION))
+            }
+            Begun::Again => self.let_in(cx),
+            Begun::First if home == to => self.let_in(cx),
+            Begun::First => {
+                self.stage = Stage::Moving;
+                let client = self.call.api().producer();
+                cx.run_errand(0, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
+                Step::Pending
+            }
+        }
+    }
+
+    fn let_in(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.stage = Stage::LetIn;
+        self.call.start(cx)
+    }
+
+    fn refuse(&self, cx: &mut Cx<'_>, error: i16) -> Step {
+        self.call.api().refusal(cx, error).map_or(Step::Done, Step::Reply)
+    }
+
+    /// Nothing has begun after all.
+    fn take_back(&mut self, cx: &mut Cx<'_>, error: i16) -> Step {
+        let id = self.call.api().group();
+        ended(cx, &id);
+        self.stage = Stage::Held;
+        self.refuse(cx, error)
     }
 }
 
-impl Operation for AddPartitionsToTxn {
+/// Where everything that a transaction takes in is at home; `None` where that is not one place.
+fn home_of(cx: &Cx<'_>, topics: &BTreeSet<Arc<str>>, group: Option<&str>) -> Option<ClusterSide> {
+    let owners = topics.iter().map(|topic| cx.snapshot.routes.owner(topic));
+    let mut all = owners.chain(group.map(|group| cx.snapshot.group_home(group)));
+    let first = all.next().unwrap_or(cx.snapshot.routes.rules.default_side);
+    all.all(|side| side == first).then_some(first)
+}
+
+impl<A: Beginning> Operation for Begin<A> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
-        let default = cx.snapshot.routes.rules.default_side;
-        let now = cx.now_ms;
-        for topic in self.request.structs(TOPICS) {
-            if let Some(route) = cx.snapshot.routes.topic(topic.str("Name")) {
-                cx.shared.traffic.note(&route.name, |t| t.transactional_ms = Some(now));
-            }
-        }
-        if self.request.structs(TOPICS).any(|t| cx.snapshot.routes.owner(t.str("Name")) != default) {
-            return self.refuse(cx);
-        }
-        let mut body = self.request.clone();
-        for topic in body.structs_mut(TOPICS) {
-            let physical = common::physical_name(cx, topic.str("Name"), default);
-            topic.set("Name", physical);
-        }
-        let node = cx.core.node;
-        let upstream = cx.upstream(node.side, node.broker, Class::Native);
-        if cx.forward(upstream, &body, 0) { Step::Pending } else { Step::Close(CloseReason::UpstreamLost) }
+        self.arrived_ms = cx.now_ms;
+        self.begin(cx)
     }
 
-    fn on_answer(&mut self, cx: &mut Cx<'_>, _part: u32, answer: Answer) -> Step {
-        let Answer::Frame { frame, body_at, version } = answer else {
-            return Step::Close(CloseReason::UpstreamLost);
-        };
-        match cx.decode(cx.header.api_key, &frame, body_at, version) {
-            Ok(mut response) => {
-                let side = cx.core.node.side;
-                for topic in response.structs_mut(RESULTS) {
-                    let name = cx.snapshot.routes.virtual_name(side, topic.str("Name")).to_owned();
-                    topic.set("Name", name);
-                }
-                Step::Reply(response)
-            }
-            Err(reason) => Step::Close(reason),
+    fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
+        let step = self.call.on_answer(cx, part, answer);
+        if let Step::Reply(response) = &step
+            && self.is_first
+            && self.call.api().is_refused(response)
+        {
+            ended(cx, &self.call.api().group());
+        }
+        step
+    }
+
+    fn on_errand_done(&mut self, cx: &mut Cx<'_>, _part: u32, done: ErrandDone) -> Step {
+        match done {
+            Ok(true) => self.let_in(cx),
+            // Its transactional id is another producer's.
+            Ok(false) => self.take_back(cx, self.call.api().fenced(cx)),
+            Err(_) => self.take_back(cx, code::CONCURRENT_TRANSACTIONS),
         }
     }
+
+    fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
+        match self.stage {
+            Stage::Held => {
+                cx.deadline_ms = None;
+                self.begin(cx)
+            }
+            Stage::Moving => Step::Pending,
+            Stage::LetIn => self.call.on_wake(cx),
+        }
+    }
+
+    fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
+        // What is sent may still begin a transaction: then only its coordinator ends it.
+        if self.stage == Stage::Moving || (self.stage == Stage::LetIn && !self.call.is_sent()) {
+            let id = self.call.api().group();
+            ended(cx, &id);
+        }
+        Step::Done
+    }
 }
+
+/// The names of a request's topics in the client's terms, put into the home's.
+pub(super) fn topics_to_physical(cx: &Cx<'_>, request: &mut Struct, topics: &'static str, home: ClusterSide) {
+    for topic in request.structs_mut(topics) {
+        let physical = common::physical_name(cx, topic.str("Name"), home);
+        topic.set("Name", physical);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,17 @@
-//! TxnOffsetCommit (key 28): commits of a transaction. Transactions live on the default side; a group or a topic that
-//! has left it cannot take part, and the client is told to abort (protocol §3.6).
+//! TxnOffsetCommit (key 28): commits of a transaction. A group whose home is not the transactional id's cannot take
+//! part, and the client is told to abort (protocol §3.6).
 
 use super::common;
 use super::group::GroupApi;
 use super::offset_commit::METADATA_MAX;
+use super::transactions;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualOffset};
 use crate::schema::Struct;
 use crate::session::{Cx, Step};
 use crate::timeline;
+
+const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
 
 pub(super) struct TxnOffsetCommit {
     request: Struct,
@@ -26,13 +29,14 @@ impl GroupApi for TxnOffsetCommit {
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        let default = cx.snapshot.routes.rules.default_side;
-        let foreign =
-            self.request.structs("Topics").any(|t| cx.snapshot.routes.owner(t.str("Name")) != default);
+        let id = self.request.str("TransactionalId");
+        let is_home = cx.snapshot.transaction_home(id) == home;
+        let is_fenced = is_home && !transactions::to_native(cx, &mut self.request.clone(), home, NAMES);
         let routes = &cx.snapshot.routes;
         let is_frozen = |t: &Struct| routes.topic(t.str("Name")).is_some_and(|r| r.frozen.is_some());
         let frozen = self.request.structs("Topics").any(is_frozen);
-        let error = match home == default && !foreign {
+        let error = match is_home {
+            true if is_fenced => code::INVALID_PRODUCER_EPOCH,
             true if frozen => code::UNKNOWN_TOPIC_OR_PARTITION,
             true => return None,
             false if cx.header.api_version >= 4 => code::TRANSACTION_ABORTABLE,
@@ -55,6 +59,7 @@ impl GroupApi for TxnOffsetCommit {
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
         let mut request = self.request.clone();
+        transactions::to_native(cx, &mut request, home, NAMES);
         for topic in request.structs_mut("Topics") {
             let name = topic.str("Name").to_owned();
             let Some(route) = cx.snapshot.routes.topic(&name).cloned() else { continue };

@@ -3,6 +3,7 @@
 use super::{Behind, Part, StartError, Unquiet};
 use crate::ids::ClusterSide;
 use crate::timeline::SealError;
+use std::sync::Arc;
 
 /// The reason of an abort. Each leaves the old owner serving, and nothing changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,8 +14,8 @@ pub enum Abort {
     PartitionCounts,
     #[error("a topic was changed by a client while the flip was prepared: repeat it")]
     Changed,
-    #[error("{}-{} has an open transaction", .0.0, .0.1)]
-    OpenTransaction(Part),
+    #[error("transactional id {id} has had a transaction open for {open_ms} ms")]
+    OpenTransaction { id: Arc<str>, open_ms: i64 },
     #[error("{}-{}: the {side} has not replicated everything", .part.0, .part.1)]
     NotReplicated { part: Part, side: ClusterSide },
     #[error(transparent)]
@@ -50,6 +51,8 @@ pub enum Unsettled {
     Unquiet(#[from] Unquiet),
     #[error(transparent)]
     Behind(#[from] Behind),
+    #[error("a producer has a transaction open")]
+    Transaction,
 }
 
 /// The idle side has moved since it lost ownership (RULES R12).

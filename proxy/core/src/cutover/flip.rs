@@ -81,6 +81,9 @@ pub enum Action {
     Read { after_ms: i64 },
     /// Time for sessions to dial their companions. [`Event::Settled`].
     Settle,
+    /// From now on no transaction that writes to the topics begins; wait until those under way are over.
+    /// [`Event::NoTransactions`].
+    CloseTransactions,
     /// From now on no client changes the topics; wait for changes under way, then check that what was read still holds
     /// (RULES R26). [`Event::Closed`].
     CloseTopics,
@@ -120,6 +123,7 @@ pub enum Event {
     Leads([BTreeMap<Part, Lead>; 2]),
     Read(Readings),
     Settled,
+    NoTransactions,
     Closed,
     IntentStored,
     Looked,
@@ -248,6 +252,10 @@ impl Flip {
             (Step::Prepare, Event::Read(readings)) => self.check_dry(&readings),
             (Step::Prepare, Event::Settled) => {
                 check_asked(now)?;
+                Ok(Action::CloseTransactions)
+            }
+            (Step::Prepare, Event::NoTransactions) => {
+                check_asked(now)?;
                 self.step = Step::Fence;
                 Ok(Action::CloseTopics)
             }
@@ -288,7 +296,6 @@ impl Flip {
 
     /// Everything that can refuse the flip before anybody waits.
     fn check_dry(&mut self, readings: &Readings) -> Result<Action, Abort> {
-        check_transactions(readings)?;
         for (part, ends) in &readings.new {
             let route = self.route(part).ok_or(Abort::Changed)?;
             if route.mode == LinkMode::Continue && ends.high_watermark != ends.log_end {
@@ -336,12 +343,16 @@ impl Flip {
 
     /// Where the eras meet; read again until everything agrees.
     fn meet(&mut self, now: Now, readings: Readings, shared: &Shared) -> Result<Action, Abort> {
-        check_transactions(&readings)?;
         let mut sealed = Vec::new();
         self.unsettled = None;
         for (part, told) in readings.old {
             let route = self.route(&part).ok_or(Abort::Changed)?;
             let timeline = route.timeline(part.1).ok_or(Abort::Changed)?;
+            // A marker may still be under way behind the answer that has ended its transaction.
+            if told.transaction {
+                self.unsettled = Some((part, Unsettled::Transaction));
+                continue;
+            }
             match self.boundary(&part, route, timeline, &told.reading, readings.new.get(&part))? {
                 Ok(ends) => {
                     let carry = self.carry(now, &part, timeline, &told.producers)?;
@@ -507,11 +518,6 @@ impl Flip {
 
 fn check_asked(now: Now) -> Result<(), Abort> {
     if now.abort_asked { Err(Abort::Asked) } else { Ok(()) }
-}
-
-fn check_transactions(readings: &Readings) -> Result<(), Abort> {
-    let open = readings.old.iter().find(|(_, told)| told.transaction);
-    open.map_or(Ok(()), |(part, _)| Err(Abort::OpenTransaction(part.clone())))
 }
 
 /// The idle side must stand where it was when it lost ownership (RULES R12).

@@ -6,7 +6,7 @@
 //! change. Entries of magic 0 and 1 (`LegacyRecord`) share `Offset@0:8 Size@8:4 Magic@16:1`, have their attributes at 17
 //! and no leader epoch; the offset of a compressed one is that of its last record. All integers are big-endian.
 
-pub use super::crc::rewrite_producer_id;
+pub use super::crc::rewrite_producer;
 use crate::ids::VirtualOffset;
 use thiserror::Error;
 

@@ -29,17 +29,23 @@ pub fn update_header_crc<const N: usize>(
     old_crc ^ shift(checksum(old_header) ^ checksum(new_header), rest_len)
 }
 
-/// Puts `new_pid` into the first batch of `records` and corrects its checksum. A produce request carries one batch per
-/// partition; brokers ignore an incomplete tail behind it, and so does this.
+/// Puts another producer into the first batch of `records` and corrects its checksum. A produce request carries one batch
+/// per partition; brokers ignore an incomplete tail behind it, and so does this.
 ///
 /// # Errors
 /// As [`batch::peek`]; the bytes are unchanged then.
-pub fn rewrite_producer_id(records: &mut [u8], new_pid: i64) -> Result<(), BatchError> {
+pub fn rewrite_producer(records: &mut [u8], pid: i64, epoch: i16) -> Result<(), BatchError> {
     let header = batch::peek(records)?;
     let size = header.size()?;
-    let rest = size.checked_sub(batch::PRODUCER_ID_AT + 8).ok_or(BatchError::Length(header.length))?;
-    let new = new_pid.to_be_bytes();
-    let crc = update_header_crc(header.crc, &header.producer_id.to_be_bytes(), &new, rest);
+    let rest = size.checked_sub(batch::PRODUCER_ID_AT + 10).ok_or(BatchError::Length(header.length))?;
+    let bytes = |pid: i64, epoch: i16| {
+        let mut both = [0; 10];
+        both[..8].copy_from_slice(&pid.to_be_bytes());
+        both[8..].copy_from_slice(&epoch.to_be_bytes());
+        both
+    };
+    let (old, new) = (bytes(header.producer_id, header.producer_epoch), bytes(pid, epoch));
+    let crc = update_header_crc(header.crc, &old, &new, rest);
     batch::put(records, batch::PRODUCER_ID_AT, new)?;
     batch::put(records, batch::CRC_AT, crc.to_be_bytes())
 }
@@ -120,26 +126,28 @@ mod tests {
         #[test]
         fn r06_rewritten_batches_have_a_right_checksum_and_damaged_ones_keep_a_wrong_one(
             pid: i64,
+            epoch: i16,
             payload in proptest::collection::vec(any::<u8>(), 0..3_000),
             tail in proptest::collection::vec(any::<u8>(), 0..12),
             damage in 1_u32..,
         ) {
             let good = BatchBuilder { producer_id: 77, payload, ..BatchBuilder::default() }.build();
             let size = good.len();
+            let was = batch::peek(&good).unwrap().producer_epoch;
             let mut records = [&good[..], &tail[..]].concat();
-            rewrite_producer_id(&mut records, pid).unwrap();
+            rewrite_producer(&mut records, pid, epoch).unwrap();
             let header = batch::peek(&records).unwrap();
-            prop_assert_eq!(header.producer_id, pid);
+            prop_assert_eq!((header.producer_id, header.producer_epoch), (pid, epoch));
             prop_assert_eq!(header.crc, checksum(&records[21..size]));
             prop_assert_eq!(&records[size..], &tail[..]);
 
             let mut bad = good.clone();
             let wrong = checksum(&good[21..]) ^ damage;
             bad[17..21].copy_from_slice(&wrong.to_be_bytes());
-            rewrite_producer_id(&mut bad, pid).unwrap();
+            rewrite_producer(&mut bad, pid, epoch).unwrap();
             prop_assert_ne!(batch::peek(&bad).unwrap().crc, checksum(&bad[21..]));
 
-            rewrite_producer_id(&mut records, 77).unwrap();
+            rewrite_producer(&mut records, 77, was).unwrap();
             prop_assert_eq!(&records[..size], &good[..]);
         }
 
@@ -147,9 +155,10 @@ mod tests {
         fn hostile_bytes_never_panic_and_stay_unchanged_on_errors(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
             pid: i64,
+            epoch: i16,
         ) {
             let before = bytes.clone();
-            if rewrite_producer_id(&mut bytes, pid).is_err() {
+            if rewrite_producer(&mut bytes, pid, epoch).is_err() {
                 prop_assert_eq!(bytes, before);
             }
         }

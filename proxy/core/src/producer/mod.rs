@@ -5,3 +5,4 @@ pub mod carry;
 pub mod crc;
 pub mod gate;
 pub mod pid;
+pub mod transaction;

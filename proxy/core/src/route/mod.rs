@@ -2,6 +2,7 @@
 
 use crate::ids::{ClusterSide, Revision, TopicId, VirtualOffset};
 use crate::node::{ApiRanges, NodeMap, Topology};
+use crate::producer::transaction::TransactionTable;
 use crate::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -227,6 +228,7 @@ pub struct Snapshot {
     pub topologies: [Arc<Topology>; 2],
     pub routes: Arc<RouteTable>,
     pub groups: Arc<GroupTable>,
+    pub transactions: Arc<TransactionTable>,
     pub nodes: Arc<NodeMap>,
     /// The constant cluster id clients see.
     pub cluster_id: Arc<str>,
@@ -247,6 +249,11 @@ impl Snapshot {
     #[must_use]
     pub fn group_home(&self, group: &str) -> ClusterSide {
         self.groups.homes.get(group).copied().unwrap_or(self.routes.rules.default_side)
+    }
+
+    #[must_use]
+    pub fn transaction_home(&self, id: &str) -> ClusterSide {
+        self.transactions.home(id, self.routes.rules.default_side)
     }
 
     /// The leader of a topic's partition on one side, by the virtual name.

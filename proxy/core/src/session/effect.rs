@@ -3,6 +3,7 @@
 use super::upstream::UpstreamId;
 use crate::ids::{ClusterSide, NativeOffset, VirtualNode, VirtualOffset};
 use crate::producer::gate::{HoldReason, SessionId};
+use crate::producer::transaction::Identity;
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -105,6 +106,9 @@ pub enum Errand {
     /// A tool has committed at its group's home: the other side gets it too (RULES R28). Done: false where that side
     /// could not take it in time; then it gets it later.
     MirrorCommits(Vec<CommitMirror>),
+    /// A transactional id is to be at home at `to`, and this producer goes on there. Done: durable and published; false
+    /// where the id is another producer's.
+    MoveTransactionalId { id: Arc<str>, to: ClusterSide, client: Identity },
 }
 
 /// How a topic was changed.

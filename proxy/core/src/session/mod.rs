@@ -10,6 +10,7 @@ mod operation;
 mod shared;
 #[cfg(test)]
 pub(crate) mod testing;
+mod transactions;
 mod upstream;
 
 pub use changes::{Change, ChangeKind, TopicChanges};
@@ -19,6 +20,7 @@ pub use shared::{
     GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic,
     TruncationRegistry, lock,
 };
+pub use transactions::{Begun, TransactionRegistry, TransactionSeen};
 pub use upstream::{Class, UpstreamId, UpstreamKey};
 
 use crate::api;

@@ -1,6 +1,7 @@
 //! What all sessions share: the gates, the watermarks seen, and who still uses companions.
 
 use super::changes::TopicChanges;
+use super::transactions::TransactionRegistry;
 use crate::ids::{ClusterSide, NativeOffset};
 use crate::producer::gate::{PartitionGate, SessionId};
 use crate::timeline::LogStarts;
@@ -154,8 +155,6 @@ pub struct TopicTraffic {
     pub companion_produce: BTreeMap<SessionId, i64>,
     /// Sessions whose fetch of the topic went by a companion, with the last time.
     pub companion_fetch: BTreeMap<SessionId, i64>,
-    /// The last time a transactional batch was produced to it.
-    pub transactional_ms: Option<i64>,
     /// Sessions that produced to it directly, with the last time.
     pub direct_produce: BTreeMap<SessionId, i64>,
 }
@@ -192,6 +191,7 @@ pub struct Shared {
     pub traffic: Traffic,
     pub groups: crate::group::GroupRegistry,
     pub changes: TopicChanges,
+    pub transactions: TransactionRegistry,
 }
 
 impl Shared {

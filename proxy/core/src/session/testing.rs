@@ -273,6 +273,7 @@ fn snapshot() -> Snapshot {
         topologies,
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable::default()),
+        transactions: Arc::default(),
         nodes: Arc::new(NodeMap { host: "proxy".to_owned(), ports }),
         cluster_id: Arc::from("virtual"),
         advertised: Arc::new(ranges()),

@@ -190,6 +190,8 @@ impl World {
             Action::Prepare => self.go_on(At::Prepare),
             Action::Read { after_ms } => self.go_on_in(after_ms as u64 * MS, At::Ask),
             Action::Settle => self.go_on_in(PREPARE_PAUSE, At::Settled),
+            // The model's producers have no transactions.
+            Action::CloseTransactions => self.tell(Event::NoTransactions),
             Action::CloseTopics => {
                 let name = Arc::clone(self.proxy.name());
                 self.proxy.shared.changes.close(&name);

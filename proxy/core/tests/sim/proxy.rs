@@ -185,6 +185,7 @@ fn snapshot(
         topologies: topologies.clone(),
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable::default()),
+        transactions: Arc::default(),
         nodes: Arc::clone(&fixed.nodes),
         cluster_id: Arc::from("virtual"),
         advertised: Arc::clone(&fixed.ranges),

@@ -84,6 +84,7 @@ impl Case {
             (Step::Prepare, leads()),
             (Step::Prepare, Event::Read(readings(9, 4))),
             (Step::Prepare, Event::Settled),
+            (Step::Prepare, Event::NoTransactions),
             (Step::Fence, Event::Closed),
             (Step::Fence, Event::IntentStored),
             (Step::Drain, Event::Looked),
@@ -135,7 +136,8 @@ fn a_flip_goes_through_its_steps_in_order() {
     let mut case = Case::new();
     assert_eq!(case.tell(leads()), Action::Read { after_ms: 0 });
     assert_eq!(case.tell(Event::Read(readings(9, 4))), Action::Settle);
-    assert_eq!(case.tell(Event::Settled), Action::CloseTopics);
+    assert_eq!(case.tell(Event::Settled), Action::CloseTransactions);
+    assert_eq!(case.tell(Event::NoTransactions), Action::CloseTopics);
     assert_eq!(case.tell(Event::Closed), Action::StoreIntent);
     assert!(!case.is_fenced());
     assert_eq!(case.tell(Event::IntentStored), Action::AwaitDrain);
@@ -156,7 +158,14 @@ fn a_flip_goes_through_its_steps_in_order() {
 fn r02_a_connection_lost_while_draining_aborts() {
     let mut case = Case::new();
     let ticket = case.produce();
-    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+    for event in [
+        leads(),
+        Event::Read(readings(9, 4)),
+        Event::Settled,
+        Event::NoTransactions,
+        Event::Closed,
+        Event::IntentStored,
+    ] {
         case.tell(event);
     }
     assert_eq!(case.tell(Event::Looked), Action::AwaitDrain);
@@ -170,7 +179,14 @@ fn r05_what_was_acknowledged_is_carried() {
     let mut case = Case::new();
     let ticket = case.produce();
     lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(7))));
-    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+    for event in [
+        leads(),
+        Event::Read(readings(9, 4)),
+        Event::Settled,
+        Event::NoTransactions,
+        Event::Closed,
+        Event::IntentStored,
+    ] {
         case.tell(event);
     }
     case.tell(Event::Looked);
@@ -249,7 +265,14 @@ fn the_hold_bound_ends_each_step_under_the_fence() {
     let late = Now { ms: START.ms + HOLD_MS, ..START };
     let mut draining = Case::new();
     draining.produce();
-    for event in [leads(), Event::Read(readings(9, 4)), Event::Settled, Event::Closed, Event::IntentStored] {
+    for event in [
+        leads(),
+        Event::Read(readings(9, 4)),
+        Event::Settled,
+        Event::NoTransactions,
+        Event::Closed,
+        Event::IntentStored,
+    ] {
         draining.tell(event);
     }
     assert_eq!(draining.aborted(late, Event::Looked), Abort::NotDrained(part()));
@@ -263,18 +286,21 @@ fn what_refuses_a_flip_is_found_before_anybody_waits() {
     let Event::Leads([source, _]) = leads() else { unreachable!() };
     assert_eq!(counts.aborted(START, Event::Leads([source, BTreeMap::new()])), Abort::PartitionCounts);
 
-    let mut open = Case::new();
-    open.tell(leads());
-    let mut readings = readings(9, 4);
-    readings.old.get_mut(&part()).expect("the partition").transaction = true;
-    assert_eq!(open.aborted(START, Event::Read(readings.clone())), Abort::OpenTransaction(part()));
-
     let mut behind = Case::new();
     behind.tell(leads());
-    readings.old.get_mut(&part()).expect("the partition").transaction = false;
+    let mut readings = readings(9, 4);
     readings.new.insert(part(), Ends { high_watermark: 3, log_end: 4 });
     let side = ClusterSide::Target;
     assert_eq!(behind.aborted(START, Event::Read(readings)), Abort::NotReplicated { part: part(), side });
+}
+
+#[test]
+fn trap_7_the_boundary_waits_for_the_marker_of_a_transaction_that_has_ended() {
+    let mut case = Case::to(Step::Boundary);
+    let mut open = readings(10, 4);
+    open.old.get_mut(&part()).expect("the partition").transaction = true;
+    assert_eq!(case.tell(Event::Read(open)), Action::Read { after_ms: REREAD_MS });
+    assert_eq!(case.tell(Event::Read(readings(10, 4))), Action::ReadAgain);
 }
 
 #[test]

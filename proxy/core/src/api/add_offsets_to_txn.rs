@@ -1,0 +1,68 @@
+//! AddOffsetsToTxn (key 25): to the coordinator on the transactional id's home side, which follows the group's.
+//!
+//! Source: KIP-98, `AddOffsetsToTxnRequest.json`, `AddOffsetsToTxnResponse.json`.
+
+use super::group::{GroupApi, Kind};
+use super::transactions::{self, Beginning};
+use crate::error_code as code;
+use crate::ids::ClusterSide;
+use crate::producer::transaction::Identity;
+use crate::schema::Struct;
+use crate::session::{Cx, Step};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
+
+/// An add offsets to transaction request.
+pub(super) struct AddOffsetsToTxn(pub(super) Struct);
+
+impl GroupApi for AddOffsetsToTxn {
+    fn group(&self) -> String {
+        self.0.str("TransactionalId").to_owned()
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Transaction
+    }
+
+    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        let is_fenced = !transactions::to_native(cx, &mut self.0.clone(), home, NAMES);
+        is_fenced.then(|| self.refusal(cx, self.fenced(cx)).map_or(Step::Done, Step::Reply))
+    }
+
+    fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
+        let mut request = self.0.clone();
+        transactions::to_native(cx, &mut request, home, NAMES);
+        request
+    }
+}
+
+impl Beginning for AddOffsetsToTxn {
+    fn takes_in(&self) -> (BTreeSet<Arc<str>>, Option<String>) {
+        (BTreeSet::new(), Some(self.0.str("GroupId").to_owned()))
+    }
+
+    fn producer(&self) -> Identity {
+        transactions::client(&self.0, "ProducerId", "ProducerEpoch")
+    }
+
+    fn refusal(&self, cx: &Cx<'_>, error: i16) -> Option<Struct> {
+        let mut response = cx.empty_response()?;
+        response.set("ErrorCode", error);
+        Some(response)
+    }
+
+    /// The commit itself is refused: this API has no code that clients take as less than fatal.
+    fn cannot_join(&self) -> Option<i16> {
+        None
+    }
+
+    fn is_refused(&self, response: &Struct) -> bool {
+        response.i16("ErrorCode") != code::NONE
+    }
+
+    fn fenced(&self, cx: &Cx<'_>) -> i16 {
+        transactions::fenced(cx, 2)
+    }
+}

@@ -1,0 +1,182 @@
+use super::super::key;
+use super::*;
+use crate::ids::ClusterSide::{Source, Target};
+use crate::producer::batch;
+use crate::producer::crc::checksum;
+use crate::producer::transaction::{TransactionRoute, TransactionTable};
+use crate::session::testing::{self, Rig, Sent, TOPIC};
+use crate::session::{Errand, lock};
+use std::collections::BTreeMap;
+
+const ID: &str = "pay";
+/// As its client knows it, and as the target does.
+const CLIENT: Identity = Identity { pid: 1000, epoch: 3 };
+const NATIVE: Identity = Identity { pid: 7, epoch: 0 };
+
+/// A client of the source's node, with the topic on the target.
+fn flipped() -> Rig {
+    let mut rig = Rig::new(Source, 0);
+    rig.flip(Target, 100, 40);
+    let gate = rig.shared.gates.get(&Arc::from(TOPIC), 0);
+    lock(&gate).release(0, 1, crate::producer::carry::Carry::default());
+    rig
+}
+
+fn move_home(rig: &mut Rig) {
+    let route = TransactionRoute { home: Target, aliases: [0, 2], client: CLIENT, native: NATIVE };
+    rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
+    rig.snapshot.revision.0 += 1;
+}
+
+fn add_partitions(rig: &mut Rig, topic: &str) {
+    rig.ask(key::ADD_PARTITIONS_TO_TXN, 3, |body| {
+        body.set("V3AndBelowTransactionalId", ID);
+        body.set("V3AndBelowProducerId", CLIENT.pid);
+        body.set("V3AndBelowProducerEpoch", CLIENT.epoch);
+        let mut element = body.new_element("V3AndBelowTopics");
+        element.set("Name", topic);
+        element.set("Partitions", vec![0]);
+        body.push("V3AndBelowTopics", element);
+    });
+}
+
+fn end(rig: &mut Rig, client: Identity) {
+    rig.ask(key::END_TXN, 3, |body| {
+        body.set("TransactionalId", ID);
+        body.set("ProducerId", client.pid);
+        body.set("ProducerEpoch", client.epoch);
+        body.set("Committed", true);
+    });
+}
+
+fn produce(rig: &mut Rig) {
+    let mut records = testing::batch(0, 1, -1).to_vec();
+    records[22] = 0x10;
+    records[43..51].copy_from_slice(&CLIENT.pid.to_be_bytes());
+    records[51..53].copy_from_slice(&CLIENT.epoch.to_be_bytes());
+    records[53..57].copy_from_slice(&40_i32.to_be_bytes());
+    let crc = checksum(&records[21..]);
+    records[17..21].copy_from_slice(&crc.to_be_bytes());
+    rig.ask(key::PRODUCE, 9, |body| {
+        body.set("TransactionalId", ID);
+        body.set("Acks", -1_i16);
+        body.set("TimeoutMs", 1_000);
+        let mut topic = body.new_element("TopicData");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("PartitionData");
+        partition.set("Index", 0);
+        partition.set("Records", crate::schema::Value::Bytes(Some(records.into())));
+        topic.push("PartitionData", partition);
+        body.push("TopicData", topic);
+    });
+}
+
+/// The target's coordinator is found.
+fn look_up(rig: &mut Rig) -> Sent {
+    let lookup = rig.one();
+    assert_eq!((lookup.api_key, lookup.node.side), (key::FIND_COORDINATOR, Target));
+    assert_eq!((lookup.body.str("Key"), lookup.body.i8("KeyType")), ("pay.__crossover.2", 1));
+    rig.answer(&lookup, |body| body.set("NodeId", 1));
+    rig.one()
+}
+
+fn refusal(rig: &mut Rig) -> Option<i16> {
+    let reply = rig.reply()?;
+    let mut partitions =
+        reply.structs("ResultsByTopicV3AndBelow").flat_map(|t| t.structs("ResultsByPartition"));
+    partitions.next().map(|partition| partition.i16("PartitionErrorCode"))
+}
+
+#[test]
+fn trap_7_the_first_transaction_on_the_new_owner_takes_its_id_there() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, TOPIC);
+    let (ticket, errand) = rig.errand().expect("the id is to be moved");
+    assert_eq!(errand, Errand::MoveTransactionalId { id: Arc::from(ID), to: Target, client: CLIENT });
+    assert!(rig.sent().is_empty(), "nothing goes on before that is durable");
+    move_home(&mut rig);
+    rig.run_errand((ticket, errand), Ok(true));
+    let sent = look_up(&mut rig);
+    assert_eq!(sent.body.str("V3AndBelowTransactionalId"), "pay.__crossover.2");
+    let pid = sent.body.i64("V3AndBelowProducerId");
+    assert_eq!((pid, sent.body.i16("V3AndBelowProducerEpoch")), (NATIVE.pid, NATIVE.epoch));
+
+    // Its batches go by a companion, under the identity that the target has given.
+    produce(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::PRODUCE, Target));
+    assert_eq!(sent.body.str("TransactionalId"), "pay.__crossover.2");
+    let topic = sent.body.structs("TopicData").next().expect("a topic");
+    let data = topic.structs("PartitionData").next().expect("a partition");
+    let records = data.opt_bytes("Records").expect("records");
+    let header = batch::peek(records).expect("a batch");
+    assert_eq!((header.producer_id, header.producer_epoch, header.base_sequence), (7, 0, 40));
+    assert_eq!(header.crc, checksum(&records[21..]));
+}
+
+#[test]
+fn trap_7_a_producer_whose_id_is_another_s_is_fenced_and_nothing_stays_open() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, TOPIC);
+    let errand = rig.errand().expect("the id is to be moved");
+    rig.run_errand(errand, Ok(false));
+    assert_eq!(refusal(&mut rig), Some(code::PRODUCER_FENCED));
+    assert!(rig.shared.transactions.all_open().is_empty());
+    // One that cannot be moved now asks again.
+    add_partitions(&mut rig, TOPIC);
+    let errand = rig.errand().expect("the id is to be moved");
+    rig.run_errand(errand, Err("busy".to_owned()));
+    assert_eq!(refusal(&mut rig), Some(code::CONCURRENT_TRANSACTIONS));
+    assert!(rig.shared.transactions.all_open().is_empty());
+}
+
+#[test]
+fn trap_7_a_transaction_that_is_open_elsewhere_cannot_take_the_topic_in() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, "another");
+    assert_eq!(rig.one().node.side, Source);
+    add_partitions(&mut rig, TOPIC);
+    assert!(rig.errand().is_none() && rig.sent().is_empty());
+    let partition = rig.shared.transactions.all_open();
+    assert_eq!(partition.len(), 1, "the transaction goes on, to be aborted");
+}
+
+#[test]
+fn trap_7_while_a_flip_closes_the_topic_a_beginning_waits_and_then_goes_to_the_new_owner() {
+    let mut rig = Rig::new(Source, 0);
+    let topics = [Arc::from(TOPIC)];
+    rig.shared.transactions.close(&topics);
+    add_partitions(&mut rig, TOPIC);
+    assert!(rig.sent().is_empty() && rig.reply().is_none());
+    rig.flip(Target, 100, 40);
+    rig.shared.transactions.open(&topics, rig.snapshot.revision);
+    rig.handle(crate::session::Event::Wake);
+    assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
+}
+
+#[test]
+fn trap_7_a_beginning_is_not_held_for_longer_than_the_bound() {
+    let mut rig = Rig::new(Source, 0);
+    rig.shared.transactions.close(&[Arc::from(TOPIC)]);
+    add_partitions(&mut rig, TOPIC);
+    rig.pass(5_100);
+    assert_eq!(refusal(&mut rig), Some(code::CONCURRENT_TRANSACTIONS));
+}
+
+#[test]
+fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
+    let mut rig = flipped();
+    move_home(&mut rig);
+    add_partitions(&mut rig, TOPIC);
+    let added = look_up(&mut rig);
+    rig.answer(&added, |_| {});
+    end(&mut rig, CLIENT);
+    let sent = rig.one();
+    assert_eq!((sent.node.side, sent.body.i64("ProducerId")), (Target, NATIVE.pid));
+    assert_eq!(rig.shared.transactions.all_open().len(), 1);
+    rig.answer(&sent, |body| body.set("ErrorCode", code::NONE));
+    assert!(rig.shared.transactions.all_open().is_empty());
+    // A producer that was fenced at the old home.
+    end(&mut rig, Identity { epoch: 2, ..CLIENT });
+    assert!(rig.sent().is_empty());
+}

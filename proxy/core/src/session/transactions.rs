@@ -1,0 +1,180 @@
+//! Which transactions are open, as far as requests of clients tell, and which topics take no new ones.
+//!
+//! What the gate of a partition is for produce, this is for transactions: a flip closes its topics to transactions that
+//! begin, waits until those that had begun are over, and only then fences produce; a transaction that produces behind the
+//! fence could not end (protocol.md §3.6).
+
+use super::shared::lock;
+use crate::ids::Revision;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+/// Transactional ids that are remembered when they have no transaction open. The oldest are forgotten first.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// What was seen of one transactional id. Times are milliseconds of the caller's clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TransactionSeen {
+    /// Since when its transaction is open.
+    pub open_ms: Option<i64>,
+    /// What the open transaction writes to.
+    pub topics: BTreeSet<Arc<str>>,
+    /// What any transaction of it wrote to.
+    pub written: BTreeSet<Arc<str>>,
+    /// Groups whose offsets its transactions commit.
+    pub groups: BTreeSet<Arc<str>>,
+    pub last_ms: i64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    seen: HashMap<Arc<str>, TransactionSeen>,
+    closed: BTreeSet<Arc<str>>,
+    /// Transactions planned with an older route table would begin on the wrong side.
+    since: Revision,
+}
+
+/// The transactions of all sessions.
+#[derive(Debug, Default)]
+pub struct TransactionRegistry {
+    inner: Mutex<Inner>,
+}
+
+/// Whether a transaction may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// It begins now.
+    First,
+    /// It is open already.
+    Again,
+    /// Not now. Ask again.
+    Hold,
+}
+
+impl TransactionRegistry {
+    /// A transaction of `id` takes in `topics` and `group`, planned with the route table of `revision`.
+    pub fn begin(
+        &self,
+        id: &str,
+        topics: &BTreeSet<Arc<str>>,
+        group: Option<&str>,
+        revision: Revision,
+        now_ms: i64,
+    ) -> Begun {
+        let mut inner = lock(&self.inner);
+        let is_open = inner.seen.get(id).is_some_and(|seen| seen.open_ms.is_some());
+        if !is_open && (revision < inner.since || topics.iter().any(|topic| inner.closed.contains(topic))) {
+            return Begun::Hold;
+        }
+        inner.make_room(id);
+        let seen = inner.seen.entry(Arc::from(id)).or_default();
+        seen.open_ms.get_or_insert(now_ms);
+        seen.last_ms = now_ms;
+        seen.topics.extend(topics.iter().cloned());
+        seen.written.extend(topics.iter().cloned());
+        seen.groups.extend(group.map(Arc::from));
+        if is_open { Begun::Again } else { Begun::First }
+    }
+
+    /// The transaction is over. True if one was open.
+    pub fn end(&self, id: &str) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(seen) = inner.seen.get_mut(id) else { return false };
+        seen.topics.clear();
+        seen.open_ms.take().is_some()
+    }
+
+    /// From now on no transaction that writes to these topics begins. Those under way go on.
+    pub fn close(&self, topics: &[Arc<str>]) {
+        lock(&self.inner).closed.extend(topics.iter().cloned());
+    }
+
+    /// Lets transactions begin again that are planned with the route table of `since` or a later one.
+    pub fn open(&self, topics: &[Arc<str>], since: Revision) {
+        let mut inner = lock(&self.inner);
+        inner.closed.retain(|topic| !topics.contains(topic));
+        inner.since = inner.since.max(since);
+    }
+
+    /// Transactional ids whose transaction is open and writes to one of `topics`.
+    #[must_use]
+    pub fn open_on(&self, topics: &[Arc<str>]) -> BTreeMap<Arc<str>, TransactionSeen> {
+        self.which(|seen| seen.open_ms.is_some() && topics.iter().any(|topic| seen.topics.contains(topic)))
+    }
+
+    /// Transactional ids that have written to one of `topics`.
+    #[must_use]
+    pub fn written_to(&self, topics: &[Arc<str>]) -> BTreeMap<Arc<str>, TransactionSeen> {
+        self.which(|seen| topics.iter().any(|topic| seen.written.contains(topic)))
+    }
+
+    /// All open transactions.
+    #[must_use]
+    pub fn all_open(&self) -> BTreeMap<Arc<str>, TransactionSeen> {
+        self.which(|seen| seen.open_ms.is_some())
+    }
+
+    fn which(&self, wanted: impl Fn(&TransactionSeen) -> bool) -> BTreeMap<Arc<str>, TransactionSeen> {
+        let inner = lock(&self.inner);
+        let found = inner.seen.iter().filter(|(_, seen)| wanted(seen));
+        found.map(|(id, seen)| (Arc::clone(id), seen.clone())).collect()
+    }
+}
+
+impl Inner {
+    fn make_room(&mut self, id: &str) {
+        if self.seen.len() < REMEMBERED_MAX || self.seen.contains_key(id) {
+            return;
+        }
+        let idle = self.seen.iter().filter(|(_, seen)| seen.open_ms.is_none());
+        if let Some(oldest) = idle.min_by_key(|(_, seen)| seen.last_ms).map(|(id, _)| Arc::clone(id)) {
+            self.seen.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topics(names: &[&str]) -> BTreeSet<Arc<str>> {
+        names.iter().map(|name| Arc::from(*name)).collect()
+    }
+
+    fn begin(all: &TransactionRegistry, id: &str, names: &[&str], revision: u64) -> Begun {
+        all.begin(id, &topics(names), None, Revision(revision), 5)
+    }
+
+    #[test]
+    fn trap_7_a_flip_lets_transactions_end_and_none_begin() {
+        let all = TransactionRegistry::default();
+        let orders = [Arc::from("orders")];
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        assert_eq!(begin(&all, "b", &["other"], 0), Begun::First);
+        all.close(&orders);
+        assert_eq!(begin(&all, "c", &["orders", "other"], 0), Begun::Hold);
+        // What is open may take the topic in: it would not end otherwise.
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again);
+        assert_eq!(begin(&all, "b", &["orders"], 0), Begun::Again);
+        assert_eq!(all.open_on(&orders).len(), 2);
+        assert!(all.end("a") && all.end("b") && !all.end("b"));
+        assert!(all.open_on(&orders).is_empty());
+        assert_eq!(all.written_to(&orders).len(), 2);
+        all.open(&orders, Revision(1));
+        assert_eq!(begin(&all, "c", &["orders"], 0), Begun::Hold, "it would begin at the old owner");
+        assert_eq!(begin(&all, "c", &["orders"], 1), Begun::First);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_open_transactions_are_never_forgotten() {
+        let all = TransactionRegistry::default();
+        assert_eq!(begin(&all, "open", &["orders"], 0), Begun::First);
+        for number in 0..REMEMBERED_MAX + 50 {
+            let id = format!("id-{number}");
+            assert_eq!(begin(&all, &id, &["orders"], 0), Begun::First);
+            assert!(all.end(&id));
+        }
+        assert_eq!(all.all_open().len(), 1);
+        assert_eq!(lock(&all.inner).seen.len(), REMEMBERED_MAX);
+    }
+}

@@ -1,0 +1,130 @@
+//! Transactions across flips: each is wholly in the log of one side, once, and its producer is told of no error.
+
+use anyhow::{Context, Result, ensure};
+use crossover_harness::rig::{Driver, Rig};
+use crossover_tests::history::{Name, acknowledged, delivered, lines};
+use crossover_tests::live::{TOPIC, create_topic};
+use crossover_tests::{end, flip, one_at_a_time, rig, wait_count};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PARTITIONS: &str = "12";
+const WAIT: Duration = Duration::from_secs(90);
+/// Committed by each producer between two flips.
+const BETWEEN: usize = 200;
+
+const PRODUCERS: [&str; 4] = ["java-3.9.2", "java-4.3.1", "librdkafka", "franz"];
+const READERS: [(&str, &[&str]); 2] =
+    [("java-4.3.1", &["--conf", "isolation.level=read_committed"]), ("librdkafka", &[])];
+
+/// Trap 7: producers of every library commit and abort through cutovers and rollbacks, and a restart of the proxy.
+#[test]
+fn trap_7_transactions_go_on_over_flips() -> Result<()> {
+    over_flips("3.9.2", "4.3.1")
+}
+
+/// The same where both clusters would offer transaction.version 2.
+#[test]
+fn trap_7_transactions_go_on_over_flips_between_new_clusters() -> Result<()> {
+    over_flips("4.3.1", "4.3.1")
+}
+
+fn over_flips(source: &str, target: &str) -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig(source, target, 1)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    let mut readers = READERS.iter().map(|r| reader(&rig, "live", r)).collect::<Result<Vec<_>>>()?;
+    let writers = PRODUCERS.iter().enumerate();
+    let mut producers =
+        writers.map(|(index, kind)| producer(&rig, index + 1, kind)).collect::<Result<Vec<_>>>()?;
+    commit(&mut producers)?;
+    for command in ["cutover", "rollback", "cutover"] {
+        println!("{command}: {:?}", flip(&rig, command, &[TOPIC])?);
+        commit(&mut producers)?;
+    }
+    rig.stop_proxy()?;
+    rig.start_proxy()?;
+    commit(&mut producers)?;
+    println!("rollback: {:?}", flip(&rig, "rollback", &[TOPIC])?);
+    commit(&mut producers)?;
+    let histories = producers.into_iter().map(end).collect::<Result<Vec<_>>>()?;
+    let (committed, aborted) = outcome(&histories)?;
+    for reader in &mut readers {
+        wait_count(reader, "C.poll", committed.len(), WAIT)?;
+    }
+    for late in READERS.iter().map(|r| reader(&rig, "late", r)) {
+        let mut late = late?;
+        wait_count(&mut late, "C.poll", committed.len(), WAIT)?;
+        readers.push(late);
+    }
+    for reader in readers {
+        let name = reader.history.display().to_string();
+        judge(&end(reader)?, &committed, &aborted).context(name)?;
+    }
+    println!(
+        "{} records committed, {} aborted; each reader has read those, once, in order",
+        committed.len(),
+        aborted.len()
+    );
+    Ok(())
+}
+
+fn producer(rig: &Rig, writer: usize, kind: &str) -> Result<Driver> {
+    let (id, writer) = (format!("pay-{writer}"), writer.to_string());
+    let args = ["--topic", TOPIC, "--partitions", PARTITIONS, "--rate", "200", "--writer", &writer];
+    let args = [&args[..], &["--transaction", &id, "--transaction-records", "20"]].concat();
+    Ok(rig.driver(kind, "producer", &format!("{kind}-transactions"), &args)?)
+}
+
+fn reader(rig: &Rig, which: &str, (kind, more): &(&str, &[&str])) -> Result<Driver> {
+    let group = format!("{kind}-{which}");
+    let args = [&["--topic", TOPIC, "--group", &group, "--reset", "earliest"][..], *more].concat();
+    Ok(rig.driver(kind, "consumer", &group, &args)?)
+}
+
+/// Every producer commits more.
+fn commit(producers: &mut [Driver]) -> Result<()> {
+    let seen: Vec<usize> = producers.iter_mut().map(|producer| producer.count("P.ok")).collect();
+    for (producer, seen) in producers.iter_mut().zip(seen) {
+        wait_count(producer, "P.ok", seen + BETWEEN, WAIT)?;
+    }
+    Ok(())
+}
+
+/// What was committed, and what was aborted.
+fn outcome(histories: &[PathBuf]) -> Result<(BTreeSet<Name>, BTreeSet<Name>)> {
+    let (mut committed, mut aborted) = (BTreeSet::new(), BTreeSet::new());
+    for (history, writer) in histories.iter().zip(1..) {
+        let failed = lines(history, &["P.fail", "E.error"])?;
+        ensure!(
+            failed.is_empty(),
+            "{}: the application was told of an error: {:?}",
+            history.display(),
+            failed.first().map(|line| &line.fields)
+        );
+        committed.extend(acknowledged(history, writer)?);
+        for line in lines(history, &["P.aborted"])? {
+            aborted.insert((writer, line.at()?.0, line.number(1)?));
+        }
+    }
+    ensure!(!aborted.is_empty(), "nothing was aborted");
+    Ok((committed, aborted))
+}
+
+/// All that was committed, nothing else, once, each writer's records in their order.
+fn judge(history: &Path, committed: &BTreeSet<Name>, aborted: &BTreeSet<Name>) -> Result<()> {
+    let read = delivered(history)?;
+    let mut last: BTreeMap<(i64, usize), i64> = BTreeMap::new();
+    for name @ (writer, partition, sequence) in read.iter().copied() {
+        ensure!(!aborted.contains(&name), "{name:?} was aborted");
+        let before = last.insert((writer, partition), sequence);
+        ensure!(before.is_none_or(|before| before < sequence), "{name:?} behind {before:?}");
+    }
+    let distinct: BTreeSet<Name> = read.iter().copied().collect();
+    let lost = committed.difference(&distinct).next();
+    let strange = distinct.difference(committed).next();
+    ensure!(lost.is_none() && strange.is_none(), "lost {lost:?}, not known as committed {strange:?}");
+    Ok(())
+}
