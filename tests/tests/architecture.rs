@@ -106,7 +106,8 @@ fn no_manifest_breaks_rules_on_purpose() -> Result<()> {
         let text = std::fs::read_to_string(&manifest)?;
         let named = text.lines().filter(|line| !line.trim_start().starts_with('#'));
         for line in named.filter(|line| line.contains("bug-flags")) {
-            ensure!(line == "bug-flags = []", "{}: {line}", manifest.display());
+            let declared = ["bug-flags = []", "bug-flags = [\"crossover-core/bug-flags\"]"];
+            ensure!(declared.contains(&line), "{}: {line}", manifest.display());
         }
     }
     Ok(())

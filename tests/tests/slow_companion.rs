@@ -12,6 +12,24 @@ const SLOW: Duration = Duration::from_millis(60);
 
 #[test]
 fn r01_an_unsequenced_producer_keeps_its_order_when_it_leaves_a_slow_companion() -> Result<()> {
+    ensure!(std::env::var_os("CROSSOVER_BUG").is_none(), "a rule is switched off");
+    println!("{}", leave_companions()?);
+    Ok(())
+}
+
+/// The test above can fail. For a binary that was built with `--features crossover/bug-flags`.
+#[test]
+#[ignore = "needs CROSSOVER_BUG=R1Path and a binary that heeds it"]
+fn r01_without_the_rule_the_order_is_lost() -> Result<()> {
+    ensure!(std::env::var("CROSSOVER_BUG").is_ok_and(|bug| bug == "R1Path"), "set CROSSOVER_BUG=R1Path");
+    let why = leave_companions().err().map(|why| format!("{why:#}")).unwrap_or_default();
+    ensure!(why.contains("verdict: fail") && why.contains("order"), "no record was out of order: {why}");
+    println!("{why}");
+    Ok(())
+}
+
+/// What the checker says.
+fn leave_companions() -> Result<String> {
     let _turn = one_at_a_time();
     let moves: usize = std::env::var("CROSSOVER_FLIPS").map_or(Ok(100), |n| n.parse())?;
     let mut rig = relayed_rig("3.9.2", "4.3.1", 1, &[])?;
@@ -52,7 +70,7 @@ fn r01_an_unsequenced_producer_keeps_its_order_when_it_leaves_a_slow_companion()
     wait_count(&mut consumer, "C.poll", crossover_harness::rig::count(&written, "P.ok"), WAIT)?;
     let read = consumer.history.clone();
     ensure!(consumer.stop(), "the consumer did not end well");
-    println!("{}", check(&rig, TOPIC, &[written], &[read], &[])?);
+    let verdict = check(&rig, TOPIC, &[written], &[read], &[])?;
     rig.keep = false;
-    Ok(())
+    Ok(verdict)
 }

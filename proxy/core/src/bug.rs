@@ -77,6 +77,12 @@ mod switch {
         BROKEN.set(bug);
     }
 
+    /// The flags that make sense for a whole process.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Bug> {
+        [Bug::R1Path, Bug::R1Kept].into_iter().find(|bug| format!("{bug:?}") == name)
+    }
+
     pub(crate) fn is(bug: Bug) -> bool {
         BROKEN.get() == Some(bug)
     }
@@ -91,4 +97,4 @@ mod switch {
 
 pub(crate) use switch::is;
 #[cfg(feature = "bug-flags")]
-pub use switch::set;
+pub use switch::{named, set};

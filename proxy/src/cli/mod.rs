@@ -183,7 +183,10 @@ enum Outcome {
 /// The whole program.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    #[cfg(feature = "bug-flags")]
+    builder.on_thread_start(break_rule);
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("crossover: the runtime cannot be started: {error}");
@@ -198,6 +201,17 @@ pub(crate) fn main() -> ExitCode {
             eprintln!("crossover: {error:#}");
             ExitCode::from(exit_status(&error))
         }
+    }
+}
+
+/// Switches the rule off that `CROSSOVER_BUG` names, in this thread.
+#[cfg(feature = "bug-flags")]
+fn break_rule() {
+    use crossover_core::bug;
+    if let Ok(name) = std::env::var("CROSSOVER_BUG") {
+        let bug = bug::named(&name);
+        assert!(bug.is_some(), "CROSSOVER_BUG: there is no rule {name} to switch off");
+        bug::set(bug);
     }
 }
 
