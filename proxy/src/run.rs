@@ -115,7 +115,9 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
             anyhow::bail!("{}; {}", foreign.cause, foreign.remedy);
         }
         if control.topology(default).reachable {
-            return control::state_copy::check_store(control).await;
+            control::state_copy::check_store(control).await?;
+            control.take_over().await;
+            return Ok(());
         }
         tokio::time::sleep(START_RETRY).await;
     }

@@ -29,6 +29,8 @@ const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
 const FORMAT: &str = "1";
 /// What of `meta` is part of the copy.
 const META_COPIED: [&str; 4] = ["format", "revision", "source_cluster", "target_cluster"];
+/// Entries of the ledger that are part of the copy: the newest.
+const LEDGER_COPIED_MAX: usize = 1_000;
 /// Entries of the ledger that one read gives at most.
 const LEDGER_READ_MAX: usize = 1_000;
 
@@ -349,7 +351,7 @@ impl Store {
         Ok(write.commit()?)
     }
 
-    /// All that must outlive the store itself: everything but the ledger and what concerns this process.
+    /// All that must outlive the store itself: everything but the older ledger and what concerns this process.
     pub(crate) fn rows(&self) -> anyhow::Result<Rows> {
         let read = self.database.begin_read()?;
         let mut rows = BTreeMap::new();
@@ -385,6 +387,10 @@ impl Store {
             let (at, floor) = row?;
             let ((topic, partition), (id, offset)) = (at.value(), floor.value());
             rows.insert(format!("floor/{partition}/{topic}"), format!("{id} {offset}").into_bytes());
+        }
+        for row in read.open_table(LEDGER)?.iter()?.rev().take(LEDGER_COPIED_MAX) {
+            let (sequence, entry) = row?;
+            rows.insert(format!("ledger/{:020}", sequence.value()), entry.value().to_vec());
         }
         Ok(Rows(rows))
     }
@@ -488,6 +494,7 @@ fn put_row(write: &WriteTransaction, key: &str, value: &[u8]) -> anyhow::Result<
             drop(write.open_table(CARRY)?.insert((topic, partition), value)?);
         }
         "group" => drop(write.open_table(GROUPS)?.insert(rest, text()?)?),
+        "ledger" => drop(write.open_table(LEDGER)?.insert(rest.parse::<u64>()?, value)?),
         "transaction" => drop(write.open_table(TRANSACTIONS)?.insert(rest, value)?),
         "port" => {
             let (side, broker) = numbered()?;
@@ -628,6 +635,7 @@ mod tests {
         other.put_rows(&rows).unwrap();
         assert_eq!(other.rows().unwrap(), rows);
         assert!(other.put_rows(&rows).is_err());
+        assert_eq!(other.ledger(0).unwrap(), store.ledger(0).unwrap());
         for directory in [directory, other_directory] {
             std::fs::remove_dir_all(directory).unwrap();
         }

@@ -377,6 +377,7 @@ impl Flip {
 
     async fn store_intent(&self) -> anyhow::Result<()> {
         let id = self.view.id.clone();
+        self.control.announce_intent(&id).await?;
         self.control.stored(move |s| s.put_intent(Some(&id))).await.context("the intent cannot be stored")
     }
 

@@ -13,6 +13,7 @@ mod publisher;
 mod records;
 mod seed;
 pub(crate) mod state_copy;
+mod takeover;
 pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
@@ -81,6 +82,10 @@ pub(crate) struct Control {
     commits: tokio::sync::Mutex<()>,
     /// Held while what is stored of a topic's partitions changes outside of a flip.
     shapes: tokio::sync::Mutex<()>,
+    /// What shows brokers that this is the latest process of the pair.
+    claim_of_pair: tokio::sync::Mutex<Option<takeover::Claim>>,
+    /// There is a later one.
+    taken_over: AtomicBool,
     /// Held while a transactional id is moved.
     transactional_ids: transaction_move::Turns,
     /// Commits that are still to be copied to the side that is not their group's home.
@@ -134,6 +139,8 @@ impl Control {
             problems: Mutex::new([None, None]),
             commits: tokio::sync::Mutex::new(()),
             shapes: tokio::sync::Mutex::new(()),
+            claim_of_pair: tokio::sync::Mutex::new(None),
+            taken_over: AtomicBool::new(false),
             transactional_ids: transaction_move::Turns::default(),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),

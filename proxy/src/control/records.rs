@@ -1,4 +1,4 @@
-//! Record batches of our own: keys and values, uncompressed, without a producer id.
+//! Record batches of our own: keys and values, uncompressed.
 //!
 //! Source: `DefaultRecordBatch`, `DefaultRecord` (message format 2). Only what the copy of the state needs; client
 //! records are never taken apart.
@@ -6,6 +6,7 @@
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use crossover_core::producer::crc;
+use crossover_core::producer::transaction::Identity;
 
 /// Of a batch: everything before its records.
 const HEADER_BYTES: usize = 61;
@@ -13,6 +14,7 @@ const HEADER_BYTES: usize = 61;
 const PREFIX_BYTES: usize = 12;
 const CRC_AT: usize = 17;
 const MAGIC: u8 = 2;
+const TRANSACTIONAL: i16 = 0x10;
 /// A varint of a 32-bit number.
 const VARINT_BYTES_MAX: u32 = 5;
 
@@ -28,6 +30,29 @@ pub(crate) struct Record {
 /// # Errors
 /// More than 2^31 records or bytes.
 pub(crate) fn encode(records: &[Record], now_ms: i64) -> anyhow::Result<Bytes> {
+    encode_as(records, now_ms, 0, Identity { pid: -1, epoch: -1 }, -1)
+}
+
+/// The same as part of a transaction.
+///
+/// # Errors
+/// As [`encode`].
+pub(crate) fn encode_transactional(
+    records: &[Record],
+    now_ms: i64,
+    producer: Identity,
+    sequence: i32,
+) -> anyhow::Result<Bytes> {
+    encode_as(records, now_ms, TRANSACTIONAL, producer, sequence)
+}
+
+fn encode_as(
+    records: &[Record],
+    now_ms: i64,
+    attributes: i16,
+    producer: Identity,
+    sequence: i32,
+) -> anyhow::Result<Bytes> {
     let mut body = Vec::new();
     for (delta, record) in (0_i32..).zip(records) {
         let mut one = vec![0]; // attributes
@@ -46,13 +71,13 @@ pub(crate) fn encode(records: &[Record], now_ms: i64) -> anyhow::Result<Bytes> {
     out.extend((-1_i32).to_be_bytes()); // leader epoch
     out.push(MAGIC);
     out.extend([0; 4]); // checksum, below
-    out.extend(0_i16.to_be_bytes()); // attributes
+    out.extend(attributes.to_be_bytes());
     out.extend((count - 1).to_be_bytes());
     out.extend(now_ms.to_be_bytes());
     out.extend(now_ms.to_be_bytes());
-    out.extend((-1_i64).to_be_bytes()); // producer id
-    out.extend((-1_i16).to_be_bytes());
-    out.extend((-1_i32).to_be_bytes());
+    out.extend(producer.pid.to_be_bytes());
+    out.extend(producer.epoch.to_be_bytes());
+    out.extend(sequence.to_be_bytes());
     out.extend(count.to_be_bytes());
     out.extend(body);
     let checksum = crc::checksum(&out[CRC_AT + 4..]).to_be_bytes();

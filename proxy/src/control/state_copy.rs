@@ -10,9 +10,11 @@ use super::client::{Address, Client, request};
 use super::records::{self, Record};
 use crate::store::Rows;
 use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
 use crossover_core::api::key;
 use crossover_core::ids::ClusterSide;
 use crossover_core::node::Topology;
+use crossover_core::producer::transaction::Identity;
 use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ use tracing::{info, warn};
 
 /// The row that is there while a write of several batches is under way.
 const WRITING: &str = "writing";
+/// The key of the operation that was about to flip last: no row, which would begin with the number of its part.
+const INTENT: &[u8] = b"intent";
 /// The largest part of a row in one record, and the largest batch: `max.message.bytes` is 1 MiB by default.
 const PART_BYTES: usize = 256 * 1024;
 const BATCH_BYTES: usize = 600 * 1024;
@@ -141,7 +145,7 @@ fn batches(records: Vec<Record>) -> Vec<Vec<Record>> {
     out
 }
 
-async fn create(client: &Client, control: &Control, topology: &Topology) -> anyhow::Result<()> {
+pub(super) async fn create(client: &Client, control: &Control, topology: &Topology) -> anyhow::Result<()> {
     let side = topology.side;
     if topology.topic(STATE_TOPIC).is_some() {
         return Ok(());
@@ -171,24 +175,43 @@ async fn create(client: &Client, control: &Control, topology: &Topology) -> anyh
 }
 
 async fn write(client: &Client, at: &Address, records: &[Record], now_ms: i64) -> anyhow::Result<()> {
+    match produce(client, at, None, records::encode(records, now_ms)?).await? {
+        0 => Ok(()),
+        error => bail!("Produce answers error {error}"),
+    }
+}
+
+/// Writes which operation is about to flip, in an open transaction of `id`. Gives the broker's error code. The row is no
+/// part of the copy: readers of that skip it.
+pub(super) async fn write_intent(
+    client: &Client,
+    at: &Address,
+    id: &str,
+    operation: &str,
+    (producer, sequence): (Identity, i32),
+    now_ms: i64,
+) -> anyhow::Result<i16> {
+    let record = Record { key: INTENT.to_vec(), value: Some(operation.as_bytes().to_vec()) };
+    let batch = records::encode_transactional(&[record], now_ms, producer, sequence)?;
+    produce(client, at, Some(id), batch).await
+}
+
+async fn produce(client: &Client, at: &Address, id: Option<&str>, batch: Bytes) -> anyhow::Result<i16> {
     let mut body = request(key::PRODUCE);
     let mut topic = body.new_element("TopicData");
     let mut partition = topic.new_element("PartitionData");
     partition.set("Index", 0);
-    partition.set("Records", Value::Bytes(Some(records::encode(records, now_ms)?)));
+    partition.set("Records", Value::Bytes(Some(batch)));
     topic.set("Name", STATE_TOPIC);
     topic.push("PartitionData", partition);
     body.set("Acks", -1_i16);
     body.set("TimeoutMs", 5_000);
     body.push("TopicData", topic);
-    // From version 13 on topics have ids there.
-    let answer = client.call(at, key::PRODUCE, 12, &body).await?;
+    body.set("TransactionalId", id);
+    // From version 12 on a transaction begins by itself.
+    let answer = client.call(at, key::PRODUCE, 11, &body).await?;
     let error = only_partition(&answer, "PartitionResponses").map(|p| p.i16("ErrorCode"));
-    match error {
-        Some(0) => Ok(()),
-        Some(error) => bail!("Produce answers error {error}"),
-        None => bail!("Produce answers nothing"),
-    }
+    error.context("Produce answers nothing")
 }
 
 fn only_partition<'a>(answer: &'a Struct, partitions: &'static str) -> Option<&'a Struct> {

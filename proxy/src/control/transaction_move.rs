@@ -26,6 +26,14 @@ const TIMEOUT_MS: i32 = 60_000;
 /// `Errors.TRANSACTIONAL_ID_NOT_FOUND`.
 const TRANSACTIONAL_ID_NOT_FOUND: i16 = 105;
 
+/// Errors that pass.
+const BUSY: [i16; 4] = [
+    code::COORDINATOR_LOAD_IN_PROGRESS,
+    code::COORDINATOR_NOT_AVAILABLE,
+    code::NOT_COORDINATOR,
+    code::CONCURRENT_TRANSACTIONS,
+];
+
 /// What the old home says.
 enum Told {
     /// It serves this producer, which has nothing open.
@@ -124,7 +132,7 @@ impl Control {
         bail!("the {side} knows {ALIASES_TRIED} aliases of {id} already, from {first}")
     }
 
-    async fn init_transactions(
+    pub(super) async fn init_transactions(
         &self,
         side: ClusterSide,
         name: &str,
@@ -141,7 +149,8 @@ impl Control {
             if error == code::NONE {
                 return Ok(Identity { pid: answer.i64("ProducerId"), epoch: answer.i16("ProducerEpoch") });
             }
-            ensure!(Instant::now() < deadline, "InitProducerId of {name} answers error {error}");
+            let in_time = BUSY.contains(&error) && Instant::now() < deadline;
+            ensure!(in_time, "InitProducerId of {name} answers error {error}");
             sleep(LOOK_AGAIN).await;
         }
     }
@@ -164,6 +173,23 @@ impl Control {
         Arc::make_mut(&mut self.state().transactions).0.insert(Arc::clone(id), route);
         self.publish();
         Ok(())
+    }
+}
+
+/// Asks again while the coordinator is busy with the transaction before.
+///
+/// # Errors
+/// It does not answer.
+pub(super) async fn retried<F: Future<Output = anyhow::Result<i16>>>(
+    ask: impl Fn() -> F,
+) -> anyhow::Result<i16> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let error = ask().await?;
+        if error != code::CONCURRENT_TRANSACTIONS || Instant::now() >= deadline {
+            return Ok(error);
+        }
+        sleep(LOOK_AGAIN).await;
     }
 }
 

@@ -58,6 +58,11 @@ impl GroupApi for OffsetCommit {
             self.plan.refused = topics.map(|t| refuse(t, code::UNKNOWN_MEMBER_ID)).collect();
             return self.reply(cx);
         }
+        if cx.snapshot.taken_over {
+            let topics = self.original.structs("Topics");
+            self.plan.refused = topics.map(|t| refuse(t, code::COORDINATOR_NOT_AVAILABLE)).collect();
+            return self.reply(cx);
+        }
         let (routes, by_id) = (&cx.snapshot.routes, cx.header.api_version >= 10);
         let usable = |t| usable_route(routes, t, by_id).is_some();
         if self.original.array("Topics").is_empty() || self.original.structs("Topics").any(usable) {

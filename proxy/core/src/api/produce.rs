@@ -189,7 +189,7 @@ impl Produce {
                     is_repeated: false,
                     is_given_up: false,
                 };
-                part.look_inside(route.as_deref(), by_id);
+                part.look_inside(route.as_deref(), by_id, cx.snapshot.taken_over);
                 self.parts.push(part);
             }
         }
@@ -450,7 +450,7 @@ impl Produce {
 
 impl Part {
     /// Reads the batch's header and refuses what no broker may see.
-    fn look_inside(&mut self, route: Option<&TopicRoute>, by_id: bool) {
+    fn look_inside(&mut self, route: Option<&TopicRoute>, by_id: bool, is_taken_over: bool) {
         let Some(route) = route else {
             self.state = State::Answered(self.error(if by_id {
                 code::UNKNOWN_TOPIC_ID
@@ -459,6 +459,10 @@ impl Part {
             }));
             return;
         };
+        if is_taken_over {
+            self.state = State::Answered(self.error(code::NOT_LEADER_OR_FOLLOWER));
+            return;
+        }
         if route.timeline(self.at.1).is_none() || route.frozen.is_some() {
             self.state = State::Answered(self.error(code::UNKNOWN_TOPIC_OR_PARTITION));
             return;

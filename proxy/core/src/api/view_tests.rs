@@ -160,6 +160,7 @@ fn snapshot() -> Snapshot {
         routes: Arc::new(routes(&topologies)),
         topologies,
         transactions: Arc::default(),
+        taken_over: false,
         groups: Arc::new(GroupTable {
             homes: BTreeMap::from([(Arc::from("at-target"), Target)]),
             moving: BTreeMap::from([(Arc::from("on-the-way"), Target)]),

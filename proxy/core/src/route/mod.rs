@@ -236,6 +236,8 @@ pub struct Snapshot {
     pub advertised: Arc<ApiRanges>,
     /// Finalized features both clusters share, at the lower level.
     pub features: Arc<BTreeMap<String, (i16, i16)>>,
+    /// Another process serves this pair of clusters: this one takes no produce and no commits any more (RULES R31).
+    pub taken_over: bool,
     /// Topics of a flip between PREPARE and RELEASE: their fetch waits are kept short (RULES R15).
     pub preparing: Arc<BTreeSet<Arc<str>>>,
 }

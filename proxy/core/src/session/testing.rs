@@ -274,6 +274,7 @@ fn snapshot() -> Snapshot {
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable::default()),
         transactions: Arc::default(),
+        taken_over: false,
         nodes: Arc::new(NodeMap { host: "proxy".to_owned(), ports }),
         cluster_id: Arc::from("virtual"),
         advertised: Arc::new(ranges()),

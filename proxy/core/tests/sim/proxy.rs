@@ -186,6 +186,7 @@ fn snapshot(
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable::default()),
         transactions: Arc::default(),
+        taken_over: false,
         nodes: Arc::clone(&fixed.nodes),
         cluster_id: Arc::from("virtual"),
         advertised: Arc::clone(&fixed.ranges),
