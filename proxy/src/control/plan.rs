@@ -56,6 +56,7 @@ impl Control {
             if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
                 let routes = self.fresh(&routes);
                 self.check_configs(&mut checks, &routes, to, request.force).await;
+                self.check_history(&mut checks, &routes, to).await;
                 self.check_replicas(&mut checks, &routes);
                 self.check_transactions(&mut checks, &routes, to, request.force).await;
                 self.check_outcomes(&mut checks, &routes);
@@ -404,6 +405,31 @@ impl Control {
         }
     }
 
+    /// When what stays behind is gone by retention (RULES R23). It refuses nothing: consumers that come later find less.
+    async fn check_history(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide) {
+        for route in routes.iter().filter(|route| route.mode == LinkMode::Continue) {
+            let mut ends = Vec::new();
+            for side in ClusterSide::BOTH {
+                let retention = self.retention_ms(route, side).await;
+                let last = left_at_ms(route, side, to, self.runtime.now_ms());
+                let Some((last, retention)) = last.zip(retention) else { continue };
+                ends.push(match retention {
+                    0.. => format!("on the {side} by {}", utc(last.saturating_add(retention))),
+                    _ => format!("on the {side} never (retention.ms is {retention})"),
+                });
+            }
+            if !ends.is_empty() {
+                let detail = format!("{}: after this flip the history ends {}", route.name, ends.join(", "));
+                checks.add("history", CheckResult::Passed, detail, "");
+            }
+        }
+    }
+
+    async fn retention_ms(&self, route: &TopicRoute, side: ClusterSide) -> Option<i64> {
+        let configs = self.configs(side, route.physical(side)).await.ok()?;
+        configs.get("retention.ms")?.0.parse().ok()
+    }
+
     /// Complete ISR on both sides (RULES R10).
     fn check_replicas(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
         let mut problem = None;
@@ -662,6 +688,32 @@ impl Control {
     }
 }
 
+/// When the last record of a side's history was written, if the topic were flipped to `to` now: history is what lies in
+/// eras that have ended.
+fn left_at_ms(route: &TopicRoute, side: ClusterSide, to: ClusterSide, now_ms: i64) -> Option<i64> {
+    if side != to {
+        return Some(now_ms);
+    }
+    let eras: Vec<_> = route.timeline(0)?.eras().collect();
+    let ends = eras.windows(2).filter(|pair| pair[0].side == side).map(|pair| pair[1].sealed_at_ms);
+    ends.max()
+}
+
+/// Unix milliseconds as a date, to the minute.
+fn utc(at_ms: i64) -> String {
+    let (days, minutes) = (at_ms.div_euclid(86_400_000), at_ms.rem_euclid(86_400_000) / 60_000);
+    // Days since 1970-01-01 to a date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+    let shifted = days + 719_468;
+    let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let date = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{date:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
 fn trails(quiet: &Quiet, ends: &BTreeMap<Part, i64>) -> Option<String> {
     let end = ends.get(&quiet.lead.part).copied().unwrap_or(0);
     let (name, partition) = &quiet.lead.part;
@@ -671,4 +723,17 @@ fn trails(quiet: &Quiet, ends: &BTreeMap<Part, i64>) -> Option<String> {
             "{name}-{partition}: high watermark {watermark} has not reached log end {end} within {SETTLE:?}"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn r23_dates_are_right() {
+        assert_eq!(utc(0), "1970-01-01 00:00 UTC");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00 UTC");
+        assert_eq!(utc(1_795_765_236_665), "2026-11-27 07:40 UTC");
+        assert_eq!(utc(4_107_542_399_999), "2100-02-28 23:59 UTC");
+    }
 }
