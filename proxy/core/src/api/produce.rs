@@ -110,6 +110,8 @@ struct Part {
     /// Not before this time, after a leader refused it.
     retry_at_ms: i64,
     hold: Option<HoldId>,
+    /// When its request came, in milliseconds.
+    arrived_ms: i64,
     /// Why it was last held.
     reason: Option<HoldReason>,
     /// A fence held it: the flip is not the client's to notice.
@@ -184,6 +186,7 @@ impl Produce {
                     state: State::Waiting,
                     retry_at_ms: 0,
                     hold: None,
+                    arrived_ms: self.arrived_ms,
                     reason: None,
                     was_held: false,
                     is_repeated: false,
@@ -540,7 +543,13 @@ impl Part {
     }
 
     fn kept(&self, cx: &Cx<'_>) -> Kept {
-        Kept { session: cx.core.id, client: cx.core.client_key(), batch: self.batch, hold: self.hold }
+        Kept {
+            session: cx.core.id,
+            client: cx.core.client_key(),
+            batch: self.batch,
+            hold: self.hold,
+            arrived_ms: self.arrived_ms,
+        }
     }
 
     /// Stays where it is and keeps everything behind it back.

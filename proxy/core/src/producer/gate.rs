@@ -37,11 +37,6 @@ pub const GAP_WINDOW_MS: i64 = 5_000;
 
 /// When a batch that was planned with another route table asks again, in milliseconds.
 const STALE_RETRY_MS: i64 = 1;
-/// How long what a client has sent by one connection may lie unread when what it sent later by another one has been
-/// read, in milliseconds: a busy machine's turn or two.
-const SETTLE_MS: i64 = 25;
-/// Clients without sequences that are remembered per partition.
-const UNSEQUENCED_MAX: usize = 1_024;
 
 /// The identity of a sequenced batch, with the producer id the client knows (visit 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +71,19 @@ pub struct Kept {
     pub batch: Option<BatchId>,
     /// Set when the batch was kept before.
     pub hold: Option<HoldId>,
+    /// When its request came, in milliseconds.
+    pub arrived_ms: i64,
 }
 
 impl Submission {
     fn kept(&self) -> Kept {
-        Kept { session: self.session, client: self.client, batch: self.batch, hold: self.hold }
+        Kept {
+            session: self.session,
+            client: self.client,
+            batch: self.batch,
+            hold: self.hold,
+            arrived_ms: self.arrived_ms,
+        }
     }
 }
 
@@ -99,16 +102,6 @@ pub enum Admission {
     Duplicate(Option<VirtualOffset>),
     /// Refuse it.
     Refuse(Refusal),
-}
-
-impl Admission {
-    /// The name under which the gate keeps the batch.
-    fn hold(&self) -> Option<HoldId> {
-        match self {
-            Admission::Hold { hold, .. } => Some(*hold),
-            _ => None,
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,10 +178,6 @@ pub struct PartitionGate {
     /// Batches that are kept, for whatever reason, in the order they came: those of one client, or of one producer,
     /// must not overtake each other by another connection (RULES R1, R3).
     kept: BTreeMap<HoldId, Kept>,
-    /// Of these: first batches of a client's next connection, which what is still to be read of another may precede.
-    settling: BTreeSet<HoldId>,
-    /// Connections by which a client has sent batches without sequences in this era.
-    unsequenced: BTreeMap<ClientKey, BTreeMap<SessionId, i64>>,
     waiting: BTreeSet<SessionId>,
     /// When an outcome last became unknown and was not resolved since.
     unknown_since_ms: Option<i64>,
@@ -215,11 +204,6 @@ impl PartitionGate {
             if under_way && !bug::is(Bug::R1Path) {
                 return self.wait(submission, HoldReason::OtherPath, None);
             }
-            if let Some(settled_ms) = self.settles(now_ms, submission) {
-                let admission = self.wait(submission, HoldReason::OtherPath, Some(settled_ms));
-                self.settling.extend(admission.hold());
-                return admission;
-            }
             if self.is_behind(submission) && !bug::is(Bug::R1Kept) {
                 return self.wait(submission, HoldReason::Kept, None);
             }
@@ -228,24 +212,16 @@ impl PartitionGate {
         self.admit_sequenced(now_ms, submission, batch)
     }
 
-    /// Until when the first batch of a client's next connection waits. The client has sent what came before it by the
-    /// other connection, but that may not have been read yet: two connections are not read in the order they were
-    /// written.
-    fn settles(&mut self, now_ms: i64, submission: &Submission) -> Option<i64> {
-        let used = self.unsequenced.get_mut(&submission.client)?;
-        // What has been kept for another reason has waited long enough.
-        let is_fresh = submission.hold.is_none_or(|hold| self.settling.contains(&hold));
-        let settled_ms = if is_fresh { now_ms + SETTLE_MS } else { now_ms };
-        let settled_ms = *used.entry(submission.session).or_insert(settled_ms);
-        (now_ms < settled_ms).then_some(settled_ms)
-    }
-
-    /// Whether an earlier batch without sequences of the same client is kept on another connection.
+    /// Whether an earlier batch without sequences of the same client is kept on another connection. Earlier by when it
+    /// came: a connection's turn may be interrupted between that and the question.
     fn is_behind(&self, submission: &Submission) -> bool {
-        let is_earlier = |id: &HoldId| submission.hold.is_none_or(|own| *id < own);
-        let earlier = self.kept.iter().take_while(|(id, _)| is_earlier(id));
-        let mut earlier = earlier.filter(|(id, _)| !self.settling.contains(id)).map(|(_, kept)| kept);
-        earlier.any(|k| k.batch.is_none() && k.client == submission.client && k.session != submission.session)
+        let own = (submission.arrived_ms, submission.hold.unwrap_or(HoldId(u64::MAX)));
+        let is_earlier = |id: &HoldId, kept: &Kept| (kept.arrived_ms, *id) < own;
+        let of_client = |kept: &Kept| {
+            kept.batch.is_none() && kept.client == submission.client && kept.session != submission.session
+        };
+        let mut kept = self.kept.iter().filter(|(_, kept)| of_client(kept));
+        kept.any(|(id, kept)| is_earlier(id, kept))
     }
 
     /// Whether a batch of the same producer that must come before is kept on another connection.
@@ -329,7 +305,6 @@ impl PartitionGate {
         if let Some(id) = submission.hold {
             self.held.remove(&id);
             self.kept.remove(&id);
-            self.settling.remove(&id);
         }
         self.in_flight.insert(
             ticket,
@@ -340,24 +315,10 @@ impl PartitionGate {
                 era: self.era,
             },
         );
-        match submission.batch {
-            Some(batch) => {
-                self.pids.entry(batch.pid).or_default().in_flight.insert(ticket);
-            }
-            None => self.note_unsequenced(submission),
+        if let Some(batch) = submission.batch {
+            self.pids.entry(batch.pid).or_default().in_flight.insert(ticket);
         }
         Admission::Forward(ticket)
-    }
-
-    fn note_unsequenced(&mut self, submission: &Submission) {
-        if self.unsequenced.len() >= UNSEQUENCED_MAX && !self.unsequenced.contains_key(&submission.client) {
-            self.unsequenced.clear();
-        }
-        let used = self.unsequenced.entry(submission.client).or_default();
-        if used.len() >= UNSEQUENCED_MAX {
-            used.clear();
-        }
-        used.entry(submission.session).or_insert(i64::MIN);
     }
 
     fn hold(&mut self, submission: &Submission, reason: HoldReason, deadline_ms: Option<i64>) -> Admission {
@@ -369,10 +330,6 @@ impl PartitionGate {
     /// Keeps a batch that queues behind an earlier one of its own connection.
     pub fn queue(&mut self, kept: &Kept) -> HoldId {
         let hold = self.keep(kept);
-        let is_same = |id: &HoldId| self.kept.get(id).is_some_and(|other| other.session == kept.session);
-        if kept.batch.is_none() && self.settling.iter().any(is_same) {
-            self.settling.insert(hold);
-        }
         if self.fenced {
             self.held.insert(hold, kept.session);
         } else {
@@ -397,7 +354,6 @@ impl PartitionGate {
     /// The client of a held batch has gone, or the batch is answered otherwise.
     pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
         self.held.remove(&hold);
-        self.settling.remove(&hold);
         let was_kept = self.kept.remove(&hold).is_some();
         GateSignal { wake: if was_kept { self.take_waiting() } else { Vec::new() }, drained: false }
     }
@@ -468,7 +424,6 @@ impl PartitionGate {
         self.carry = carry;
         self.flipped_at_ms = Some(now_ms);
         self.pids.clear();
-        self.unsequenced.clear();
         GateSignal { wake: self.take_all(), drained: false }
     }
 

@@ -54,24 +54,18 @@ fn r01_a_batch_without_sequence_waits_for_the_same_client_on_another_connection(
 }
 
 #[test]
-fn r01_what_a_client_has_sent_before_by_another_connection_may_be_read_later() {
+fn r01_what_came_first_goes_first_although_it_asks_later() {
     let mut gate = PartitionGate::default();
-    let first = forwarded(gate.admit(NOW, &submission(1, None, 0)));
-    gate.complete(NOW, first, acked(0));
-    // The client goes on by another connection; what it had sent before that lies unread.
-    let Admission::Hold { hold, deadline_ms, .. } = gate.admit(NOW, &submission(2, None, 0)) else {
-        panic!("not held")
-    };
-    assert_eq!(deadline_ms, Some(NOW + SETTLE_MS));
-    let later = gate.queue(&submission(2, None, 0).kept());
-    let before = forwarded(gate.admit(NOW + 1, &submission(1, None, 0)));
-    let settled = Submission { hold: Some(hold), ..submission(2, None, 0) };
-    assert_eq!(reason(gate.admit(NOW + SETTLE_MS, &settled)), HoldReason::OtherPath);
-    gate.complete(NOW + SETTLE_MS, before, acked(1));
-    forwarded(gate.admit(NOW + SETTLE_MS, &settled));
-    forwarded(gate.admit(NOW + SETTLE_MS, &Submission { hold: Some(later), ..settled }));
-    // Once per connection, and another client does not wait.
-    forwarded(gate.admit(NOW + SETTLE_MS, &Submission { client: ClientKey(99), ..submission(3, None, 0) }));
+    let under_way = forwarded(gate.admit(NOW, &submission(1, None, 0)));
+    // Its connection's turn is interrupted between its arrival and the question.
+    let interrupted = submission(1, None, 0);
+    let next = Submission { arrived_ms: NOW + 9, ..submission(2, None, 0) };
+    assert_eq!(reason(gate.admit(NOW + 9, &next)), HoldReason::OtherPath);
+    let interrupted = forwarded(gate.admit(NOW + 10, &interrupted));
+    gate.complete(NOW + 11, under_way, acked(0));
+    assert_eq!(reason(gate.admit(NOW + 50, &next)), HoldReason::OtherPath);
+    gate.complete(NOW + 51, interrupted, acked(1));
+    forwarded(gate.admit(NOW + 51, &next));
 }
 
 #[test]
