@@ -34,6 +34,8 @@ const HELD: Duration = Duration::from_millis(4_300);
 
 /// For a topic that is made in the clusters themselves to be seen.
 const SEEN_MAX: Duration = Duration::from_secs(30);
+/// After a start, also one that follows a kill (RULES R13).
+const SERVING_MAX: Duration = Duration::from_secs(5);
 
 /// What a case breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -331,7 +333,10 @@ impl Run {
             }
             Failure::KillProxy => {
                 let _ = std::fs::remove_dir_all(self.rig.directory.join("failpoints"));
+                let started = Instant::now();
                 self.rig.start_proxy()?;
+                println!("clients can connect {:.1} s after the start", started.elapsed().as_secs_f64());
+                ensure!(started.elapsed() < SERVING_MAX, "not serving within {SERVING_MAX:?}");
             }
             Failure::Cut(_) | Failure::LoseAnswer(_) => {
                 self.rig.relays[side].values().for_each(|relay| relay.set(Fault::None));
