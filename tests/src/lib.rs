@@ -106,6 +106,24 @@ pub fn flip(rig: &Rig, verb: &str, topics: &[&str]) -> Result<Vec<Value>> {
     Ok(out.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
+/// Waits until each client has `more` events of its kind than it has now.
+///
+/// # Errors
+/// Not in time, or a client has ended.
+pub fn wait_more<'a>(
+    clients: impl IntoIterator<Item = (&'a mut Driver, &'a str)>,
+    more: usize,
+    limit: Duration,
+) -> Result<()> {
+    let clients = clients.into_iter();
+    let all: Vec<_> = clients.map(|(client, event)| (client.count(event) + more, client, event)).collect();
+    let deadline = Instant::now() + limit;
+    for (wanted, client, event) in all {
+        wait_count(client, event, wanted, deadline.saturating_duration_since(Instant::now()))?;
+    }
+    Ok(())
+}
+
 /// Waits until a driver's history has `count` events of a kind.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use crate::history::{At, lines};
 use crate::measure::{self, Pause, Window, machine_load, now_us};
-use crate::{check, end, flip, text, wait_count, wait_for};
+use crate::{check, end, flip, text, wait_count, wait_for, wait_more};
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use serde_json::Value;
@@ -248,12 +248,7 @@ impl Traffic {
     pub fn flows(&mut self, records: usize, limit: Duration) -> Result<()> {
         let producers = self.producers.iter_mut().map(|client| (client, "P.ok"));
         let all = producers.chain(self.consumers.iter_mut().map(|client| (client, "C.poll")));
-        let all: Vec<_> = all.map(|(client, event)| (client.count(event) + records, client, event)).collect();
-        let deadline = Instant::now() + limit;
-        for (wanted, client, event) in all {
-            wait_count(client, event, wanted, deadline.saturating_duration_since(Instant::now()))?;
-        }
-        Ok(())
+        wait_more(all, records, limit)
     }
 
     fn check_alive(&mut self) -> Result<()> {

@@ -3,13 +3,12 @@
 use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::history::{Name, acknowledged, delivered, lines};
-use crossover_tests::live::{TOPIC, create_topic};
-use crossover_tests::{end, flip, one_at_a_time, rig, wait_count};
+use crossover_tests::live::{PARTITIONS, TOPIC, create_topic};
+use crossover_tests::{end, flip, one_at_a_time, rig, wait_count, wait_more};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const PARTITIONS: &str = "12";
 const WAIT: Duration = Duration::from_secs(90);
 /// Committed by each producer between two flips.
 const BETWEEN: usize = 200;
@@ -86,11 +85,7 @@ fn reader(rig: &Rig, which: &str, (kind, more): &(&str, &[&str])) -> Result<Driv
 
 /// Every producer commits more.
 fn commit(producers: &mut [Driver]) -> Result<()> {
-    let seen: Vec<usize> = producers.iter_mut().map(|producer| producer.count("P.ok")).collect();
-    for (producer, seen) in producers.iter_mut().zip(seen) {
-        wait_count(producer, "P.ok", seen + BETWEEN, WAIT)?;
-    }
-    Ok(())
+    wait_more(producers.iter_mut().map(|producer| (producer, "P.ok")), BETWEEN, WAIT)
 }
 
 /// What was committed, and what was aborted.

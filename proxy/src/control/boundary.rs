@@ -295,11 +295,9 @@ fn read_producers(answer: &Struct, leads: &[Lead]) -> anyhow::Result<BTreeMap<Pa
         );
         let mut told = Producers::default();
         for row in partition.structs("ActiveProducers") {
-            let pid = row.i64("ProducerId");
-            let open = row.i64("CurrentTxnStartOffset") >= 0;
-            told.open |= open;
+            told.open |= row.i64("CurrentTxnStartOffset") >= 0;
             told.rows.push(DescribedProducer {
-                pid,
+                pid: row.i64("ProducerId"),
                 epoch: row.i32("ProducerEpoch"),
                 last_sequence: row.i32("LastSequence"),
                 last_timestamp_ms: row.i64("LastTimestamp"),

@@ -88,7 +88,6 @@ impl Drop for ClosedTransactions {
     fn drop(&mut self) {
         let revision = self.control.state().revision;
         self.control.runtime.shared.transactions.open(&self.topics, revision);
-        self.control.runtime.sessions.wake_all();
     }
 }
 
@@ -181,8 +180,6 @@ impl Flip {
             }
             if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
                 self.transactions = None;
-            }
-            if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
                 self.control.runtime.sessions.wake_all();
             }
             if machine.flip.step() != was {

@@ -6,6 +6,7 @@ use super::client::{Address, request};
 use crate::runtime::ControlEvent;
 use crate::upstream::UpstreamEvent;
 use anyhow::bail;
+use crossover_core::api::common::CoordinatorType;
 use crossover_core::api::key;
 use crossover_core::error_code as code;
 use crossover_core::ids::{ClusterSide, VirtualOffset};
@@ -79,10 +80,6 @@ impl Pending {
         }
     }
 }
-
-/// Types of coordinators (`FindCoordinatorRequest.CoordinatorType`).
-const GROUP: i8 = 0;
-const TRANSACTION: i8 = 1;
 
 /// A coordinator's final no; anything else is worth another attempt.
 #[derive(Debug)]
@@ -234,7 +231,7 @@ impl Control {
 
     /// The coordinator of a group on one side. Asking also makes a fresh cluster create `__consumer_offsets`.
     pub(crate) async fn coordinator(&self, side: ClusterSide, group: &str) -> anyhow::Result<Address> {
-        self.coordinator_of(side, GROUP, group).await
+        self.coordinator_of(side, CoordinatorType::Group, group).await
     }
 
     /// Where a cluster coordinates a transactional id, by the name it has there.
@@ -243,13 +240,18 @@ impl Control {
         side: ClusterSide,
         name: &str,
     ) -> anyhow::Result<Address> {
-        self.coordinator_of(side, TRANSACTION, name).await
+        self.coordinator_of(side, CoordinatorType::Transaction, name).await
     }
 
-    async fn coordinator_of(&self, side: ClusterSide, kind: i8, name: &str) -> anyhow::Result<Address> {
+    async fn coordinator_of(
+        &self,
+        side: ClusterSide,
+        kind: CoordinatorType,
+        name: &str,
+    ) -> anyhow::Result<Address> {
         let mut body = request(key::FIND_COORDINATOR);
         body.set("Key", name);
-        body.set("KeyType", kind);
+        body.set("KeyType", kind as i8);
         let mut last = 0;
         for _ in 0..20 {
             let at = self.any_address(side)?;

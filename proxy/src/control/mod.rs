@@ -55,6 +55,8 @@ pub(crate) struct State {
     /// Shared with snapshots, which hold it as it was.
     pub(crate) transactions: Arc<TransactionTable>,
     pub(crate) preparing: BTreeSet<Arc<str>>,
+    /// Another process has the pair of clusters (RULES R31).
+    pub(crate) taken_over: bool,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     pub(crate) cluster_ids: [Option<String>; 2],
     /// Below which nothing shows (RULES R25).
@@ -84,8 +86,6 @@ pub(crate) struct Control {
     shapes: tokio::sync::Mutex<()>,
     /// What shows brokers that this is the latest process of the pair.
     claim_of_pair: tokio::sync::Mutex<Option<takeover::Claim>>,
-    /// There is a later one.
-    taken_over: AtomicBool,
     /// Held while a transactional id is moved.
     transactional_ids: transaction_move::Turns,
     /// Commits that are still to be copied to the side that is not their group's home.
@@ -140,7 +140,6 @@ impl Control {
             commits: tokio::sync::Mutex::new(()),
             shapes: tokio::sync::Mutex::new(()),
             claim_of_pair: tokio::sync::Mutex::new(None),
-            taken_over: AtomicBool::new(false),
             transactional_ids: transaction_move::Turns::default(),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
@@ -383,6 +382,7 @@ impl State {
             moving: BTreeMap::new(),
             transactions: Arc::new(restored.transactions.clone()),
             preparing: BTreeSet::new(),
+            taken_over: false,
             ports: restored.ports.clone(),
             cluster_ids: restored.cluster_ids.clone(),
             floors: restored.floors.clone(),

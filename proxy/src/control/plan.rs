@@ -56,7 +56,6 @@ impl Control {
             if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
                 let routes = self.fresh(&routes);
                 self.check_configs(&mut checks, &routes, to, request.force).await;
-                self.check_history(&mut checks, &routes, to).await;
                 self.check_replicas(&mut checks, &routes);
                 self.check_transactions(&mut checks, &routes, to, request.force).await;
                 self.check_outcomes(&mut checks, &routes);
@@ -347,6 +346,8 @@ impl Control {
             let value = |of: &BTreeMap<String, (String, bool)>, name: &str| {
                 of.get(name).map(|v| v.0.clone()).unwrap_or_default()
             };
+            let retentions = [value(&source, "retention.ms"), value(&target, "retention.ms")];
+            check_history(checks, route, retentions, to, self.runtime.now_ms());
             let policies = [value(&source, "cleanup.policy"), value(&target, "cleanup.policy")];
             let compacted =
                 route.mode == LinkMode::Continue && policies.iter().any(|p| p.contains("compact"));
@@ -405,31 +406,6 @@ impl Control {
         }
     }
 
-    /// When what stays behind is gone by retention (RULES R23). It refuses nothing: consumers that come later find less.
-    async fn check_history(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>], to: ClusterSide) {
-        for route in routes.iter().filter(|route| route.mode == LinkMode::Continue) {
-            let mut ends = Vec::new();
-            for side in ClusterSide::BOTH {
-                let retention = self.retention_ms(route, side).await;
-                let last = left_at_ms(route, side, to, self.runtime.now_ms());
-                let Some((last, retention)) = last.zip(retention) else { continue };
-                ends.push(match retention {
-                    0.. => format!("on the {side} by {}", utc(last.saturating_add(retention))),
-                    _ => format!("on the {side} never (retention.ms is {retention})"),
-                });
-            }
-            if !ends.is_empty() {
-                let detail = format!("{}: after this flip the history ends {}", route.name, ends.join(", "));
-                checks.add("history", CheckResult::Passed, detail, "");
-            }
-        }
-    }
-
-    async fn retention_ms(&self, route: &TopicRoute, side: ClusterSide) -> Option<i64> {
-        let configs = self.configs(side, route.physical(side)).await.ok()?;
-        configs.get("retention.ms")?.0.parse().ok()
-    }
-
     /// Complete ISR on both sides (RULES R10).
     fn check_replicas(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
         let mut problem = None;
@@ -467,13 +443,15 @@ impl Control {
         force: bool,
     ) {
         const NAME: &str = "transactional-producers";
-        let (ids, incomplete) = match self.leads(routes, to.other()) {
-            Ok(leads) => match self.transactions(to.other(), &leads).await {
-                Ok(told) => (told.writers(&leads), told.incomplete),
-                Err(problem) => (BTreeSet::new(), Some(format!("{problem:#}"))),
-            },
-            Err(problem) => (BTreeSet::new(), Some(format!("{problem:#}"))),
+        let told = match self.leads(routes, to.other()) {
+            Ok(leads) => {
+                let told = self.transactions(to.other(), &leads).await;
+                told.map(|told| (told.writers(&leads), told.incomplete))
+            }
+            Err(problem) => Err(problem),
         };
+        let (ids, incomplete) =
+            told.unwrap_or_else(|problem| (BTreeSet::new(), Some(format!("{problem:#}"))));
         if let Some(why) = incomplete {
             let detail = format!("not all transactions could be listed: {why}");
             let remedy = "bring the broker up, or make sure that no transactional producer uses the topics";
@@ -685,6 +663,29 @@ impl Control {
                 "leave the group out, or remove the cause",
             );
         }
+    }
+}
+
+/// When what stays behind is gone by retention (RULES R23); `retentions` are each side's `retention.ms`. It refuses
+/// nothing: consumers that come later find less.
+fn check_history(
+    checks: &mut Checks,
+    route: &TopicRoute,
+    retentions: [String; 2],
+    to: ClusterSide,
+    now_ms: i64,
+) {
+    let end = |(side, retention): (ClusterSide, String)| {
+        let last = left_at_ms(route, side, to, now_ms)?;
+        Some(match retention.parse::<i64>().ok()? {
+            retention @ 0.. => format!("on the {side} by {}", utc(last.saturating_add(retention))),
+            retention => format!("on the {side} never (retention.ms is {retention})"),
+        })
+    };
+    let ends: Vec<String> = ClusterSide::BOTH.into_iter().zip(retentions).filter_map(end).collect();
+    if route.mode == LinkMode::Continue && !ends.is_empty() {
+        let detail = format!("{}: after this flip the history ends {}", route.name, ends.join(", "));
+        checks.add("history", CheckResult::Passed, detail, "");
     }
 }
 

@@ -132,8 +132,7 @@ impl Control {
         {
             let mut state = self.state();
             let changes = &self.runtime.shared.changes;
-            let mut next = snapshot(&self.runtime.config, &state, changes);
-            next.taken_over = self.is_taken_over();
+            let next = snapshot(&self.runtime.config, &state, changes);
             for route in next.routes.topics.values() {
                 let id = route.timeline_id();
                 let known = state.timeline_ids.insert(Arc::clone(&route.name), id);
@@ -207,7 +206,7 @@ pub(crate) fn snapshot(config: &Config, state: &State, changes: &TopicChanges) -
         routes: Arc::new(routes),
         groups: Arc::new(GroupTable { homes: state.homes.clone(), moving: state.moving.clone() }),
         transactions: Arc::clone(&state.transactions),
-        taken_over: false,
+        taken_over: state.taken_over,
         nodes: Arc::new(nodes),
         cluster_id: Arc::from(id),
         advertised: Arc::new(policy::advertised(&source.api_ranges, &target.api_ranges)),

@@ -6,14 +6,13 @@
 
 use super::client::request;
 use super::{Control, state_copy, transaction_move};
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use crossover_core::api::key;
 use crossover_core::error_code as code;
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::transaction::Identity;
 use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tracing::{info, warn};
 
@@ -91,7 +90,7 @@ impl Control {
             Err(problem) => {
                 // What became of it is not known: the next one begins with a claim of its own, unless this is not ours.
                 if problem.is::<TakenOver>() {
-                    self.taken_over();
+                    self.taken_over().await;
                 } else {
                     *claim = None;
                 }
@@ -101,14 +100,13 @@ impl Control {
     }
 
     pub(crate) fn is_taken_over(&self) -> bool {
-        self.taken_over.load(Ordering::SeqCst)
+        self.state().taken_over
     }
 
     /// The other process may move topics at any time: what this one takes could go to the wrong side.
-    fn taken_over(&self) {
-        if self.taken_over.swap(true, Ordering::SeqCst) {
-            return;
-        }
+    async fn taken_over(&self) {
+        self.state().taken_over = true;
+        self.publish();
         self.alarm(
             "taken-over",
             "pair",
@@ -116,13 +114,9 @@ impl Control {
             "stop this process and point its clients at the other one; if the other one is the mistake, stop it and restart this one",
         );
         let entry = self.entry("taken-over", None, TakenOver.to_string());
-        let store = std::sync::Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || {
-            if let Err(problem) = store.append(&entry) {
-                warn!("the ledger cannot be written: {problem:#}");
-            }
-        });
-        self.publish();
+        if let Err(problem) = self.stored(move |store| store.append(&entry)).await {
+            warn!("the ledger cannot be written: {problem:#}");
+        }
     }
 
     async fn new_claim(&self) -> anyhow::Result<Claim> {
@@ -168,9 +162,7 @@ impl Control {
         .await
         .and_then(|error| judged("AddPartitionsToTxn", error))?;
         let leader = self.topology(SIDE).leader(STATE_TOPIC, 0);
-        let leader =
-            leader.ok_or_else(|| anyhow::anyhow!("topic {STATE_TOPIC} has no leader on the {SIDE}"))?;
-        let at = self.address(SIDE, leader)?;
+        let at = self.address(SIDE, leader.context("the topic has no leader any more")?)?;
         let producer = (claim.identity, claim.sequence);
         let error =
             state_copy::write_intent(&self.client, &at, &id, operation, producer, self.runtime.now_ms());

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::history::{Name, acknowledged, delivered};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic, group_name};
-use crossover_tests::{end, one_at_a_time, rig, wait_count, wait_for};
+use crossover_tests::{end, one_at_a_time, rig, wait_count, wait_for, wait_more};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -29,10 +29,7 @@ fn clients_leave_the_proxy_for_the_target() -> Result<()> {
     traffic.move_groups(&rig, "target", &kinds)?;
     traffic.flows(RECORDS, WAIT)?;
     let through_proxy = end_all(&mut traffic.consumers)?;
-    for producer in &mut traffic.producers {
-        let seen = producer.count("P.ok");
-        wait_count(producer, "P.ok", seen + RECORDS, WAIT)?;
-    }
+    wait_more(traffic.producers.iter_mut().map(|producer| (producer, "P.ok")), RECORDS, WAIT)?;
     let written = end_all(&mut traffic.producers)?;
     let writers = written.iter().enumerate();
     let written = writers.map(|(index, history)| acknowledged(history, i64::try_from(index)? + 1));

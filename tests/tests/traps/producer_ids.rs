@@ -5,7 +5,7 @@ use crossover_harness::Cluster;
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::history::{Name, acknowledged, delivered};
 use crossover_tests::live::{KINDS, Kind, PARTITIONS, TOPIC, create_topic};
-use crossover_tests::{end, one_at_a_time, rig, text, wait_count};
+use crossover_tests::{end, one_at_a_time, rig, text, wait_count, wait_more};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,11 +79,7 @@ fn start(rig: &Rig, kinds: &[Kind], bootstrap: &str, first: i64) -> Result<Vec<D
 
 /// Each has more records acknowledged.
 fn go_on(producers: &mut [Driver]) -> Result<()> {
-    let seen: Vec<usize> = producers.iter_mut().map(|producer| producer.count("P.ok")).collect();
-    for (producer, seen) in producers.iter_mut().zip(seen) {
-        wait_count(producer, "P.ok", seen + RECORDS, WAIT)?;
-    }
-    Ok(())
+    wait_more(producers.iter_mut().map(|producer| (producer, "P.ok")), RECORDS, WAIT)
 }
 
 /// A client that is stopped for a while, with all its processes.

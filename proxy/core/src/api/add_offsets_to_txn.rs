@@ -2,8 +2,9 @@
 //!
 //! Source: KIP-98, `AddOffsetsToTxnRequest.json`, `AddOffsetsToTxnResponse.json`.
 
-use super::group::{GroupApi, Kind};
-use super::transactions::{self, Beginning};
+use super::common::CoordinatorType;
+use super::group::GroupApi;
+use super::transactions::{self, Beginning, FENCED_SINCE, NAMES};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::producer::transaction::Identity;
@@ -11,8 +12,6 @@ use crate::schema::Struct;
 use crate::session::{Cx, Step};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-
-const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
 
 /// An add offsets to transaction request.
 pub(super) struct AddOffsetsToTxn(pub(super) Struct);
@@ -22,13 +21,15 @@ impl GroupApi for AddOffsetsToTxn {
         self.0.str("TransactionalId").to_owned()
     }
 
-    fn kind(&self) -> Kind {
-        Kind::Transaction
+    fn kind(&self) -> CoordinatorType {
+        CoordinatorType::Transaction
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        let is_fenced = !transactions::to_native(cx, &mut self.0.clone(), home, NAMES);
-        is_fenced.then(|| self.refusal(cx, self.fenced(cx)).map_or(Step::Done, Step::Reply))
+        if !transactions::is_fenced(cx, &self.0, home, NAMES) {
+            return None;
+        }
+        self.refusal(cx, transactions::fenced(cx, FENCED_SINCE)).map(Step::Reply)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
@@ -44,13 +45,11 @@ impl Beginning for AddOffsetsToTxn {
     }
 
     fn producer(&self) -> Identity {
-        transactions::client(&self.0, "ProducerId", "ProducerEpoch")
+        transactions::client(&self.0, NAMES)
     }
 
     fn refusal(&self, cx: &Cx<'_>, error: i16) -> Option<Struct> {
-        let mut response = cx.empty_response()?;
-        response.set("ErrorCode", error);
-        Some(response)
+        transactions::failed(cx, error)
     }
 
     /// The commit itself is refused: this API has no code that clients take as less than fatal.
@@ -60,9 +59,5 @@ impl Beginning for AddOffsetsToTxn {
 
     fn is_refused(&self, response: &Struct) -> bool {
         response.i16("ErrorCode") != code::NONE
-    }
-
-    fn fenced(&self, cx: &Cx<'_>) -> i16 {
-        transactions::fenced(cx, 2)
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Source: KIP-98, `AddPartitionsToTxnRequest.json` (clients use versions up to 3), `AddPartitionsToTxnResponse.json`.
 
-use super::group::{GroupApi, Kind};
-use super::transactions::{self, Beginning};
+use super::common::{self, CoordinatorType};
+use super::group::GroupApi;
+use super::transactions::{self, Beginning, FENCED_SINCE, Names};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::producer::transaction::Identity;
@@ -12,9 +13,7 @@ use crate::session::{Cx, Step};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-const ID: &str = "V3AndBelowTransactionalId";
-const PID: &str = "V3AndBelowProducerId";
-const EPOCH: &str = "V3AndBelowProducerEpoch";
+const NAMES: Names = ["V3AndBelowTransactionalId", "V3AndBelowProducerId", "V3AndBelowProducerEpoch"];
 const TOPICS: &str = "V3AndBelowTopics";
 const RESULTS: &str = "ResultsByTopicV3AndBelow";
 
@@ -23,22 +22,27 @@ pub(super) struct AddPartitionsToTxn(pub(super) Struct);
 
 impl GroupApi for AddPartitionsToTxn {
     fn group(&self) -> String {
-        self.0.str(ID).to_owned()
+        self.0.str(NAMES[0]).to_owned()
     }
 
-    fn kind(&self) -> Kind {
-        Kind::Transaction
+    fn kind(&self) -> CoordinatorType {
+        CoordinatorType::Transaction
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        let is_fenced = !transactions::to_native(cx, &mut self.0.clone(), home, [ID, PID, EPOCH]);
-        is_fenced.then(|| self.refusal(cx, self.fenced(cx)).map_or(Step::Done, Step::Reply))
+        if !transactions::is_fenced(cx, &self.0, home, NAMES) {
+            return None;
+        }
+        self.refusal(cx, transactions::fenced(cx, FENCED_SINCE)).map(Step::Reply)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
         let mut request = self.0.clone();
-        transactions::to_native(cx, &mut request, home, [ID, PID, EPOCH]);
-        transactions::topics_to_physical(cx, &mut request, TOPICS, home);
+        transactions::to_native(cx, &mut request, home, NAMES);
+        for topic in request.structs_mut(TOPICS) {
+            let physical = common::physical_name(cx, topic.str("Name"), home);
+            topic.set("Name", physical);
+        }
         request
     }
 
@@ -57,7 +61,7 @@ impl Beginning for AddPartitionsToTxn {
     }
 
     fn producer(&self) -> Identity {
-        transactions::client(&self.0, PID, EPOCH)
+        transactions::client(&self.0, NAMES)
     }
 
     /// All or nothing, as a broker does it.
@@ -84,9 +88,5 @@ impl Beginning for AddPartitionsToTxn {
     fn is_refused(&self, response: &Struct) -> bool {
         let mut partitions = response.structs(RESULTS).flat_map(|t| t.structs("ResultsByPartition"));
         partitions.any(|partition| partition.i16("PartitionErrorCode") != code::NONE)
-    }
-
-    fn fenced(&self, cx: &Cx<'_>) -> i16 {
-        transactions::fenced(cx, 2)
     }
 }

@@ -8,6 +8,21 @@ use crate::timeline::Timeline;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// What a coordinator is asked for (`FindCoordinatorRequest.CoordinatorType`); share groups are not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i8)]
+pub enum CoordinatorType {
+    Group = 0,
+    Transaction = 1,
+}
+
+impl CoordinatorType {
+    #[must_use]
+    pub fn of(number: i8) -> Option<CoordinatorType> {
+        [CoordinatorType::Group, CoordinatorType::Transaction].into_iter().find(|kind| *kind as i8 == number)
+    }
+}
+
 /// Where a batch is sent now.
 pub struct ProduceTarget {
     pub upstream: UpstreamKey,

@@ -2,14 +2,13 @@
 //!
 //! Source: KIP-98, `EndTxnRequest.json`, `EndTxnResponse.json` (version 5 belongs to transaction.version 2, ADR 12).
 
-use super::group::{GroupApi, Kind};
-use super::transactions;
+use super::common::CoordinatorType;
+use super::group::GroupApi;
+use super::transactions::{self, FENCED_SINCE, NAMES};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::schema::Struct;
 use crate::session::{Cx, Step};
-
-const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
 
 /// Answers after which the producer has no transaction open, or is not the one that has.
 const OVER: [i16; 5] = [
@@ -28,17 +27,15 @@ impl GroupApi for EndTxn {
         self.0.str("TransactionalId").to_owned()
     }
 
-    fn kind(&self) -> Kind {
-        Kind::Transaction
+    fn kind(&self) -> CoordinatorType {
+        CoordinatorType::Transaction
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        if transactions::to_native(cx, &mut self.0.clone(), home, NAMES) {
+        if !transactions::is_fenced(cx, &self.0, home, NAMES) {
             return None;
         }
-        let mut response = cx.empty_response()?;
-        response.set("ErrorCode", transactions::fenced(cx, 2));
-        Some(Step::Reply(response))
+        transactions::failed(cx, transactions::fenced(cx, FENCED_SINCE)).map(Step::Reply)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {

@@ -2,16 +2,13 @@
 //!
 //! Source: KIP-699 (batches), `FindCoordinatorRequest.json`, `FindCoordinatorResponse.json`.
 
-use super::common;
+use super::common::{self, CoordinatorType};
 use super::fan::{self, Ask, Plan};
 use super::view;
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualNode};
 use crate::schema::{Struct, Value};
 use crate::session::{Cx, Step};
-
-const GROUP: i8 = 0;
-const TRANSACTION: i8 = 1;
 
 /// A find coordinator request.
 pub(super) struct FindCoordinator {
@@ -37,19 +34,22 @@ impl FindCoordinator {
         }
     }
 
+    fn kind(&self) -> Option<CoordinatorType> {
+        CoordinatorType::of(self.request.i8("KeyType"))
+    }
+
     /// The side that coordinates a key; `None` for what the proxy does not offer.
     fn side_of(&self, cx: &Cx<'_>, key: &str) -> Option<ClusterSide> {
-        match self.request.i8("KeyType") {
-            GROUP => Some(cx.snapshot.group_home(key)),
-            TRANSACTION => Some(cx.snapshot.transaction_home(key)),
-            _ => None,
-        }
+        Some(match self.kind()? {
+            CoordinatorType::Group => cx.snapshot.group_home(key),
+            CoordinatorType::Transaction => cx.snapshot.transaction_home(key),
+        })
     }
 
     /// What the key is called in the cluster of a side.
     fn physical(&self, cx: &Cx<'_>, key: &str, side: ClusterSide) -> String {
-        match self.request.i8("KeyType") {
-            TRANSACTION => cx.snapshot.transactions.physical(key, side).into_owned(),
+        match self.kind() {
+            Some(CoordinatorType::Transaction) => cx.snapshot.transactions.physical(key, side).into_owned(),
             _ => key.to_owned(),
         }
     }

@@ -4,6 +4,7 @@
 //! other side it goes by a companion to the coordinator, which the operation looks up; the client never learns that it
 //! is not there (RULES R29).
 
+use super::common::CoordinatorType;
 use super::key;
 use crate::error_code as code;
 use crate::ids::ClusterSide;
@@ -22,24 +23,16 @@ pub(super) const REQUEST: u32 = 1;
 /// Calls whose answer does not matter.
 pub(super) const IGNORED: u32 = 2;
 
-/// What a coordinator is asked for (`FindCoordinatorRequest.CoordinatorType`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(i8)]
-pub(super) enum Kind {
-    Group = 0,
-    Transaction = 1,
-}
-
 /// Coordinators that this connection has looked up, by side, and group or transactional id.
 #[derive(Debug, Default)]
 pub struct Members {
-    coordinators: HashMap<(ClusterSide, Kind, String), i32>,
+    coordinators: HashMap<(ClusterSide, CoordinatorType, String), i32>,
 }
 
 /// Finds the connection for a group, or for a transactional id.
 pub(super) struct Finder {
     pub(super) group: String,
-    kind: Kind,
+    kind: CoordinatorType,
     pub(super) class: Class,
     until_ms: Option<i64>,
     /// A lookup is under way: a second one would send the request twice.
@@ -61,7 +54,7 @@ pub(super) enum Found {
 
 impl Finder {
     pub(super) fn new(group: String, class: Class) -> Finder {
-        let kind = Kind::Group;
+        let kind = CoordinatorType::Group;
         Finder { group, kind, class, until_ms: None, looking: false, lookup: LOOKUP, exact: false }
     }
 
@@ -123,14 +116,14 @@ impl Finder {
         cx.wake_at(cx.now_ms + RETRY_MS);
     }
 
-    fn key(&self, home: ClusterSide) -> (ClusterSide, Kind, String) {
+    fn key(&self, home: ClusterSide) -> (ClusterSide, CoordinatorType, String) {
         (home, self.kind, self.group.clone())
     }
 
     fn physical<'a>(&'a self, cx: &Cx<'_>, home: ClusterSide) -> Cow<'a, str> {
         match self.kind {
-            Kind::Group => Cow::Borrowed(&self.group),
-            Kind::Transaction => cx.snapshot.transactions.physical(&self.group, home),
+            CoordinatorType::Group => Cow::Borrowed(&self.group),
+            CoordinatorType::Transaction => cx.snapshot.transactions.physical(&self.group, home),
         }
     }
 
@@ -144,8 +137,8 @@ pub(super) trait GroupApi: Send {
     /// The group, or the transactional id, whose home decides.
     fn group(&self) -> String;
 
-    fn kind(&self) -> Kind {
-        Kind::Group
+    fn kind(&self) -> CoordinatorType {
+        CoordinatorType::Group
     }
 
     /// What a companion for it blocks.
@@ -213,8 +206,8 @@ impl<A: GroupApi> GroupCall<A> {
 impl<A: GroupApi> Operation for GroupCall<A> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         self.home = match self.finder.kind {
-            Kind::Group => cx.snapshot.group_home(&self.finder.group),
-            Kind::Transaction => cx.snapshot.transaction_home(&self.finder.group),
+            CoordinatorType::Group => cx.snapshot.group_home(&self.finder.group),
+            CoordinatorType::Transaction => cx.snapshot.transaction_home(&self.finder.group),
         };
         match self.api.local(cx, self.home) {
             Some(step) => step,

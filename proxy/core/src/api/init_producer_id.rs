@@ -3,8 +3,9 @@
 //!
 //! Source: KIP-98, KIP-360, `InitProducerIdRequest.json`, `InitProducerIdResponse.json`; RULES R30.
 
-use super::group::{GroupApi, Kind};
-use super::transactions;
+use super::common::CoordinatorType;
+use super::group::GroupApi;
+use super::transactions::{self, NAMES};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::producer::{pid, transaction};
@@ -69,7 +70,8 @@ impl Operation for InitProducerId {
     }
 }
 
-const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
+/// Since this version a fenced producer has a code of its own (KIP-588).
+const FENCED_SINCE: i16 = 4;
 
 /// An init producer id request with a transactional id: what was open before is aborted.
 pub(super) struct InitTransactions(pub(super) Struct);
@@ -86,17 +88,15 @@ impl GroupApi for InitTransactions {
         self.0.str("TransactionalId").to_owned()
     }
 
-    fn kind(&self) -> Kind {
-        Kind::Transaction
+    fn kind(&self) -> CoordinatorType {
+        CoordinatorType::Transaction
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        if !self.has_producer() || transactions::to_native(cx, &mut self.0.clone(), home, NAMES) {
+        if !self.has_producer() || !transactions::is_fenced(cx, &self.0, home, NAMES) {
             return None;
         }
-        let mut response = cx.empty_response()?;
-        response.set("ErrorCode", transactions::fenced(cx, 4));
-        Some(Step::Reply(response))
+        transactions::failed(cx, transactions::fenced(cx, FENCED_SINCE)).map(Step::Reply)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {

@@ -39,9 +39,10 @@ impl OffsetCommit {
         self.original.i32("GenerationIdOrMemberEpoch") == -1
     }
 
-    fn reply(&mut self, cx: &Cx<'_>) -> Option<Step> {
+    fn refuse_all(&self, cx: &Cx<'_>, error: i16) -> Option<Step> {
         let mut response = cx.empty_response()?;
-        self.plan.refused.drain(..).for_each(|topic| response.push("Topics", topic));
+        let topics = self.original.structs("Topics");
+        topics.for_each(|topic| response.push("Topics", refuse(topic, error)));
         Some(Step::Reply(response))
     }
 }
@@ -54,23 +55,17 @@ impl GroupApi for OffsetCommit {
     fn local(&mut self, cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
         let moving = cx.snapshot.groups.moving.contains_key(self.original.str("GroupId"));
         if moving && self.is_simple() {
-            let topics = self.original.structs("Topics");
-            self.plan.refused = topics.map(|t| refuse(t, code::UNKNOWN_MEMBER_ID)).collect();
-            return self.reply(cx);
+            return self.refuse_all(cx, code::UNKNOWN_MEMBER_ID);
         }
         if cx.snapshot.taken_over {
-            let topics = self.original.structs("Topics");
-            self.plan.refused = topics.map(|t| refuse(t, code::COORDINATOR_NOT_AVAILABLE)).collect();
-            return self.reply(cx);
+            return self.refuse_all(cx, code::COORDINATOR_NOT_AVAILABLE);
         }
         let (routes, by_id) = (&cx.snapshot.routes, cx.header.api_version >= 10);
         let usable = |t| usable_route(routes, t, by_id).is_some();
         if self.original.array("Topics").is_empty() || self.original.structs("Topics").any(usable) {
             return None;
         }
-        let topics = self.original.structs("Topics");
-        self.plan.refused = topics.map(|t| refuse(t, unknown_topic(by_id))).collect();
-        self.reply(cx)
+        self.refuse_all(cx, unknown_topic(by_id))
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {

@@ -3,7 +3,6 @@
 //!
 //! Source: KIP-98; protocol.md §3.6.
 
-use super::common;
 use super::group::{GroupApi, GroupCall};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
@@ -16,30 +15,49 @@ use std::sync::Arc;
 /// Between two attempts to begin, where nobody wakes the connection, milliseconds.
 const RETRY_MS: i64 = 50;
 
+/// How an API names the transactional id, the producer id and its epoch.
+pub(super) type Names = [&'static str; 3];
+
+/// As most do.
+pub(super) const NAMES: Names = ["TransactionalId", "ProducerId", "ProducerEpoch"];
+
+/// Since this version of AddPartitionsToTxn, AddOffsetsToTxn and EndTxn a fenced producer has a code of its own (KIP-588).
+pub(super) const FENCED_SINCE: i16 = 2;
+
 /// The producer of a request, as its client knows it.
-pub(super) fn client(request: &Struct, pid: &'static str, epoch: &'static str) -> Identity {
+pub(super) fn client(request: &Struct, [_, pid, epoch]: Names) -> Identity {
     Identity { pid: request.i64(pid), epoch: request.i16(epoch) }
 }
 
-/// Puts the transactional id and the producer as `home` knows them into a request. False: it is another's by now.
-pub(super) fn to_native(
-    cx: &Cx<'_>,
-    request: &mut Struct,
-    home: ClusterSide,
-    [id, pid, epoch]: [&'static str; 3],
-) -> bool {
-    let table = &cx.snapshot.transactions;
-    let name = request.str(id).to_owned();
-    let Some(native) = table.to_native(&name, home, client(request, pid, epoch)) else { return false };
-    request.set(pid, native.pid);
-    request.set(epoch, native.epoch);
-    request.set(id, &*table.physical(&name, home));
-    true
+/// Whether the transactional id of a request is another producer's by now.
+pub(super) fn is_fenced(cx: &Cx<'_>, request: &Struct, home: ClusterSide, names: Names) -> bool {
+    native(cx, request, home, names).is_none()
 }
 
-/// What a producer is told whose transactional id another one has (KIP-360 gave it a code of its own).
+fn native(cx: &Cx<'_>, request: &Struct, home: ClusterSide, names: Names) -> Option<Identity> {
+    cx.snapshot.transactions.to_native(request.str(names[0]), home, client(request, names))
+}
+
+/// Puts the transactional id and the producer as `home` knows them into a request. One that is fenced stays as it is.
+pub(super) fn to_native(cx: &Cx<'_>, request: &mut Struct, home: ClusterSide, names: Names) {
+    let Some(native) = native(cx, request, home, names) else { return };
+    let [id, pid, epoch] = names;
+    let name = request.str(id).to_owned();
+    request.set(pid, native.pid);
+    request.set(epoch, native.epoch);
+    request.set(id, &*cx.snapshot.transactions.physical(&name, home));
+}
+
+/// What a producer is told whose transactional id another one has.
 pub(super) fn fenced(cx: &Cx<'_>, since: i16) -> i16 {
     if cx.header.api_version >= since { code::PRODUCER_FENCED } else { code::INVALID_PRODUCER_EPOCH }
+}
+
+/// The answer of an API that has one error for the whole request.
+pub(super) fn failed(cx: &Cx<'_>, error: i16) -> Option<Struct> {
+    let mut response = cx.empty_response()?;
+    response.set("ErrorCode", error);
+    Some(response)
 }
 
 /// The transaction is over: a flip may wait for that.
@@ -66,9 +84,6 @@ pub(super) trait Beginning: GroupApi {
 
     /// Whether an answer says that nothing was taken in.
     fn is_refused(&self, response: &Struct) -> bool;
-
-    /// The code for a producer whose transactional id is another's by now.
-    fn fenced(&self, cx: &Cx<'_>) -> i16;
 }
 
 /// Lets a transaction begin, or go on, where all it takes in is at home.
@@ -107,21 +122,19 @@ impl<A: Beginning> Begin<A> {
         self.is_first = begun == Begun::First;
         let home = cx.snapshot.transaction_home(&id);
         let to = to.unwrap_or(home);
-        match begun {
-            Begun::Hold if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max => {
+        match (begun, cannot_join) {
+            (Begun::Hold, _) if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max => {
                 self.refuse(cx, code::CONCURRENT_TRANSACTIONS)
             }
-            Begun::Hold => {
+            (Begun::Hold, _) => {
                 cx.wake_at(cx.now_ms + RETRY_MS);
                 Step::Pending
             }
             // It is open elsewhere: a transaction cannot span clusters.
-            Begun::Again if home != to && cannot_join.is_some() => {
-                self.refuse(cx, cannot_join.unwrap_or(code::POLICY_VIOLATION))
-            }
-            Begun::Again => self.let_in(cx),
-            Begun::First if home == to => self.let_in(cx),
-            Begun::First => {
+            (Begun::Again, Some(error)) if home != to => self.refuse(cx, error),
+            (Begun::Again, _) => self.let_in(cx),
+            (Begun::First, _) if home == to => self.let_in(cx),
+            (Begun::First, _) => {
                 self.stage = Stage::Moving;
                 let client = self.call.api().producer();
                 cx.run_errand(0, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
@@ -177,7 +190,7 @@ impl<A: Beginning> Operation for Begin<A> {
         match done {
             Ok(true) => self.let_in(cx),
             // Its transactional id is another producer's.
-            Ok(false) => self.take_back(cx, self.call.api().fenced(cx)),
+            Ok(false) => self.take_back(cx, fenced(cx, FENCED_SINCE)),
             Err(_) => self.take_back(cx, code::CONCURRENT_TRANSACTIONS),
         }
     }
@@ -200,14 +213,6 @@ impl<A: Beginning> Operation for Begin<A> {
             ended(cx, &id);
         }
         Step::Done
-    }
-}
-
-/// The names of a request's topics in the client's terms, put into the home's.
-pub(super) fn topics_to_physical(cx: &Cx<'_>, request: &mut Struct, topics: &'static str, home: ClusterSide) {
-    for topic in request.structs_mut(topics) {
-        let physical = common::physical_name(cx, topic.str("Name"), home);
-        topic.set("Name", physical);
     }
 }
 

@@ -4,14 +4,12 @@
 use super::common;
 use super::group::GroupApi;
 use super::offset_commit::METADATA_MAX;
-use super::transactions;
+use super::transactions::{self, NAMES};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualOffset};
 use crate::schema::Struct;
 use crate::session::{Cx, Step};
 use crate::timeline;
-
-const NAMES: [&str; 3] = ["TransactionalId", "ProducerId", "ProducerEpoch"];
 
 pub(super) struct TxnOffsetCommit {
     request: Struct,
@@ -31,7 +29,7 @@ impl GroupApi for TxnOffsetCommit {
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
         let id = self.request.str("TransactionalId");
         let is_home = cx.snapshot.transaction_home(id) == home;
-        let is_fenced = is_home && !transactions::to_native(cx, &mut self.request.clone(), home, NAMES);
+        let is_fenced = is_home && transactions::is_fenced(cx, &self.request, home, NAMES);
         let routes = &cx.snapshot.routes;
         let is_frozen = |t: &Struct| routes.topic(t.str("Name")).is_some_and(|r| r.frozen.is_some());
         let frozen = self.request.structs("Topics").any(is_frozen);

@@ -80,6 +80,11 @@ impl Case {
     /// Up to and including the action that answers the named step's last event.
     fn to(step: Step) -> Case {
         let mut case = Case::new();
+        case.go_to(step);
+        case
+    }
+
+    fn go_to(&mut self, step: Step) {
         let events = [
             (Step::Prepare, leads()),
             (Step::Prepare, Event::Read(readings(9, 4))),
@@ -98,11 +103,10 @@ impl Case {
             if at >= step {
                 break;
             }
-            assert_eq!(case.flip.step(), at);
-            case.tell(event);
+            assert_eq!(self.flip.step(), at);
+            self.tell(event);
         }
-        assert_eq!(case.flip.step(), step);
-        case
+        assert_eq!(self.flip.step(), step);
     }
 
     fn gate(&self) -> SharedGate {
@@ -158,16 +162,7 @@ fn a_flip_goes_through_its_steps_in_order() {
 fn r02_a_connection_lost_while_draining_aborts() {
     let mut case = Case::new();
     let ticket = case.produce();
-    for event in [
-        leads(),
-        Event::Read(readings(9, 4)),
-        Event::Settled,
-        Event::NoTransactions,
-        Event::Closed,
-        Event::IntentStored,
-    ] {
-        case.tell(event);
-    }
+    case.go_to(Step::Drain);
     assert_eq!(case.tell(Event::Looked), Action::AwaitDrain);
     lock(&case.gate()).complete(1_000, ticket, Acked::Unknown);
     assert_eq!(case.aborted(START, Event::Looked), Abort::Lost(part()));
@@ -179,16 +174,7 @@ fn r05_what_was_acknowledged_is_carried() {
     let mut case = Case::new();
     let ticket = case.produce();
     lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(7))));
-    for event in [
-        leads(),
-        Event::Read(readings(9, 4)),
-        Event::Settled,
-        Event::NoTransactions,
-        Event::Closed,
-        Event::IntentStored,
-    ] {
-        case.tell(event);
-    }
+    case.go_to(Step::Drain);
     case.tell(Event::Looked);
     case.tell(Event::Read(readings(10, 4)));
     assert_eq!(case.flip.sealed()[0].carry.len(), 1);
@@ -265,16 +251,7 @@ fn the_hold_bound_ends_each_step_under_the_fence() {
     let late = Now { ms: START.ms + HOLD_MS, ..START };
     let mut draining = Case::new();
     draining.produce();
-    for event in [
-        leads(),
-        Event::Read(readings(9, 4)),
-        Event::Settled,
-        Event::NoTransactions,
-        Event::Closed,
-        Event::IntentStored,
-    ] {
-        draining.tell(event);
-    }
+    draining.go_to(Step::Drain);
     assert_eq!(draining.aborted(late, Event::Looked), Abort::NotDrained(part()));
     assert_eq!(Case::to(Step::Carry).aborted(late, ends(10)), Abort::Late { hold_ms: HOLD_MS });
     assert_eq!(Case::to(Step::Seal).aborted(late, Event::Committed(true)), Abort::Late { hold_ms: HOLD_MS });
