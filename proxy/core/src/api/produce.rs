@@ -529,7 +529,8 @@ impl Part {
                 self.state = State::Answered(self.duplicate(offset));
             }
             Admission::Refuse(Refusal::OutOfOrderSequence) => {
-                self.answer(cx, code::OUT_OF_ORDER_SEQUENCE_NUMBER)
+                let is_hidden = to.upstream.class != Class::Native || self.was_held || self.is_repeated;
+                self.answer(cx, refusal_of_gap(is_hidden));
             }
             Admission::Refuse(Refusal::InvalidProducerEpoch) => self.answer(cx, code::INVALID_PRODUCER_EPOCH),
         }
@@ -780,6 +781,17 @@ fn batch_id(header: &BatchHeader) -> BatchId {
         epoch: header.producer_epoch,
         first: header.base_sequence,
         last: header.last_sequence(),
+    }
+}
+
+/// What a client is told of a batch whose predecessor has not come. One that it was answered with an error may be
+/// appended by another connection before this answer is heard, and 45 for the next one would then be fatal: a leader of
+/// before answers 6 (RULES R8).
+fn refusal_of_gap(is_hidden: bool) -> i16 {
+    if is_hidden && !bug::is(Bug::R8Echo) {
+        code::NOT_LEADER_OR_FOLLOWER
+    } else {
+        code::OUT_OF_ORDER_SEQUENCE_NUMBER
     }
 }
 
