@@ -185,6 +185,8 @@ model! {
         pub group: String,
         /// The side whose coordinator runs it.
         pub home: Side,
+        /// The side that has its commits: another one only where they are part of transactions.
+        pub commits: Side,
         /// Partitions whose committed position exists only as a virtual offset.
         pub tagged_commits: u32,
     }

@@ -10,6 +10,7 @@ use anyhow::Context;
 use crossover_admin_api::ServerOptions;
 use crossover_config::Config;
 use crossover_core::ids::ClusterSide;
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -172,8 +173,10 @@ pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> 
             })
         })
         .collect();
-    let homes: Vec<_> =
-        state.homes.iter().map(|(g, s)| serde_json::json!({"group": &**g, "home": s.as_str()})).collect();
+    let shown = |homes: &BTreeMap<Arc<str>, ClusterSide>| -> Vec<_> {
+        homes.iter().map(|(g, s)| serde_json::json!({"group": &**g, "home": s.as_str()})).collect()
+    };
+    let (homes, offset_homes) = (shown(&state.homes), shown(&state.offset_homes));
     let all = serde_json::json!({
         "source_cluster": state.cluster_ids[0],
         "target_cluster": state.cluster_ids[1],
@@ -181,6 +184,7 @@ pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> 
         "unsealed_operation": state.intent,
         "topics": topics,
         "group_homes": homes,
+        "offset_homes": offset_homes,
     });
     if json {
         return Ok(format!("{all}\n"));
@@ -191,6 +195,9 @@ pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> 
     }
     for home in &homes {
         out += &format!("group {} at home on the {}\n", home["group"], home["home"]);
+    }
+    for home in &offset_homes {
+        out += &format!("transactional commits of group {} on the {}\n", home["group"], home["home"]);
     }
     Ok(out)
 }

@@ -20,6 +20,7 @@ const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const TOPICS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("topics");
 const CARRY: TableDefinition<'_, (&str, i32), &[u8]> = TableDefinition::new("carry");
 const GROUPS: TableDefinition<'_, &str, &str> = TableDefinition::new("groups");
+const OFFSET_HOMES: TableDefinition<'_, &str, &str> = TableDefinition::new("offset_homes");
 const PORTS: TableDefinition<'_, (u8, i32), u16> = TableDefinition::new("ports");
 const TRANSACTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transactions");
 /// (topic, partition) → (timeline id, floor): beside the timelines, so that a SEAL never lowers one (RULES R25).
@@ -85,6 +86,7 @@ pub(crate) struct Restored {
     pub(crate) carry: Vec<(Arc<str>, i32, Carry)>,
     pub(crate) floors: Floors,
     pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) offset_homes: BTreeMap<Arc<str>, ClusterSide>,
     pub(crate) transactions: TransactionTable,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
     /// The operation whose intent was written and that was neither sealed nor aborted.
@@ -175,6 +177,7 @@ impl Store {
             write.open_table(TOPICS)?;
             write.open_table(CARRY)?;
             write.open_table(GROUPS)?;
+            write.open_table(OFFSET_HOMES)?;
             write.open_table(TRANSACTIONS)?;
             write.open_table(PORTS)?;
             write.open_table(LEDGER)?;
@@ -220,11 +223,13 @@ impl Store {
             let floor = Floor { timeline_id, offset: VirtualOffset(offset) };
             out.floors.insert((Arc::from(topic), partition), floor);
         }
-        for row in read.open_table(GROUPS)?.iter()? {
-            let (group, side) = row?;
-            let side =
-                ClusterSide::parse(side.value()).context("a group's home is neither source nor target")?;
-            out.homes.insert(Arc::from(group.value()), side);
+        for (table, homes) in [(GROUPS, &mut out.homes), (OFFSET_HOMES, &mut out.offset_homes)] {
+            for row in read.open_table(table)?.iter()? {
+                let (group, side) = row?;
+                let side = ClusterSide::parse(side.value());
+                let side = side.context("a group's home is neither source nor target")?;
+                homes.insert(Arc::from(group.value()), side);
+            }
         }
         for row in read.open_table(TRANSACTIONS)?.iter()? {
             let (id, record) = row?;
@@ -370,9 +375,11 @@ impl Store {
             let (topic, partition) = at.value();
             rows.insert(format!("carry/{partition}/{topic}"), bytes.value().to_vec());
         }
-        for row in read.open_table(GROUPS)?.iter()? {
-            let (group, side) = row?;
-            rows.insert(format!("group/{}", group.value()), side.value().as_bytes().to_vec());
+        for (table, name) in [(GROUPS, "group"), (OFFSET_HOMES, "offset-home")] {
+            for row in read.open_table(table)?.iter()? {
+                let (group, side) = row?;
+                rows.insert(format!("{name}/{}", group.value()), side.value().as_bytes().to_vec());
+            }
         }
         for row in read.open_table(TRANSACTIONS)?.iter()? {
             let (id, record) = row?;
@@ -422,6 +429,25 @@ impl Store {
         {
             write.open_table(GROUPS)?.insert(group, side.as_str())?;
             write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
+            write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
+        }
+        Ok(write.commit()?)
+    }
+
+    /// The commits of a group have a home of their own; with `None`, not any more.
+    pub(crate) fn put_offset_home(
+        &self,
+        group: &str,
+        side: Option<ClusterSide>,
+        entry: &LedgerEntry,
+    ) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut homes = write.open_table(OFFSET_HOMES)?;
+            match side {
+                Some(side) => drop(homes.insert(group, side.as_str())?),
+                None => drop(homes.remove(group)?),
+            }
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
         Ok(write.commit()?)
@@ -494,6 +520,7 @@ fn put_row(write: &WriteTransaction, key: &str, value: &[u8]) -> anyhow::Result<
             drop(write.open_table(CARRY)?.insert((topic, partition), value)?);
         }
         "group" => drop(write.open_table(GROUPS)?.insert(rest, text()?)?),
+        "offset-home" => drop(write.open_table(OFFSET_HOMES)?.insert(rest, text()?)?),
         "ledger" => drop(write.open_table(LEDGER)?.insert(rest.parse::<u64>()?, value)?),
         "transaction" => drop(write.open_table(TRANSACTIONS)?.insert(rest, value)?),
         "port" => {

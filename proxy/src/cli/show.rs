@@ -188,10 +188,11 @@ fn eras_text(topics: &[TopicView]) -> String {
 
 fn groups_text(groups: &[GroupView]) -> String {
     let row = |group: &GroupView| {
-        vec![group.group.clone(), group.home.to_string(), group.tagged_commits.to_string()]
+        let (home, commits) = (group.home.to_string(), group.commits.to_string());
+        vec![group.group.clone(), home, commits, group.tagged_commits.to_string()]
     };
     let rows: Vec<_> = groups.iter().map(row).collect();
-    render(&["GROUP", "HOME", "TAGGED COMMITS"], &rows)
+    render(&["GROUP", "HOME", "COMMITS", "TAGGED COMMITS"], &rows)
 }
 
 fn translation_text(translation: &Translation) -> String {

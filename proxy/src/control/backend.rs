@@ -429,6 +429,9 @@ impl Control {
         if !producers.is_empty() {
             reasons.push(format!("{} producer connections have not moved to the target", producers.len()));
         }
+        for group in groups.iter().filter(|g| g.commits == Side::Source && g.home == Side::Target) {
+            reasons.push(format!("the commits of group {} are still on the source", group.group));
+        }
         let snapshot = self.runtime.snapshot();
         if snapshot.routes.rules.default_side == ClusterSide::Source {
             let known = groups.iter().filter(|g| g.home == Side::Source).count();
@@ -525,9 +528,11 @@ impl Control {
     fn group_views(&self) -> Vec<GroupView> {
         let snapshot = self.runtime.snapshot();
         let mut names: BTreeSet<Arc<str>> = snapshot.groups.homes.keys().cloned().collect();
+        names.extend(snapshot.groups.offset_homes.keys().cloned());
         names.extend(self.runtime.shared.groups.names());
         let view = |group: Arc<str>| GroupView {
             home: snapshot.group_home(&group).into(),
+            commits: snapshot.offset_home(&group).into(),
             tagged_commits: self.runtime.shared.groups.tagged(&group),
             group: group.to_string(),
         };

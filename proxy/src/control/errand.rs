@@ -43,6 +43,7 @@ impl Control {
             Errand::MoveTransactionalId { id, to, client } => {
                 self.move_transactional_id(&id, to, client).await
             }
+            Errand::MoveOffsets { group, to } => self.move_offsets(&group, to).await,
         }
     }
 
@@ -164,6 +165,9 @@ impl Control {
         let _commits = self.commits.lock().await;
         self.pending_mirrors().forget(group, partitions);
         self.runtime.shared.groups.forget_commits(group, partitions);
+        if partitions.is_none() {
+            self.forget_offset_home(group).await?;
+        }
         let side = self.runtime.snapshot().group_home(group).other();
         for _ in 0..COORDINATOR_TRIES {
             let told = match partitions {

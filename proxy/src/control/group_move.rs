@@ -5,6 +5,7 @@ use super::client::{Address, request};
 use anyhow::{Context, ensure};
 use crossover_admin_api::model::{OperationState, OperationView, Step};
 use crossover_core::api::key;
+use crossover_core::error_code as code;
 use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::schema::{Struct, Value};
 use crossover_core::session::CommitMirror;
@@ -37,6 +38,9 @@ impl Control {
         let result = self.try_move(group, to, &view.id).await;
         self.state().moving.remove(group);
         self.publish();
+        if result.is_ok() {
+            self.bring_offsets(group, to).await;
+        }
         if let Some(step) = view.steps.last_mut() {
             step.took_ms = Some(started.elapsed().as_secs_f64() * 1000.0);
         }
@@ -58,14 +62,28 @@ impl Control {
         self.show(view);
     }
 
+    /// Commits of transactions follow the members where no transaction has them; the next one that takes them in brings
+    /// them to where it is.
+    async fn bring_offsets(&self, group: &Arc<str>, to: ClusterSide) {
+        let elsewhere =
+            self.runtime.snapshot().groups.offset_homes.get(group).is_some_and(|home| *home != to);
+        if elsewhere && let Err(problem) = self.move_offsets(group, to).await {
+            warn!(%group, "its members have moved, the commits of its transactions not yet: {problem:#}");
+        }
+    }
+
     async fn try_move(&self, group: &Arc<str>, to: ClusterSide, operation: &str) -> anyhow::Result<Revision> {
         let from = to.other();
         self.refuse_new_protocol(from, group).await?;
         self.coordinator(to, group).await?;
         self.state().moving.insert(Arc::clone(group), to);
         self.publish();
-        let known = self.read_commits(from, group).await.context("its commits cannot be read")?;
-        self.check_room(&known, to, &[])?;
+        // Commits of transactions stay where the transactions are (ADR 13).
+        let commits_stay = self.runtime.snapshot().groups.offset_homes.contains_key(group);
+        if !commits_stay {
+            let known = self.read_commits(from, group).await.context("its commits cannot be read")?;
+            self.check_room(&known, to, &[])?;
+        }
         let deadline = Instant::now() + DRAIN_MAX;
         while !self.runtime.shared.groups.is_drained(group, self.runtime.now_ms()) {
             ensure!(!self.is_abort_asked(), "an operator asked for it");
@@ -73,25 +91,7 @@ impl Control {
             sleep(DRAIN_LOOK).await;
         }
         let _turn = self.commits.lock().await;
-        let commits = self.read_commits(from, group).await.context("its commits cannot be read")?;
-        self.check_room(&commits, to, &[])?;
-        let count = commits.len();
-        self.store_commits(to, group, commits.clone().into_iter())
-            .await
-            .context("its commits cannot be copied")?;
-        let copied = self.read_commits(to, group).await.context("the copied commits cannot be read")?;
-        for commit in &commits {
-            let same = copied.iter().any(|c| {
-                c.topic == commit.topic && c.partition == commit.partition && c.position == commit.position
-            });
-            ensure!(
-                same,
-                "{}-{}: the copy does not resolve to {}",
-                commit.topic,
-                commit.partition,
-                commit.position
-            );
-        }
+        let count = if commits_stay { 0 } else { self.copy_commits(group, to).await? };
         // Inside a flip it is passed already.
         let _ = self.pass_the_point_of_no_return();
         ensure!(!self.is_abort_asked(), "an operator asked for it");
@@ -116,6 +116,17 @@ impl Control {
         }
         self.publish();
         Ok(revision)
+    }
+
+    async fn copy_commits(&self, group: &Arc<str>, to: ClusterSide) -> anyhow::Result<usize> {
+        let commits = self.stable_commits(to.other(), group, STABLE_MAX).await;
+        let commits = commits.context("its commits cannot be read")?;
+        self.check_room(&commits, to, &[])?;
+        let copy = self.store_commits(to, group, commits.iter().cloned());
+        copy.await.context("its commits cannot be copied")?;
+        let copied = self.read_commits(to, group).await.context("the copied commits cannot be read")?;
+        ensure_copied(&commits, &copied)?;
+        Ok(commits.len())
     }
 
     /// A position that has no place at the new home would be lost, and its consumer be reset.
@@ -150,7 +161,10 @@ impl Control {
         created: &[String],
     ) -> anyhow::Result<()> {
         self.refuse_new_protocol(to.other(), group).await?;
-        let commits = self.read_commits(to.other(), group).await?;
+        if self.runtime.snapshot().groups.offset_homes.contains_key(group) {
+            return Ok(());
+        }
+        let commits = self.stable_commits(to.other(), group, STABLE_MAX).await?;
         self.check_room(&commits, to, created)
     }
 
@@ -184,7 +198,13 @@ impl Control {
         let is_one = |name: &str| topics.iter().any(|topic| topic == name);
         let deadline = Instant::now() + STABLE_MAX;
         loop {
-            if self.read_commits(side, group).await?.iter().any(|commit| is_one(&commit.topic)) {
+            let commits = self.runtime.snapshot().offset_home(group);
+            if self
+                .stable_commits(commits, group, STABLE_MAX)
+                .await?
+                .iter()
+                .any(|commit| is_one(&commit.topic))
+            {
                 return Ok(true);
             }
             let (_, answer) = self.describe_group(side, group).await?;
@@ -248,6 +268,9 @@ impl Control {
             let Some(route) = snapshot.routes.topic(&name) else { continue };
             for partition in topic.structs("Partitions") {
                 let (index, native) = (partition.i32("PartitionIndex"), partition.i64("CommittedOffset"));
+                if partition.i16("ErrorCode") == code::UNSTABLE_OFFSET_COMMIT {
+                    return Err(anyhow::Error::new(Unstable).context(format!("{name}-{index}")));
+                }
                 let Some(timeline) = route.timeline(index).filter(|_| native >= 0) else { continue };
                 ensure!(
                     partition.i16("ErrorCode") == 0,
@@ -266,6 +289,23 @@ impl Control {
         }
         Ok(all)
     }
+}
+
+/// A transaction has commits of the group pending.
+#[derive(Debug, thiserror::Error)]
+#[error("a transaction has a commit of it pending")]
+pub(crate) struct Unstable;
+
+/// # Errors
+/// A copy does not resolve to the position it is a copy of.
+pub(crate) fn ensure_copied(commits: &[CommitMirror], copied: &[CommitMirror]) -> anyhow::Result<()> {
+    for commit in commits {
+        let (topic, partition) = (&commit.topic, commit.partition);
+        let mut copied = copied.iter().filter(|c| (&c.topic, c.partition) == (topic, partition));
+        let same = copied.any(|c| c.position == commit.position);
+        ensure!(same, "{topic}-{partition}: the copy does not resolve to {}", commit.position);
+    }
+    Ok(())
 }
 
 /// The topics of a member's assignment (`ConsumerProtocolAssignment`); what cannot be read names none.

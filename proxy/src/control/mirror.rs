@@ -126,7 +126,9 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
                 let groups: Vec<Arc<str>> = control.pending_mirrors().groups.keys().cloned().collect();
                 if !groups.is_empty() && flushing.as_ref().is_none_or(JoinHandle::is_finished) {
                     let control = Arc::clone(&control);
-                    flushing = Some(tokio::spawn(async move { control.flush_mirrors(&groups).await }));
+                    flushing = Some(tokio::spawn(async move {
+                        let _ = control.flush_mirrors(&groups).await;
+                    }));
                 }
             },
         }
@@ -145,29 +147,37 @@ impl Control {
         }
         let control = Arc::clone(self);
         let copying = tokio::spawn(async move { control.flush_mirrors(&groups).await });
-        timeout(SYNCHRONOUS_MAX, copying).await.is_ok()
+        timeout(SYNCHRONOUS_MAX, copying).await.is_ok_and(|copied| copied.unwrap_or(false))
     }
 
-    async fn flush_mirrors(&self, groups: &[Arc<str>]) {
+    /// False where not all could be copied.
+    async fn flush_mirrors(&self, groups: &[Arc<str>]) -> bool {
+        let mut all = true;
         for group in groups {
             let _turn = self.commits.lock().await;
             // Taken under the lock: what was deleted before its turn is not there any more (RULES R27).
             let Some(commits) = self.pending_mirrors().take(group) else { continue };
             let snapshot = self.runtime.snapshot();
             let side = snapshot.group_home(group).other();
-            // While a group is being moved, nobody knows yet which side will be the other one. What cannot be copied now
-            // may be the group's last commit: it is kept, for no other one may follow.
-            if snapshot.groups.moving.contains_key(group) || !snapshot.topology(side).reachable {
+            // While a group is being moved, nobody knows yet which side will be the other one, unless its commits have a
+            // home of their own. What cannot be copied now may be the group's last commit: it is kept, for no other one
+            // may follow.
+            let is_undecided =
+                snapshot.groups.moving.contains_key(group) && snapshot.offset_home(group) != side;
+            if is_undecided || !snapshot.topology(side).reachable {
                 self.pending_mirrors().put_back(commits);
+                all = false;
                 continue;
             }
             if let Err(problem) = self.store_commits(side, group, commits.values().cloned()).await {
                 tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
+                all = false;
                 if !problem.is::<Refused>() {
                     self.pending_mirrors().put_back(commits);
                 }
             }
         }
+        all
     }
 
     /// Stores virtual positions as simple commits in one cluster.
@@ -180,10 +190,35 @@ impl Control {
         group: &str,
         commits: impl Iterator<Item = CommitMirror>,
     ) -> anyhow::Result<()> {
-        let snapshot = self.runtime.snapshot();
         let mut body = request(key::OFFSET_COMMIT);
         body.set("GroupId", group);
         body.set("GenerationIdOrMemberEpoch", -1);
+        if !self.put_commits(side, &mut body, commits) {
+            return Ok(());
+        }
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::OFFSET_COMMIT, 7, &body).await?;
+        for topic in answer.structs("Topics") {
+            for partition in topic.structs("Partitions") {
+                let at = || format!("{}-{}", topic.str("Name"), partition.i32("PartitionIndex"));
+                match partition.i16("ErrorCode") {
+                    0 => {}
+                    error if is_passing(error) => bail!("{}: OffsetCommit answers error {error}", at()),
+                    error => return Err(anyhow::Error::new(Refused(error)).context(at())),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts virtual positions into a commit request of one cluster. False: it has none of their partitions.
+    pub(crate) fn put_commits(
+        &self,
+        side: ClusterSide,
+        body: &mut Struct,
+        commits: impl Iterator<Item = CommitMirror>,
+    ) -> bool {
+        let snapshot = self.runtime.snapshot();
         let mut topics: BTreeMap<Arc<str>, Struct> = BTreeMap::new();
         for commit in commits {
             let Some(route) = snapshot.routes.topic(&commit.topic) else { continue };
@@ -210,23 +245,9 @@ impl Control {
             partition.set("CommittedMetadata", stored.metadata);
             topic.push("Partitions", partition);
         }
-        if topics.is_empty() {
-            return Ok(());
-        }
+        let is_any = !topics.is_empty();
         body.set("Topics", Value::Array(Some(topics.into_values().map(Value::from).collect())));
-        let at = self.coordinator(side, group).await?;
-        let answer = self.client.call(&at, key::OFFSET_COMMIT, 7, &body).await?;
-        for topic in answer.structs("Topics") {
-            for partition in topic.structs("Partitions") {
-                let at = || format!("{}-{}", topic.str("Name"), partition.i32("PartitionIndex"));
-                match partition.i16("ErrorCode") {
-                    0 => {}
-                    error if is_passing(error) => bail!("{}: OffsetCommit answers error {error}", at()),
-                    error => return Err(anyhow::Error::new(Refused(error)).context(at())),
-                }
-            }
-        }
-        Ok(())
+        is_any
     }
 
     /// The coordinator of a group on one side. Asking also makes a fresh cluster create `__consumer_offsets`.

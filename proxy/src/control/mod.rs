@@ -8,6 +8,7 @@ mod failpoint;
 mod flip;
 mod group_move;
 mod mirror;
+mod offset_move;
 mod plan;
 mod publisher;
 mod records;
@@ -51,6 +52,7 @@ pub(crate) struct State {
     pub(crate) topologies: [Arc<Topology>; 2],
     pub(crate) topics: BTreeMap<Arc<str>, StoredTopic>,
     pub(crate) homes: BTreeMap<Arc<str>, ClusterSide>,
+    pub(crate) offset_homes: BTreeMap<Arc<str>, ClusterSide>,
     pub(crate) moving: BTreeMap<Arc<str>, ClusterSide>,
     /// Shared with snapshots, which hold it as it was.
     pub(crate) transactions: Arc<TransactionTable>,
@@ -379,6 +381,7 @@ impl State {
             topologies: ClusterSide::BOTH.map(|side| Arc::new(Topology::unknown(side))),
             topics: restored.topics.clone(),
             homes: restored.homes.clone(),
+            offset_homes: restored.offset_homes.clone(),
             moving: BTreeMap::new(),
             transactions: Arc::new(restored.transactions.clone()),
             preparing: BTreeSet::new(),

@@ -490,20 +490,11 @@ impl Control {
     ) -> Option<(String, &'static str)> {
         let snapshot = self.runtime.snapshot();
         let stays = |topic: &&Arc<str>| !topics.contains(topic) && snapshot.routes.owner(topic) == from;
-        if let Some(topic) = seen.written.iter().find(stays) {
-            let problem = format!(
-                "transactional id {id} writes to {topic} too, which stays on the {from}: its transactions would be refused"
-            );
-            return Some((problem, "name the topic too, or pass --force"));
-        }
-        let group = seen.groups.iter().next()?;
+        let topic = seen.written.iter().find(stays)?;
         let problem = format!(
-            "transactional id {id} commits offsets of group {group} in its transactions: a group moves after its topics, and until then such transactions would be refused"
+            "transactional id {id} writes to {topic} too, which stays on the {from}: its transactions would be refused"
         );
-        Some((
-            problem,
-            "stop the application for the move, or pass --force; moving both at once is not built yet",
-        ))
+        Some((problem, "name the topic too, or pass --force"))
     }
 
     /// No produce is still on its way to a log from a connection that was lost (RULES R2).

@@ -204,7 +204,11 @@ pub(crate) fn snapshot(config: &Config, state: &State, changes: &TopicChanges) -
         revision: state.revision,
         topologies: state.topologies.clone(),
         routes: Arc::new(routes),
-        groups: Arc::new(GroupTable { homes: state.homes.clone(), moving: state.moving.clone() }),
+        groups: Arc::new(GroupTable {
+            homes: state.homes.clone(),
+            offset_homes: state.offset_homes.clone(),
+            moving: state.moving.clone(),
+        }),
         transactions: Arc::clone(&state.transactions),
         taken_over: state.taken_over,
         nodes: Arc::new(nodes),

@@ -146,6 +146,19 @@ pub(super) trait GroupApi: Send {
         Class::Produce
     }
 
+    /// Where it goes.
+    fn home(&self, cx: &Cx<'_>) -> ClusterSide {
+        match self.kind() {
+            CoordinatorType::Group => cx.snapshot.group_home(&self.group()),
+            CoordinatorType::Transaction => cx.snapshot.transaction_home(&self.group()),
+        }
+    }
+
+    /// Milliseconds to wait before it may go.
+    fn waits_ms(&self, _cx: &Cx<'_>) -> Option<i64> {
+        None
+    }
+
     /// An answer that needs no broker.
     fn local(&mut self, _cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
         None
@@ -191,6 +204,10 @@ impl<A: GroupApi> GroupCall<A> {
     }
 
     fn go(&mut self, cx: &mut Cx<'_>) -> Step {
+        if let Some(wait_ms) = self.api.waits_ms(cx) {
+            cx.wake_at(cx.now_ms + wait_ms);
+            return Step::Pending;
+        }
         match self.finder.find(cx, self.home) {
             Found::Later => Step::Pending,
             Found::Nowhere => self.api.unavailable(cx),
@@ -205,10 +222,10 @@ impl<A: GroupApi> GroupCall<A> {
 
 impl<A: GroupApi> Operation for GroupCall<A> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
-        self.home = match self.finder.kind {
-            CoordinatorType::Group => cx.snapshot.group_home(&self.finder.group),
-            CoordinatorType::Transaction => cx.snapshot.transaction_home(&self.finder.group),
-        };
+        self.home = self.api.home(cx);
+        // The client has chosen its node for the members' coordinator.
+        self.finder.exact |= self.finder.kind == CoordinatorType::Group
+            && self.home != cx.snapshot.group_home(&self.finder.group);
         match self.api.local(cx, self.home) {
             Some(step) => step,
             None => self.go(cx),
@@ -270,6 +287,10 @@ impl<A: GroupApi> GroupCall<A> {
 impl<A> GroupCall<A> {
     pub(super) fn api(&self) -> &A {
         &self.api
+    }
+
+    pub(super) fn api_mut(&mut self) -> &mut A {
+        &mut self.api
     }
 
     pub(super) fn is_sent(&self) -> bool {

@@ -23,6 +23,8 @@ pub(super) struct JoinGroup {
     next_keep_alive_ms: i64,
     /// The request goes to the new home, on the member's behalf.
     spliced: bool,
+    /// What it was called at the old home.
+    old_member: String,
 }
 
 impl JoinGroup {
@@ -36,6 +38,7 @@ impl JoinGroup {
             parked_ms: None,
             next_keep_alive_ms: 0,
             spliced: false,
+            old_member: String::new(),
         }
     }
 
@@ -95,11 +98,12 @@ impl JoinGroup {
         let now = cx.snapshot.group_home(&group);
         if now != self.home {
             self.leave_old_home(cx, &group, &member);
-            cx.shared.groups.left(&group, &member);
+            cx.shared.groups.splice(&group, &member);
             self.home = now;
             self.finder.exact = true;
             self.request.set("MemberId", "");
             self.spliced = true;
+            self.old_member = member;
         }
         self.go(cx)
     }
@@ -158,6 +162,14 @@ impl JoinGroup {
         }
     }
 
+    /// With an answer, the member is told where it is.
+    fn told(&self, cx: &Cx<'_>, step: Step) -> Step {
+        if self.spliced && !matches!(step, Step::Pending) {
+            cx.shared.groups.spliced(self.request.str("GroupId"), &self.old_member);
+        }
+        step
+    }
+
     fn again(&mut self, cx: &mut Cx<'_>) -> Step {
         self.finder.forget(cx, self.home);
         self.sent_to = None;
@@ -176,7 +188,7 @@ impl Operation for JoinGroup {
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
-        match part {
+        let step = match part {
             LOOKUP if self.parked_ms.is_none() && self.sent_to.is_some() => Step::Pending,
             LOOKUP if self.parked_ms.is_none() => {
                 if self.finder.found(cx, self.home, answer) {
@@ -191,25 +203,28 @@ impl Operation for JoinGroup {
             }
             REQUEST => self.on_response(cx, answer),
             _ => Step::Pending,
-        }
+        };
+        self.told(cx, step)
     }
 
     fn on_wake(&mut self, cx: &mut Cx<'_>) -> Step {
         if self.parked_ms.is_some() {
             cx.deadline_ms = None;
-            return if self.is_moving(cx) { self.park(cx) } else { self.unpark(cx) };
+            let step = if self.is_moving(cx) { self.park(cx) } else { self.unpark(cx) };
+            return self.told(cx, step);
         }
         if self.sent_to.is_some() {
             return Step::Pending;
         }
         cx.deadline_ms = None;
-        self.go(cx)
+        let step = self.go(cx);
+        self.told(cx, step)
     }
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         if self.parked_ms.is_some() {
             cx.shared.groups.left(self.request.str("GroupId"), self.request.str("MemberId"));
         }
-        Step::Done
+        self.told(cx, Step::Done)
     }
 }

@@ -132,7 +132,7 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::LEAVE_GROUP => Opened::new(GroupCall::new(heartbeat::LeaveGroup(body))),
         key::OFFSET_COMMIT => Opened::new(GroupCall::new(offset_commit::OffsetCommit::new(body))),
         key::OFFSET_FETCH => Opened::new(GroupCall::new(offset_fetch::OffsetFetch::new(body))),
-        key::TXN_OFFSET_COMMIT => Opened::new(GroupCall::new(txn_offset_commit::TxnOffsetCommit::new(body))),
+        key::TXN_OFFSET_COMMIT => Opened::new(txn_offset_commit::CommitInTransaction::new(body)),
         key::CONSUMER_GROUP_HEARTBEAT => {
             Opened::new(GroupCall::new(consumer_group::ConsumerGroupHeartbeat(body)))
         }

@@ -16,8 +16,10 @@ pub(super) const METADATA_MAX: usize = 4096;
 pub(super) struct OffsetCommit {
     original: Struct,
     plan: Plan,
-    /// The home's answer to a tool, while its commits are copied to the other side.
+    /// The home's answer, while what it has accepted is copied to the other side.
     response: Option<Struct>,
+    /// The commits of the group are read at the other side.
+    is_apart: bool,
 }
 
 /// What the answer is put together from.
@@ -31,7 +33,7 @@ struct Plan {
 
 impl OffsetCommit {
     pub(super) fn new(request: Struct) -> OffsetCommit {
-        OffsetCommit { original: request, plan: Plan::default(), response: None }
+        OffsetCommit { original: request, plan: Plan::default(), response: None, is_apart: false }
     }
 
     /// Whether it comes from outside of the group's membership: a tool, or a consumer that assigns itself.
@@ -84,8 +86,11 @@ impl GroupApi for OffsetCommit {
             return Step::Reply(response);
         }
         let accepted = accepted.into_iter().map(|(commit, _)| commit).collect();
-        if self.is_simple() {
-            // What a tool has set is set on both sides when the tool says so (RULES R28).
+        let group = self.original.str("GroupId");
+        self.is_apart = cx.snapshot.group_home(group) != cx.snapshot.offset_home(group);
+        if self.is_simple() || self.is_apart {
+            // What a tool has set is set on both sides when the tool says so (RULES R28); and the other side is the one that
+            // is read where commits are apart from their members.
             cx.run_errand(IGNORED, Errand::MirrorCommits(accepted));
             self.response = Some(response);
             return Step::Pending;
@@ -94,9 +99,15 @@ impl GroupApi for OffsetCommit {
         Step::Reply(response)
     }
 
-    /// The home has accepted them: what cannot be copied now is copied later.
-    fn errand_done(&mut self, _done: ErrandDone) -> Step {
-        self.response.take().map_or(Step::Pending, Step::Reply)
+    /// The home has accepted them: what cannot be copied now is copied later, unless the copy is what is read.
+    fn errand_done(&mut self, done: ErrandDone) -> Step {
+        let Some(mut response) = self.response.take() else { return Step::Pending };
+        if self.is_apart && done != Ok(true) {
+            let partitions = response.structs_mut("Topics").flat_map(|topic| topic.structs_mut("Partitions"));
+            let accepted = partitions.filter(|partition| partition.i16("ErrorCode") == code::NONE);
+            accepted.for_each(|partition| partition.set("ErrorCode", code::COORDINATOR_NOT_AVAILABLE));
+        }
+        Step::Reply(response)
     }
 }
 

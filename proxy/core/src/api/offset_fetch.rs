@@ -10,6 +10,9 @@ use crate::session::{Cx, Step};
 use crate::timeline;
 use std::sync::Arc;
 
+/// Between two looks at commits that are under way, milliseconds.
+const LOOK_AGAIN_MS: i64 = 2;
+
 pub(super) struct OffsetFetch {
     request: Struct,
 }
@@ -26,17 +29,35 @@ impl GroupApi for OffsetFetch {
         first.unwrap_or_else(|| self.request.str("GroupId")).to_owned()
     }
 
+    fn home(&self, cx: &Cx<'_>) -> ClusterSide {
+        cx.snapshot.offset_home(&self.group())
+    }
+
+    /// A commit whose member was found to be one before this was asked must be read by it.
+    fn waits_ms(&self, cx: &Cx<'_>) -> Option<i64> {
+        let group = self.group();
+        let is_apart = cx.snapshot.group_home(&group) != cx.snapshot.offset_home(&group);
+        (is_apart && cx.shared.groups.has_commits_under_way(&group)).then_some(LOOK_AGAIN_MS)
+    }
+
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
         let mut request = self.request.clone();
         topics_to_home(cx, &mut request, home);
-        request.structs_mut("Groups").for_each(|group| topics_to_home(cx, group, home));
+        for group in request.structs_mut("Groups") {
+            topics_to_home(cx, group, home);
+            if cx.snapshot.group_home(group.str("GroupId")) != home {
+                // Commits are apart from their members, whom this coordinator does not know.
+                group.reset("MemberId");
+                group.reset("MemberEpoch");
+            }
+        }
         request
     }
 
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         topics_to_client(cx, &mut response, home);
         for group in response.structs_mut("Groups") {
-            if cx.snapshot.group_home(group.str("GroupId")) == home {
+            if cx.snapshot.offset_home(group.str("GroupId")) == home {
                 topics_to_client(cx, group, home);
             } else {
                 // A batch over groups of both homes: the client asks again for those of the other one.

@@ -15,6 +15,10 @@ use std::sync::Arc;
 /// Between two attempts to begin, where nobody wakes the connection, milliseconds.
 const RETRY_MS: i64 = 50;
 
+/// The errands of a beginning.
+const HOME: u32 = 0;
+const OFFSETS: u32 = 1;
+
 /// How an API names the transactional id, the producer id and its epoch.
 pub(super) type Names = [&'static str; 3];
 
@@ -101,6 +105,10 @@ enum Stage {
     Held,
     /// The transactional id is being moved.
     Moving,
+    /// The group's commits are being moved.
+    MovingOffsets,
+    /// The group's commits are being moved for another transaction.
+    AwaitingOffsets,
     LetIn,
 }
 
@@ -112,13 +120,19 @@ impl<A: Beginning> Begin<A> {
     fn begin(&mut self, cx: &mut Cx<'_>) -> Step {
         let id = self.call.api().group();
         let (topics, group) = self.call.api().takes_in();
-        let to = home_of(cx, &topics, group.as_deref());
+        let to = match &group {
+            None if topics.is_empty() => Some(cx.snapshot.transaction_home(&id)),
+            None => home_of(cx, &topics),
+            // What it writes to comes later: most likely where it wrote before.
+            Some(group) => home_of(cx, &cx.shared.transactions.written_by(&id))
+                .or_else(|| Some(cx.snapshot.offset_home(group))),
+        };
         let cannot_join = self.call.api().cannot_join();
         if let (None, Some(error)) = (to, cannot_join) {
             return self.refuse(cx, error);
         }
         let revision = cx.snapshot.revision;
-        let begun = cx.shared.transactions.begin(&id, &topics, group.as_deref(), revision, cx.now_ms);
+        let begun = cx.shared.transactions.begin(&id, &topics, revision, cx.now_ms);
         self.is_first = begun == Begun::First;
         let home = cx.snapshot.transaction_home(&id);
         let to = to.unwrap_or(home);
@@ -132,15 +146,36 @@ impl<A: Beginning> Begin<A> {
             }
             // It is open elsewhere: a transaction cannot span clusters.
             (Begun::Again, Some(error)) if home != to => self.refuse(cx, error),
-            (Begun::Again, _) => self.let_in(cx),
-            (Begun::First, _) if home == to => self.let_in(cx),
+            (Begun::Again, _) => self.take_offsets(cx),
+            (Begun::First, _) if home == to => self.take_offsets(cx),
             (Begun::First, _) => {
                 self.stage = Stage::Moving;
                 let client = self.call.api().producer();
-                cx.run_errand(0, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
+                cx.run_errand(HOME, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
                 Step::Pending
             }
         }
+    }
+
+    /// The commits of a group come to where the transaction is.
+    fn take_offsets(&mut self, cx: &mut Cx<'_>) -> Step {
+        let Some(group) = self.call.api().takes_in().1 else { return self.let_in(cx) };
+        let id = self.call.api().group();
+        self.stage = Stage::AwaitingOffsets;
+        if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max {
+            return self.cannot_begin(cx, code::CONCURRENT_TRANSACTIONS);
+        }
+        let home = cx.snapshot.transaction_home(&id);
+        if cx.snapshot.groups.offset_homes.get(&*group) != Some(&home) {
+            self.stage = Stage::MovingOffsets;
+            cx.run_errand(OFFSETS, Errand::MoveOffsets { group: Arc::from(group), to: home });
+            return Step::Pending;
+        }
+        if !cx.shared.transactions.take_offsets(&id, &group) {
+            cx.wake_at(cx.now_ms + RETRY_MS);
+            return Step::Pending;
+        }
+        self.let_in(cx)
     }
 
     fn let_in(&mut self, cx: &mut Cx<'_>) -> Step {
@@ -152,21 +187,22 @@ impl<A: Beginning> Begin<A> {
         self.call.api().refusal(cx, error).map_or(Step::Done, Step::Reply)
     }
 
-    /// Nothing has begun after all.
-    fn take_back(&mut self, cx: &mut Cx<'_>, error: i16) -> Step {
-        let id = self.call.api().group();
-        ended(cx, &id);
+    /// A transaction that is open already stays so.
+    fn cannot_begin(&mut self, cx: &mut Cx<'_>, error: i16) -> Step {
+        if self.is_first {
+            let id = self.call.api().group();
+            ended(cx, &id);
+        }
         self.stage = Stage::Held;
         self.refuse(cx, error)
     }
 }
 
 /// Where everything that a transaction takes in is at home; `None` where that is not one place.
-fn home_of(cx: &Cx<'_>, topics: &BTreeSet<Arc<str>>, group: Option<&str>) -> Option<ClusterSide> {
-    let owners = topics.iter().map(|topic| cx.snapshot.routes.owner(topic));
-    let mut all = owners.chain(group.map(|group| cx.snapshot.group_home(group)));
-    let first = all.next().unwrap_or(cx.snapshot.routes.rules.default_side);
-    all.all(|side| side == first).then_some(first)
+fn home_of(cx: &Cx<'_>, topics: &BTreeSet<Arc<str>>) -> Option<ClusterSide> {
+    let mut owners = topics.iter().map(|topic| cx.snapshot.routes.owner(topic));
+    let first = owners.next()?;
+    owners.all(|side| side == first).then_some(first)
 }
 
 impl<A: Beginning> Operation for Begin<A> {
@@ -186,12 +222,13 @@ impl<A: Beginning> Operation for Begin<A> {
         step
     }
 
-    fn on_errand_done(&mut self, cx: &mut Cx<'_>, _part: u32, done: ErrandDone) -> Step {
+    fn on_errand_done(&mut self, cx: &mut Cx<'_>, part: u32, done: ErrandDone) -> Step {
         match done {
-            Ok(true) => self.let_in(cx),
+            Ok(true) => self.take_offsets(cx),
+            Ok(false) if part == OFFSETS => self.take_offsets(cx),
             // Its transactional id is another producer's.
-            Ok(false) => self.take_back(cx, fenced(cx, FENCED_SINCE)),
-            Err(_) => self.take_back(cx, code::CONCURRENT_TRANSACTIONS),
+            Ok(false) => self.cannot_begin(cx, fenced(cx, FENCED_SINCE)),
+            Err(_) => self.cannot_begin(cx, code::CONCURRENT_TRANSACTIONS),
         }
     }
 
@@ -201,14 +238,23 @@ impl<A: Beginning> Operation for Begin<A> {
                 cx.deadline_ms = None;
                 self.begin(cx)
             }
-            Stage::Moving => Step::Pending,
+            Stage::Moving | Stage::MovingOffsets => Step::Pending,
+            Stage::AwaitingOffsets => {
+                cx.deadline_ms = None;
+                self.take_offsets(cx)
+            }
             Stage::LetIn => self.call.on_wake(cx),
         }
     }
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         // What is sent may still begin a transaction: then only its coordinator ends it.
-        if self.stage == Stage::Moving || (self.stage == Stage::LetIn && !self.call.is_sent()) {
+        let is_unsent = match self.stage {
+            Stage::Held => false,
+            Stage::Moving | Stage::MovingOffsets | Stage::AwaitingOffsets => true,
+            Stage::LetIn => !self.call.is_sent(),
+        };
+        if is_unsent && self.is_first {
             let id = self.call.api().group();
             ended(cx, &id);
         }

@@ -163,6 +163,7 @@ fn snapshot() -> Snapshot {
         taken_over: false,
         groups: Arc::new(GroupTable {
             homes: BTreeMap::from([(Arc::from("at-target"), Target)]),
+            offset_homes: BTreeMap::new(),
             moving: BTreeMap::from([(Arc::from("on-the-way"), Target)]),
         }),
         nodes: Arc::new(NodeMap { host: PROXY.to_owned(), ports: ports.collect() }),

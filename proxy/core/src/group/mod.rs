@@ -24,6 +24,10 @@ struct Group {
     members: HashMap<String, Member>,
     /// Commits stored with a tag at the home, as last seen: (topic, partition).
     tagged: BTreeSet<(Arc<str>, i32)>,
+    /// Members of the old home, with their generation there, that the proxy is taking to the new one.
+    spliced: HashMap<String, i32>,
+    /// As many as there are copies of it, commits of members of one side are under way to the other.
+    commits_under_way: Arc<()>,
 }
 
 /// Groups that have been seen since the start.
@@ -101,6 +105,40 @@ impl GroupRegistry {
         if let Some(group) = self.lock().get_mut(group) {
             group.members.remove(member);
         }
+    }
+
+    /// The proxy joins a parked member to the group's new home.
+    pub fn splice(&self, group: &str, member: &str) {
+        if let Some(group) = self.lock().get_mut(group)
+            && let Some(known) = group.members.remove(member)
+        {
+            group.spliced.insert(member.to_owned(), known.generation);
+        }
+    }
+
+    /// The member is told that it is at the new home, or has gone.
+    pub fn spliced(&self, group: &str, member: &str) {
+        if let Some(group) = self.lock().get_mut(group) {
+            group.spliced.remove(member);
+        }
+    }
+
+    /// Whether a member of this generation is on its way to the group's new home.
+    #[must_use]
+    pub fn is_spliced(&self, group: &str, member: &str, generation: i32) -> bool {
+        self.lock().get(group).is_some_and(|group| group.spliced.get(member) == Some(&generation))
+    }
+
+    /// A commit of a member of one side goes to the other side. It is under way until what this returns is dropped.
+    #[must_use]
+    pub fn commit_under_way(&self, group: &str) -> Arc<()> {
+        Arc::clone(&self.lock().entry(Arc::from(group)).or_default().commits_under_way)
+    }
+
+    /// Whether commits of members of one side are under way to the other: what is read now may be older than they are.
+    #[must_use]
+    pub fn has_commits_under_way(&self, group: &str) -> bool {
+        self.lock().get(group).is_some_and(|group| Arc::strong_count(&group.commits_under_way) > 1)
     }
 
     pub fn park(&self, group: &str, member: &str, parked: bool, now_ms: i64) {

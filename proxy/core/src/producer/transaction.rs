@@ -45,6 +45,12 @@ pub struct TransactionRoute {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TransactionTable(pub BTreeMap<Arc<str>, TransactionRoute>);
 
+/// The transactional id with which the proxy itself writes commits of a group that has members.
+#[must_use]
+pub fn of_offsets(group: &str) -> String {
+    format!("__crossover_offsets.{group}")
+}
+
 /// The producer id of `side` as clients see it.
 #[must_use]
 pub fn to_client(side: ClusterSide, pid: i64) -> i64 {

@@ -217,6 +217,9 @@ impl RouteTable {
 #[derive(Clone, Debug, Default)]
 pub struct GroupTable {
     pub homes: BTreeMap<Arc<str>, ClusterSide>,
+    /// Where the commits of groups are whose offsets are committed in transactions: with the transactions, wherever the
+    /// members are (ADR 13). The commits of all others are where their members are.
+    pub offset_homes: BTreeMap<Arc<str>, ClusterSide>,
     /// Groups that are being moved right now, with the side they move to.
     pub moving: BTreeMap<Arc<str>, ClusterSide>,
 }
@@ -251,6 +254,12 @@ impl Snapshot {
     #[must_use]
     pub fn group_home(&self, group: &str) -> ClusterSide {
         self.groups.homes.get(group).copied().unwrap_or(self.routes.rules.default_side)
+    }
+
+    /// Where a group's commits are.
+    #[must_use]
+    pub fn offset_home(&self, group: &str) -> ClusterSide {
+        self.groups.offset_homes.get(group).copied().unwrap_or_else(|| self.group_home(group))
     }
 
     #[must_use]

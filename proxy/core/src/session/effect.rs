@@ -109,6 +109,8 @@ pub enum Errand {
     /// A transactional id is to be at home at `to`, and this producer goes on there. Done: durable and published; false
     /// where the id is another producer's.
     MoveTransactionalId { id: Arc<str>, to: ClusterSide, client: Identity },
+    /// The commits of a group are to be at home at `to`, where a transaction takes them in. Done: durable and published.
+    MoveOffsets { group: Arc<str>, to: ClusterSide },
 }
 
 /// How a topic was changed.

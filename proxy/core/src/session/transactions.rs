@@ -21,7 +21,7 @@ pub struct TransactionSeen {
     pub topics: BTreeSet<Arc<str>>,
     /// What any transaction of it wrote to.
     pub written: BTreeSet<Arc<str>>,
-    /// Groups whose offsets its transactions commit.
+    /// Groups whose offsets the open transaction commits.
     pub groups: BTreeSet<Arc<str>>,
     pub last_ms: i64,
 }
@@ -30,6 +30,8 @@ pub struct TransactionSeen {
 struct Inner {
     seen: HashMap<Arc<str>, TransactionSeen>,
     closed: BTreeSet<Arc<str>>,
+    /// Groups whose commits are being moved.
+    closed_groups: BTreeSet<Arc<str>>,
     /// Transactions planned with an older route table would begin on the wrong side.
     since: Revision,
 }
@@ -52,15 +54,8 @@ pub enum Begun {
 }
 
 impl TransactionRegistry {
-    /// A transaction of `id` takes in `topics` and `group`, planned with the route table of `revision`.
-    pub fn begin(
-        &self,
-        id: &str,
-        topics: &BTreeSet<Arc<str>>,
-        group: Option<&str>,
-        revision: Revision,
-        now_ms: i64,
-    ) -> Begun {
+    /// A transaction of `id` takes in `topics`, planned with the route table of `revision`.
+    pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, revision: Revision, now_ms: i64) -> Begun {
         let mut inner = lock(&self.inner);
         let is_open = inner.seen.get(id).is_some_and(|seen| seen.open_ms.is_some());
         if !is_open && (revision < inner.since || topics.iter().any(|topic| inner.closed.contains(topic))) {
@@ -72,7 +67,6 @@ impl TransactionRegistry {
         seen.last_ms = now_ms;
         seen.topics.extend(topics.iter().cloned());
         seen.written.extend(topics.iter().cloned());
-        seen.groups.extend(group.map(Arc::from));
         if is_open { Begun::Again } else { Begun::First }
     }
 
@@ -81,6 +75,7 @@ impl TransactionRegistry {
         let mut inner = lock(&self.inner);
         let Some(seen) = inner.seen.get_mut(id) else { return false };
         seen.topics.clear();
+        seen.groups.clear();
         seen.open_ms.take().is_some()
     }
 
@@ -94,6 +89,39 @@ impl TransactionRegistry {
         let mut inner = lock(&self.inner);
         inner.closed.retain(|topic| !topics.contains(topic));
         inner.since = inner.since.max(since);
+    }
+
+    /// The open transaction of `id` takes in the offsets of `group`. False: not now, for they are being moved.
+    pub fn take_offsets(&self, id: &str, group: &str) -> bool {
+        let mut inner = lock(&self.inner);
+        let may = !inner.closed_groups.contains(group);
+        let Some(seen) = inner.seen.get_mut(id) else { return may };
+        if may {
+            seen.groups.insert(Arc::from(group));
+        }
+        seen.groups.contains(group)
+    }
+
+    /// From now on no transaction takes in the offsets of `group`. Those that have them go on.
+    pub fn close_group(&self, group: &Arc<str>) {
+        lock(&self.inner).closed_groups.insert(Arc::clone(group));
+    }
+
+    /// Transactions may take the offsets of `group` in again.
+    pub fn open_group(&self, group: &str) {
+        lock(&self.inner).closed_groups.remove(group);
+    }
+
+    /// Transactional ids whose open transaction commits offsets of `group`.
+    #[must_use]
+    pub fn open_with_offsets(&self, group: &str) -> BTreeMap<Arc<str>, TransactionSeen> {
+        self.which(|seen| seen.open_ms.is_some() && seen.groups.contains(group))
+    }
+
+    /// What transactions of `id` have written to, as far as seen.
+    #[must_use]
+    pub fn written_by(&self, id: &str) -> BTreeSet<Arc<str>> {
+        lock(&self.inner).seen.get(id).map_or_else(BTreeSet::new, |seen| seen.written.clone())
     }
 
     /// Transactional ids whose transaction is open and writes to one of `topics`.
@@ -142,7 +170,7 @@ mod tests {
     }
 
     fn begin(all: &TransactionRegistry, id: &str, names: &[&str], revision: u64) -> Begun {
-        all.begin(id, &topics(names), None, Revision(revision), 5)
+        all.begin(id, &topics(names), Revision(revision), 5)
     }
 
     #[test]
@@ -163,6 +191,24 @@ mod tests {
         all.open(&orders, Revision(1));
         assert_eq!(begin(&all, "c", &["orders"], 0), Begun::Hold, "it would begin at the old owner");
         assert_eq!(begin(&all, "c", &["orders"], 1), Begun::First);
+    }
+
+    #[test]
+    fn trap_7_offsets_that_are_being_moved_are_taken_in_afterwards_only() {
+        let all = TransactionRegistry::default();
+        let group: Arc<str> = Arc::from("g");
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        assert_eq!(begin(&all, "b", &["orders"], 0), Begun::First);
+        assert!(all.take_offsets("a", "g"));
+        all.close_group(&group);
+        assert!(!all.take_offsets("b", "g"), "they are being moved");
+        assert!(all.take_offsets("a", "g"), "it has them: it would not end otherwise");
+        assert!(all.take_offsets("b", "other"));
+        assert_eq!(all.open_with_offsets("g").len(), 1);
+        assert!(all.end("a") && all.open_with_offsets("g").is_empty());
+        all.open_group("g");
+        assert!(all.take_offsets("b", "g"));
+        assert_eq!(all.written_by("b"), topics(&["orders"]));
     }
 
     #[test]

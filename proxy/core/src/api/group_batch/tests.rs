@@ -10,7 +10,7 @@ use std::sync::Arc;
 fn rig() -> Rig {
     let mut rig = Rig::new(Source, 0);
     let homes = BTreeMap::from(["t1", "t2"].map(|g| (Arc::from(g), Target)));
-    rig.snapshot.groups = Arc::new(GroupTable { homes, moving: BTreeMap::new() });
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
     rig
 }
 

@@ -4,6 +4,7 @@ use crate::ids::ClusterSide::{Source, Target};
 use crate::producer::batch;
 use crate::producer::crc::checksum;
 use crate::producer::transaction::{TransactionRoute, TransactionTable};
+use crate::route::GroupTable;
 use crate::session::testing::{self, Rig, Sent, TOPIC};
 use crate::session::{Errand, lock};
 use std::collections::BTreeMap;
@@ -179,4 +180,82 @@ fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
     // A producer that was fenced at the old home.
     end(&mut rig, Identity { epoch: 2, ..CLIENT });
     assert!(rig.sent().is_empty());
+}
+
+fn add_offsets(rig: &mut Rig) {
+    rig.ask(key::ADD_OFFSETS_TO_TXN, 3, |body| {
+        body.set("TransactionalId", ID);
+        body.set("ProducerId", CLIENT.pid);
+        body.set("ProducerEpoch", CLIENT.epoch);
+        body.set("GroupId", "g");
+    });
+}
+
+fn move_offsets(rig: &mut Rig, to: ClusterSide) {
+    let offset_homes = BTreeMap::from([(Arc::from("g"), to)]);
+    rig.snapshot.groups = Arc::new(GroupTable { offset_homes, ..GroupTable::default() });
+}
+
+#[test]
+fn trap_7_the_commits_of_a_group_come_to_the_transaction_that_takes_them_in() {
+    let mut rig = flipped();
+    move_home(&mut rig);
+    add_partitions(&mut rig, TOPIC);
+    let added = look_up(&mut rig);
+    rig.answer(&added, |_| {});
+    let _ = rig.reply();
+    add_offsets(&mut rig);
+    let (ticket, errand) = rig.errand().expect("the commits are to be moved");
+    assert_eq!(errand, Errand::MoveOffsets { group: Arc::from("g"), to: Target });
+    rig.handle(crate::session::Event::Wake);
+    assert!(rig.sent().is_empty() && rig.errand().is_none(), "nothing goes on before that is durable");
+    move_offsets(&mut rig, Target);
+    rig.run_errand((ticket, errand), Ok(true));
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::ADD_OFFSETS_TO_TXN, Target));
+    assert_eq!(sent.body.i64("ProducerId"), NATIVE.pid);
+    assert_eq!(rig.shared.transactions.open_with_offsets("g").len(), 1);
+    // They are there by now.
+    rig.answer(&sent, |_| {});
+    add_offsets(&mut rig);
+    assert!(rig.errand().is_none() && rig.sent().len() == 1);
+}
+
+#[test]
+fn trap_7_commits_that_cannot_be_moved_now_leave_the_transaction_as_it_is() {
+    let mut rig = flipped();
+    move_home(&mut rig);
+    add_partitions(&mut rig, TOPIC);
+    let added = look_up(&mut rig);
+    rig.answer(&added, |_| {});
+    let _ = rig.reply();
+    add_offsets(&mut rig);
+    let errand = rig.errand().expect("the commits are to be moved");
+    rig.run_errand(errand, Err("another transaction has them".to_owned()));
+    assert_eq!(rig.reply().map(|reply| reply.i16("ErrorCode")), Some(code::CONCURRENT_TRANSACTIONS));
+    assert_eq!(rig.shared.transactions.all_open().len(), 1);
+    assert!(rig.shared.transactions.open_with_offsets("g").is_empty());
+    // While they are moved for another one, it waits.
+    move_offsets(&mut rig, Target);
+    rig.shared.transactions.close_group(&Arc::from("g"));
+    add_offsets(&mut rig);
+    assert!(rig.sent().is_empty() && rig.errand().is_none());
+    rig.shared.transactions.open_group("g");
+    rig.pass(100);
+    assert_eq!(rig.one().api_key, key::ADD_OFFSETS_TO_TXN);
+}
+
+#[test]
+fn trap_7_a_transaction_that_begins_with_offsets_begins_where_it_wrote_before() {
+    let mut rig = flipped();
+    add_offsets(&mut rig);
+    let (_, errand) = rig.errand().expect("the commits have no home yet");
+    assert_eq!(errand, Errand::MoveOffsets { group: Arc::from("g"), to: Source }, "nothing is known of it");
+    let mut rig = flipped();
+    move_offsets(&mut rig, Source);
+    let topics = [Arc::from(TOPIC)].into();
+    rig.shared.transactions.begin(ID, &topics, rig.snapshot.revision, 0);
+    rig.shared.transactions.end(ID);
+    add_offsets(&mut rig);
+    assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
 }
