@@ -1,7 +1,7 @@
 //! What tests read out of histories themselves, where the checker has no question for it (format: loadtest/README.md).
 
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// A partition and an offset.
@@ -115,5 +115,23 @@ pub fn reads_exactly(history: &Path, records: &BTreeSet<At>) -> Result<()> {
         rest.len(),
         rest.first()
     );
+    Ok(())
+}
+
+/// A consumer was given exactly these records, wherever they lie: each once, and each writer's in their order.
+///
+/// # Errors
+/// It was not.
+pub fn reads_once_in_order(history: &Path, expected: &BTreeSet<Name>) -> Result<()> {
+    let read = delivered(history)?;
+    let mut last: BTreeMap<(i64, usize), i64> = BTreeMap::new();
+    for name @ (writer, partition, sequence) in read.iter().copied() {
+        let before = last.insert((writer, partition), sequence);
+        ensure!(before.is_none_or(|before| before < sequence), "{name:?} behind {before:?}");
+    }
+    let distinct: BTreeSet<Name> = read.iter().copied().collect();
+    let lost = expected.difference(&distinct).next();
+    let strange = distinct.difference(expected).next();
+    ensure!(lost.is_none() && strange.is_none(), "lost {lost:?}, not expected {strange:?}");
     Ok(())
 }

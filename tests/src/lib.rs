@@ -151,6 +151,18 @@ pub fn end(driver: Driver) -> Result<PathBuf> {
     Ok(history)
 }
 
+/// The proxy has found nothing wrong: no log that somebody else writes to, no record out of its place.
+///
+/// # Errors
+/// It has, or does not say.
+pub fn no_alarms(rig: &Rig) -> Result<()> {
+    let output = rig.crossover(&["status", "--json"])?;
+    let status: Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+    let alarms = status["alarms"].as_array().context("the status has no alarms")?;
+    ensure!(alarms.is_empty(), "alarms: {alarms:?}");
+    Ok(())
+}
+
 /// Everything a command printed.
 #[must_use]
 pub fn text(output: &Output) -> String {

@@ -86,10 +86,18 @@ pub struct Flipped {
 /// # Errors
 /// A cluster refuses.
 pub fn create_topic(rig: &Rig) -> Result<()> {
+    create_topic_named(rig, TOPIC)
+}
+
+/// Another topic on both sides, all replicas in sync.
+///
+/// # Errors
+/// A cluster refuses.
+pub fn create_topic_named(rig: &Rig, topic: &str) -> Result<()> {
     for cluster in [&rig.source, &rig.target] {
         let replicas = i16::try_from(cluster.broker_ids().len())?;
-        cluster.create_topic(TOPIC, PARTITIONS.parse()?, replicas, &[])?;
-        cluster.wait_in_sync(TOPIC)?;
+        cluster.create_topic(topic, PARTITIONS.parse()?, replicas, &[])?;
+        cluster.wait_in_sync(topic)?;
     }
     Ok(())
 }

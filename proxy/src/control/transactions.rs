@@ -111,12 +111,14 @@ impl Control {
         let registry = &self.runtime.shared.transactions;
         let began = Instant::now();
         loop {
+            // Before the cluster is asked: one that ends while the cluster answers may still have markers to come, and was
+            // perhaps not there yet when the cluster looked.
+            let here = registry.open_on(&topics).into_iter().next();
             let mut found = Transactions::default();
             self.list_open(side, &mut found).await;
             self.forget_ended(&found);
             // A start of the proxy forgets what was open: then only the cluster knows.
             let there = routes.iter().find_map(|route| found.open.get(&**route.physical(side)));
-            let here = registry.open_on(&topics).into_iter().next();
             let (id, open_ms) = match (here, there) {
                 (None, None) => return Ok(()),
                 (Some((id, seen)), _) => (id, seen.open_ms.map_or(0, |at| self.runtime.now_ms() - at)),

@@ -36,8 +36,8 @@ public final class Driver {
     private static volatile boolean stopping;
 
     public static void main(String[] argv) throws Exception {
-        if (argv.length == 0 || !(argv[0].equals("producer") || argv[0].equals("consumer"))) {
-            refuse("usage: Driver producer|consumer --name value ...");
+        if (argv.length == 0 || !Arrays.asList("producer", "consumer", "transformer").contains(argv[0])) {
+            refuse("usage: Driver producer|consumer|transformer --name value ...");
         }
         Args args = new Args(argv);
         stopOnSignalOrStdin();
@@ -47,6 +47,8 @@ public final class Driver {
             try {
                 if (argv[0].equals("producer")) {
                     new Producer(args, history).run();
+                } else if (argv[0].equals("transformer")) {
+                    new Transformer(args, history).run();
                 } else {
                     new Consumer(args, history).run();
                 }
@@ -381,6 +383,110 @@ public final class Driver {
         @Override
         public void onPartitionsLost(Collection<TopicPartition> removed) {
             delivered.keySet().removeAll(removed);
+            history.line("C.lost", history.names(removed));
+        }
+    }
+
+    /** Copies records of one topic to another, partition by partition, with the offsets read in the same transaction. */
+    private static final class Transformer implements ConsumerRebalanceListener {
+        private final Args args;
+        private final History history;
+        private final String to;
+        private KafkaConsumer<byte[], byte[]> consumer;
+        private KafkaProducer<byte[], byte[]> producer;
+
+        Transformer(Args args, History history) {
+            this.args = args;
+            this.history = history;
+            to = args.need("to");
+        }
+
+        void run() {
+            ByteArrayDeserializer bytes = new ByteArrayDeserializer();
+            consumer = new KafkaConsumer<>(consumerConfig(), bytes, bytes);
+            Properties config = common(args);
+            config.put("transactional.id", args.need("transaction"));
+            config.put("acks", "all");
+            producer = new KafkaProducer<>(config, new ByteArraySerializer(), new ByteArraySerializer());
+            history.start("transformer", "group=" + args.need("group") + "\ttransaction=" + args.need("transaction"));
+            producer.initTransactions();
+            consumer.subscribe(args.topics(), this);
+            while (!stopping) {
+                ConsumerRecords<byte[], byte[]> records = consumer.poll(Duration.ofMillis(100));
+                if (!records.isEmpty()) {
+                    transform(records);
+                }
+            }
+            producer.close();
+            consumer.close();
+            history.line("E.end", "-");
+        }
+
+        private Properties consumerConfig() {
+            Properties config = common(args);
+            config.put("group.id", args.need("group"));
+            config.put("auto.offset.reset", "none".equals(args.get("reset", "earliest")) ? "none" : "earliest");
+            config.put("isolation.level", "read_committed");
+            config.put("enable.auto.commit", "false");
+            config.put("max.poll.records", args.get("transaction-records", "20"));
+            args.copy("static-id", config, "group.instance.id");
+            if (args.get("protocol", "classic").equals("consumer")) {
+                config.put("group.protocol", "consumer");
+            } else {
+                boolean cooperative = args.get("strategy", "range").equals("cooperative");
+                config.put("partition.assignment.strategy", "org.apache.kafka.clients.consumer."
+                    + (cooperative ? "CooperativeStickyAssignor" : "RangeAssignor"));
+            }
+            return config;
+        }
+
+        private void transform(ConsumerRecords<byte[], byte[]> records) {
+            Map<TopicPartition, OffsetAndMetadata> read = new HashMap<>();
+            try {
+                producer.beginTransaction();
+                for (ConsumerRecord<byte[], byte[]> record : records) {
+                    producer.send(new ProducerRecord<>(to, record.partition(), record.key(), record.value()));
+                    TopicPartition tp = new TopicPartition(record.topic(), record.partition());
+                    read.put(tp, new OffsetAndMetadata(record.offset() + 1));
+                }
+                producer.sendOffsetsToTransaction(read, consumer.groupMetadata());
+                producer.commitTransaction();
+                history.line("T.ok", records.count());
+            } catch (org.apache.kafka.common.errors.ProducerFencedException fatal) {
+                history.error("E.error", fatal);
+                throw fatal;
+            } catch (org.apache.kafka.common.KafkaException error) {
+                // By the contract of transactions: abort, and read again what was not committed.
+                history.line("T.abort", error.getClass().getSimpleName(), error.getMessage());
+                producer.abortTransaction();
+                rewind();
+            }
+        }
+
+        private void rewind() {
+            Map<TopicPartition, OffsetAndMetadata> committed = consumer.committed(consumer.assignment());
+            for (TopicPartition tp : consumer.assignment()) {
+                OffsetAndMetadata offset = committed.get(tp);
+                if (offset == null) {
+                    consumer.seekToBeginning(Arrays.asList(tp));
+                } else {
+                    consumer.seek(tp, offset.offset());
+                }
+            }
+        }
+
+        @Override
+        public void onPartitionsAssigned(Collection<TopicPartition> added) {
+            history.line("C.assign", history.names(added));
+        }
+
+        @Override
+        public void onPartitionsRevoked(Collection<TopicPartition> removed) {
+            history.line("C.revoke", history.names(removed));
+        }
+
+        @Override
+        public void onPartitionsLost(Collection<TopicPartition> removed) {
             history.line("C.lost", history.names(removed));
         }
     }

@@ -42,6 +42,13 @@ pub struct TransactionRegistry {
     inner: Mutex<Inner>,
 }
 
+impl TransactionSeen {
+    /// It writes to one of `topics`, or its transactions have done so before.
+    fn may_write_to(&self, topics: &[Arc<str>]) -> bool {
+        topics.iter().any(|topic| self.topics.contains(topic) || self.written.contains(topic))
+    }
+}
+
 /// Whether a transaction may go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Begun {
@@ -58,7 +65,8 @@ impl TransactionRegistry {
     pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, revision: Revision, now_ms: i64) -> Begun {
         let mut inner = lock(&self.inner);
         let is_open = inner.seen.get(id).is_some_and(|seen| seen.open_ms.is_some());
-        if !is_open && (revision < inner.since || topics.iter().any(|topic| inner.closed.contains(topic))) {
+        let is_late = !is_open && revision < inner.since;
+        if is_late || inner.must_wait(id, topics, is_open) {
             return Begun::Hold;
         }
         inner.make_room(id);
@@ -124,10 +132,10 @@ impl TransactionRegistry {
         lock(&self.inner).seen.get(id).map_or_else(BTreeSet::new, |seen| seen.written.clone())
     }
 
-    /// Transactional ids whose transaction is open and writes to one of `topics`.
+    /// Transactional ids whose transaction is open, and writes to one of `topics` or may yet: it did so before.
     #[must_use]
     pub fn open_on(&self, topics: &[Arc<str>]) -> BTreeMap<Arc<str>, TransactionSeen> {
-        self.which(|seen| seen.open_ms.is_some() && topics.iter().any(|topic| seen.topics.contains(topic)))
+        self.which(|seen| seen.open_ms.is_some() && seen.may_write_to(topics))
     }
 
     /// Transactional ids that have written to one of `topics`.
@@ -150,6 +158,18 @@ impl TransactionRegistry {
 }
 
 impl Inner {
+    /// A transaction that is open and writes to a closed topic, or has written to it before, is waited for: it goes on. No
+    /// other one takes in a closed topic, nor does one begin that most likely will.
+    fn must_wait(&self, id: &str, topics: &BTreeSet<Arc<str>>, is_open: bool) -> bool {
+        if self.closed.is_empty() {
+            return false;
+        }
+        let closed: Vec<Arc<str>> = self.closed.iter().cloned().collect();
+        let takes_in = topics.iter().any(|topic| self.closed.contains(topic));
+        let is_of_them = self.seen.get(id).is_some_and(|seen| seen.may_write_to(&closed));
+        if is_open { takes_in && !is_of_them } else { takes_in || is_of_them }
+    }
+
     fn make_room(&mut self, id: &str) {
         if self.seen.len() < REMEMBERED_MAX || self.seen.contains_key(id) {
             return;
@@ -181,16 +201,34 @@ mod tests {
         assert_eq!(begin(&all, "b", &["other"], 0), Begun::First);
         all.close(&orders);
         assert_eq!(begin(&all, "c", &["orders", "other"], 0), Begun::Hold);
-        // What is open may take the topic in: it would not end otherwise.
+        // What is waited for goes on: it would not end otherwise. Another one would come too late.
         assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again);
-        assert_eq!(begin(&all, "b", &["orders"], 0), Begun::Again);
-        assert_eq!(all.open_on(&orders).len(), 2);
+        assert_eq!(begin(&all, "b", &["orders"], 0), Begun::Hold);
+        assert_eq!(begin(&all, "b", &["other"], 0), Begun::Again);
+        assert_eq!(all.open_on(&orders).len(), 1);
         assert!(all.end("a") && all.end("b") && !all.end("b"));
         assert!(all.open_on(&orders).is_empty());
-        assert_eq!(all.written_to(&orders).len(), 2);
+        assert_eq!(all.written_to(&orders).len(), 1);
+        // Its first request may be about offsets only.
+        assert_eq!(begin(&all, "a", &[], 0), Begun::Hold);
+        assert_eq!(begin(&all, "b", &[], 0), Begun::First);
+        assert!(all.end("b"));
         all.open(&orders, Revision(1));
         assert_eq!(begin(&all, "c", &["orders"], 0), Begun::Hold, "it would begin at the old owner");
         assert_eq!(begin(&all, "c", &["orders"], 1), Begun::First);
+    }
+
+    #[test]
+    fn trap_7_a_transaction_that_has_its_offsets_only_so_far_is_waited_for() {
+        let all = TransactionRegistry::default();
+        let orders = [Arc::from("orders")];
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        assert!(all.end("a"));
+        assert_eq!(begin(&all, "a", &[], 0), Begun::First);
+        all.close(&orders);
+        assert_eq!(all.open_on(&orders).len(), 1, "it wrote there before, and may again");
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again);
+        assert!(all.end("a") && all.open_on(&orders).is_empty());
     }
 
     #[test]
