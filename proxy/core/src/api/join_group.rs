@@ -143,6 +143,9 @@ impl JoinGroup {
                 let timeout = i64::from(self.request.i32("SessionTimeoutMs"));
                 let (member, generation) = (response.str("MemberId"), response.i32("GenerationId"));
                 cx.shared.groups.alive(&group, member, generation, Some(timeout), cx.now_ms);
+                if let Some(instance) = self.request.opt_str("GroupInstanceId") {
+                    cx.shared.groups.stands_for(&group, instance, member);
+                }
                 Step::Reply(response)
             }
             code::MEMBER_ID_REQUIRED if self.spliced => {

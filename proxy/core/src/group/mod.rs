@@ -24,6 +24,8 @@ struct Group {
     members: HashMap<String, Member>,
     /// Commits stored with a tag at the home, as last seen: (topic, partition).
     tagged: BTreeSet<(Arc<str>, i32)>,
+    /// The member that a static member's name stands for now.
+    instances: HashMap<String, String>,
     /// Members of the old home, with their generation there, that the proxy is taking to the new one.
     spliced: HashMap<String, i32>,
     /// As many as there are copies of it, commits of members of one side are under way to the other.
@@ -107,6 +109,16 @@ impl GroupRegistry {
         }
     }
 
+    /// A static member has joined: the one that had its name before is no member any more, although it never left.
+    pub fn stands_for(&self, group: &str, instance: &str, member: &str) {
+        if let Some(group) = self.lock().get_mut(group)
+            && let Some(before) = group.instances.insert(instance.to_owned(), member.to_owned())
+            && before != member
+        {
+            group.members.remove(&before);
+        }
+    }
+
     /// The proxy joins a parked member to the group's new home.
     pub fn splice(&self, group: &str, member: &str) {
         if let Some(group) = self.lock().get_mut(group)
@@ -176,6 +188,18 @@ impl GroupRegistry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_static_member_takes_the_place_of_the_one_before() {
+        let registry = GroupRegistry::default();
+        for (member, at) in [("a-1", 0), ("a-2", 5_000)] {
+            registry.alive("g", member, 1, Some(45_000), at);
+            registry.stands_for("g", "a", member);
+        }
+        registry.stands_for("g", "a", "a-2");
+        registry.park("g", "a-2", true, 6_000);
+        assert!(registry.is_drained("g", 6_000), "the first one never left");
+    }
 
     #[test]
     fn a_group_is_drained_when_all_living_members_are_parked() {
