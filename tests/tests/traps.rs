@@ -6,6 +6,8 @@
 mod boundary_positions;
 #[path = "traps/control_markers.rs"]
 mod control_markers;
+#[path = "traps/group_moves.rs"]
+mod group_moves;
 #[path = "traps/idle_partitions.rs"]
 mod idle_partitions;
 #[path = "traps/leader_epochs.rs"]
