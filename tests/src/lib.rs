@@ -8,6 +8,7 @@ pub mod history;
 pub mod live;
 pub mod measure;
 pub mod operator;
+pub mod paused;
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::ClusterSpec;

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -42,6 +43,8 @@ func client(a args, h *history, options []kgo.Opt) *kgo.Client {
 		age := time.Duration(a.int("metadata-max-age-ms", "0")) * time.Millisecond
 		options = append(options, kgo.MetadataMaxAge(age), kgo.MetadataMinAge(min(age, time.Second)))
 	}
+	// What the library has to say goes to the driver's log, as with the other libraries.
+	options = append(options, kgo.WithLogger(kgo.BasicLogger(os.Stderr, kgo.LogLevelInfo, nil)))
 	cl, err := kgo.NewClient(options...)
 	if err != nil {
 		h.line("E.error", err)

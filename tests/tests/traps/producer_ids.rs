@@ -5,6 +5,7 @@ use crossover_harness::Cluster;
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::history::{Name, acknowledged, delivered};
 use crossover_tests::live::{KINDS, Kind, PARTITIONS, TOPIC, create_topic};
+use crossover_tests::paused::Paused;
 use crossover_tests::{end, one_at_a_time, rig, text, wait_count, wait_more};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -80,36 +81,6 @@ fn start(rig: &Rig, kinds: &[Kind], bootstrap: &str, first: i64) -> Result<Vec<D
 /// Each has more records acknowledged.
 fn go_on(producers: &mut [Driver]) -> Result<()> {
     wait_more(producers.iter_mut().map(|producer| (producer, "P.ok")), RECORDS, WAIT)
-}
-
-/// A client that is stopped for a while, with all its processes.
-struct Paused(Vec<u32>);
-
-impl Paused {
-    fn new(driver: &Driver) -> Result<Paused> {
-        let mut all = vec![driver.pid()];
-        let mut next = 0;
-        while let Some(pid) = all.get(next) {
-            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-            all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-            next += 1;
-        }
-        let paused = Paused(all);
-        ensure!(paused.signal("-STOP"), "{} cannot be stopped", driver.name);
-        Ok(paused)
-    }
-
-    fn signal(&self, signal: &str) -> bool {
-        let all = self.0.iter().map(ToString::to_string);
-        let status = std::process::Command::new("kill").arg(signal).args(all).status();
-        status.is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Paused {
-    fn drop(&mut self) {
-        self.signal("-CONT");
-    }
 }
 
 /// A cluster's whole log, by a reader of its own.

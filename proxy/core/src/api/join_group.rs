@@ -108,9 +108,10 @@ impl JoinGroup {
         self.go(cx)
     }
 
+    /// Static members too, although they never leave by themselves: a group that has members takes no commits from us,
+    /// neither those that are mirrored nor those of the move back, until their sessions end.
     fn leave_old_home(&self, cx: &mut Cx<'_>, group: &str, member: &str) {
-        let static_member = self.request.opt_str("GroupInstanceId").is_some();
-        if member.is_empty() || static_member {
+        if member.is_empty() {
             return;
         }
         let mut finder = Finder::new(group.to_owned(), Class::Produce);

@@ -354,7 +354,9 @@ impl Produce {
                 part.answer(cx, code::REQUEST_TIMED_OUT);
             }
         }
-        if native && self.acks != 0 { Step::Close(CloseReason::UpstreamLost) } else { self.finish(cx) }
+        // Without acknowledgements this is a broker's only way to say that it does not lead: the client looks for the
+        // leader when its connection ends, and would go on writing to nobody if it did not.
+        if native { Step::Close(CloseReason::UpstreamLost) } else { self.finish(cx) }
     }
 
     fn finish(&mut self, cx: &mut Cx<'_>) -> Step {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::route::GroupTable;
+use crate::schema::Str;
 use crate::session::Event;
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
 use std::sync::Arc;
@@ -118,4 +119,28 @@ fn r19_the_loss_of_a_companion_fails_only_what_needs_it() {
     answer(&mut rig, &again, code::NONE);
     let replies: Vec<Struct> = std::iter::from_fn(|| rig.reply()).collect();
     assert_eq!(replies.len(), 2);
+}
+
+#[test]
+fn a_member_that_moves_leaves_its_old_home_also_a_static_one() {
+    for instance in [None, Some("instance")] {
+        let mut rig = Rig::new(Source, 0);
+        let moving = [(Arc::from("g"), Target)].into();
+        rig.snapshot.groups = Arc::new(GroupTable { moving, ..GroupTable::default() });
+        rig.ask(key::JOIN_GROUP, 5, |body| {
+            body.set("GroupId", "g");
+            body.set("MemberId", "old-id");
+            body.set("GroupInstanceId", instance.map(Str::from));
+            body.set("ProtocolType", "consumer");
+        });
+        let alive = rig.one();
+        assert_eq!(alive.api_key, key::HEARTBEAT, "it is parked");
+        answer(&mut rig, &alive, code::NONE);
+        let homes = [(Arc::from("g"), Target)].into();
+        rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+        rig.handle(Event::Wake);
+        let left = rig.sent().into_iter().find(|sent| sent.api_key == key::LEAVE_GROUP);
+        let left = left.unwrap_or_else(|| panic!("{instance:?}: it is still a member of the old home"));
+        assert_eq!((left.node.side, left.body.str("MemberId")), (Source, "old-id"));
+    }
 }

@@ -217,6 +217,18 @@ fn r07_silent_produce_is_done_when_the_request_behind_it_is_answered() {
 }
 
 #[test]
+fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_but_not_with_a_companion() {
+    let (mut own, mut companion) = (Rig::new(Source, 0), stale());
+    for rig in [&mut own, &mut companion] {
+        produce(rig, 0, -1, -1);
+        let sent = rig.sent();
+        rig.lose(&sent[0]);
+    }
+    assert!(own.closed.is_some(), "it writes on to a broker that does not lead");
+    assert!(companion.closed.is_none());
+}
+
+#[test]
 fn r08_an_answer_that_proves_that_nothing_was_appended_is_not_the_clients() {
     let mut rig = stale();
     produce(&mut rig, -1, PID, 0);
