@@ -17,6 +17,9 @@ impl GroupApi for Heartbeat {
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
         let (group, member) = (self.0.str("GroupId"), self.0.str("MemberId"));
         cx.shared.groups.alive(group, member, self.0.i32("GenerationId"), None, cx.now_ms);
+        if let Some(instance) = self.0.opt_str("GroupInstanceId") {
+            cx.shared.groups.stands_for(group, instance, member);
+        }
         if !cx.snapshot.groups.moving.contains_key(group) {
             return None;
         }
