@@ -146,3 +146,73 @@ fn member(rig: &Rig, kinds: Members, index: usize, life: usize) -> Result<Driver
     let args = ["--topic", TOPIC, "--to", COPIES, "--group", GROUP, "--transaction", &id];
     rig.driver(kind, "transformer", &name, &[&args[..], more].concat()).map_err(Into::into)
 }
+
+/// Kafka Streams with `exactly_once_v2` and a store: its topics, the store's log among them, move to and fro, and so does
+/// its group.
+#[test]
+fn trap_7_kafka_streams_goes_on_over_flips() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 1)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    create_topic_named(&rig, COPIES)?;
+    let args = ["--topic", TOPIC, "--partitions", PARTITIONS, "--rate", "200", "--writer", "1"];
+    let producer = rig.driver("java-4.3.1", "producer", "feed", &args)?;
+    let args = ["--topic", COPIES, "--group", "judge", "--reset", "earliest"];
+    let args = [&args[..], &["--conf", "isolation.level=read_committed"]].concat();
+    let mut reader = rig.driver("java-4.3.1", "consumer", "judge", &args)?;
+    let mut instances = ["streams-3.9.2", "streams-4.3.1"]
+        .map(|kind| instance(&rig, kind, 0))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
+    let mut goes_on = |instances: &mut Vec<Driver>| -> Result<()> {
+        instances.iter_mut().try_for_each(|instance| wait_count(instance, "S.state", 1, WAIT))?;
+        let read = reader.count("C.poll");
+        wait_count(&mut reader, "C.poll", read + 1_000, WAIT)
+    };
+    goes_on(&mut instances)?;
+    // What a transaction takes in moves together: without the store's log the plan refuses.
+    let output = rig.crossover(&["plan", COPIES])?;
+    ensure!(text(&output).contains(STORE_LOG), "the plan does not name the store's log: {}", text(&output));
+    let step = |command: &[&str]| -> Result<()> {
+        let output = rig.crossover(command)?;
+        println!("{command:?}");
+        ensure!(output.status.success(), "{command:?}: {}", text(&output));
+        Ok(())
+    };
+    for command in [
+        // A compacted topic is moved by force: no key is deleted here.
+        &["cutover", COPIES, STORE_LOG, "--create", "--force"][..],
+        &["cutover", TOPIC],
+        &["groups", "move", GROUP, "--to", "target"],
+        &["rollback", TOPIC, COPIES, STORE_LOG, "--force"],
+    ] {
+        step(command)?;
+        goes_on(&mut instances)?;
+    }
+    // The store is built again from its log, which lies in both clusters.
+    let mut past = vec![end(instances.remove(0))?];
+    instances.push(instance(&rig, "streams-4.3.1", 1)?);
+    goes_on(&mut instances)?;
+    step(&["groups", "move", GROUP, "--to", "source"])?;
+    goes_on(&mut instances)?;
+    no_alarms(&rig)?;
+    let expected = acknowledged(&end(producer)?, 1)?;
+    wait_count(&mut reader, "C.poll", expected.len(), WAIT)?;
+    past.extend(instances.into_iter().map(end).collect::<Result<Vec<_>>>()?);
+    for history in past {
+        let failed = lines(&history, &["E.error"])?;
+        ensure!(failed.is_empty(), "{}: {:?}", history.display(), failed.first().map(|line| &line.fields));
+    }
+    reads_once_in_order(&end(reader)?, &expected)?;
+    println!("{} records, each once in the topic and once in the store, in order", expected.len());
+    Ok(())
+}
+
+/// The topic to which Kafka Streams writes the store.
+const STORE_LOG: &str = "copying-numbers-changelog";
+
+fn instance(rig: &Rig, kind: &str, life: usize) -> Result<Driver> {
+    let args = ["--topic", TOPIC, "--to", COPIES, "--group", GROUP];
+    rig.driver(kind, "streams", &format!("{kind}-{life}"), &args).map_err(Into::into)
+}

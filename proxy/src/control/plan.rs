@@ -597,7 +597,15 @@ impl Control {
         to: ClusterSide,
         force: bool,
     ) {
-        match self.read_ends(to, new).await {
+        // A leader that has just been told to lead, of a topic that was just created say, refuses at first.
+        let until = Instant::now() + SETTLE;
+        let ends = loop {
+            match self.read_ends(to, new).await {
+                Err(_) if Instant::now() < until => tokio::time::sleep(REREAD_PAUSE).await,
+                read => break read,
+            }
+        };
+        match ends {
             Err(problem) => {
                 checks.add("idle-side", CheckResult::Failed, format!("{problem:#}"), "look at the brokers")
             }

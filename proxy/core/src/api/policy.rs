@@ -225,12 +225,12 @@ impl ApiKey {
             ),
             ApiKey::AddOffsetsToTxn => (
                 Translate,
-                "At the transactional id's home side; where a transaction begins with it, that follows the group's.",
+                "At the transactional id's home side; the group's commits come there first (ADR 13).",
             ),
             ApiKey::EndTxn => (Translate, "At the transactional id's home side."),
             ApiKey::TxnOffsetCommit => (
                 Translate,
-                "At the group's home side, positions as with OffsetCommit; refused where that is not the transactional id's.",
+                "Where the group's commits are, positions as with OffsetCommit; a member of the other side is checked there first (ADR 13).",
             ),
             ApiKey::DescribeConfigs => (
                 Translate,
