@@ -4,8 +4,8 @@
 mod mirrored_commits;
 
 use anyhow::{Result, ensure};
-use crossover_harness::rig::{Driver, count};
-use crossover_tests::{check, flip, one_at_a_time, rig, wait_count, wait_for};
+use crossover_harness::rig::{Driver, command, count};
+use crossover_tests::{check, flip, one_at_a_time, rig, text, wait_count, wait_for, wait_more};
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -49,9 +49,10 @@ fn groups_move_along_or_refuse_the_cutover() -> Result<()> {
     Ok(())
 }
 
-/// A group of the KIP-848 protocol stays at its home and reads over flips; a move of it is refused.
+/// Groups of the KIP-848 protocol move with their topic and back, and stay where a move is aborted: every record is read
+/// once, and no member loses what it has.
 #[test]
-fn a_kip_848_group_reads_over_flips_and_is_not_moved() -> Result<()> {
+fn kip_848_groups_move_with_their_topic_and_back() -> Result<()> {
     let _turn = one_at_a_time();
     let mut rig = rig("4.3.1", "4.3.1", 2)?;
     rig.keep = true;
@@ -60,32 +61,54 @@ fn a_kip_848_group_reads_over_flips_and_is_not_moved() -> Result<()> {
     }
     let args = ["--topic", "orders", "--partitions", "12", "--rate", "200", "--writer", "1"];
     let producer = rig.driver("java-4.3.1", "producer", "p1", &args)?;
-    let group = ["--topic", "orders", "--group", "new", "--reset", "earliest", "--protocol", "consumer"];
     let mut members = Vec::new();
-    for name in ["c1", "c2"] {
-        let mut member = rig.driver("java-4.3.1", "consumer", name, &group)?;
-        wait_count(&mut member, "C.poll", 100, WAIT)?;
-        members.push(member);
-    }
-    for verb in ["cutover", "rollback"] {
-        flip(&rig, verb, &["orders"])?;
-        for member in &mut members {
-            let read = member.count("C.poll");
-            wait_count(member, "C.poll", read + 300, WAIT)?;
+    for kind in KIP_848 {
+        let group = ["--topic", "orders", "--group", kind, "--reset", "earliest", "--protocol", "consumer"];
+        for number in [1, 2] {
+            let mut member = rig.driver(kind, "consumer", &format!("{kind}-{number}"), &group)?;
+            wait_count(&mut member, "C.poll", 100, WAIT)?;
+            members.push(member);
         }
     }
-    let moved = rig.crossover(&["groups", "move", "new", "--to", "target"])?;
-    let said = String::from_utf8_lossy(&moved.stderr).into_owned() + &String::from_utf8_lossy(&moved.stdout);
-    ensure!(!moved.status.success() && said.contains("KIP-848"), "a move was not refused for this: {said}");
+    read_on(&mut members)?;
+    for kind in KIP_848 {
+        let moving = command(&rig, &["groups", "move", kind, "--to", "target"]).spawn()?;
+        wait_for(WAIT, "the move to begin", || {
+            let aborted = rig.crossover(&["abort"])?;
+            Ok(aborted.status.success())
+        })?;
+        ensure!(!moving.wait_with_output()?.status.success(), "{kind}: the move was not aborted");
+    }
+    read_on(&mut members)?;
+    for (verb, side) in [("cutover", "target"), ("rollback", "source"), ("cutover", "target")] {
+        flip(&rig, verb, &["orders"])?;
+        for kind in KIP_848 {
+            let output = rig.crossover(&["groups", "move", kind, "--to", side])?;
+            println!("{}", text(&output));
+            ensure!(output.status.success(), "{kind}: the group did not move to the {side}");
+        }
+        read_on(&mut members)?;
+    }
     let written = producer.history.clone();
     ensure!(producer.stop(), "the producer did not end well");
-    let total = count(&written, "P.ok");
-    wait_for(WAIT, "the group to read everything", || {
+    let total = count(&written, "P.ok") * KIP_848.len();
+    wait_for(WAIT, "the groups to read everything", || {
         Ok(members.iter_mut().map(|member| member.count("C.poll")).sum::<usize>() >= total)
     })?;
     let read: Vec<_> = members.iter().map(|member| member.history.clone()).collect();
     ensure!(members.into_iter().all(Driver::stop), "a member did not end well");
+    for history in &read {
+        ensure!(count(history, "C.lost") == 0, "{}: it lost its partitions", history.display());
+    }
     println!("{}", check(&rig, "orders", &[written], &read, &[])?);
     rig.keep = false;
     Ok(())
+}
+
+/// Libraries with the KIP-848 protocol; each has a group of its name.
+const KIP_848: [&str; 2] = ["java-4.3.1", "librdkafka"];
+
+/// Every member reads more.
+fn read_on(members: &mut [Driver]) -> Result<()> {
+    wait_more(members.iter_mut().map(|member| (member, "C.poll")), 300, WAIT)
 }

@@ -23,6 +23,17 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 const STABLE_MAX: Duration = Duration::from_secs(10);
 const STABLE_LOOK: Duration = Duration::from_millis(100);
 
+/// How the members of a group are coordinated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Classic,
+    /// KIP-848
+    Consumer,
+}
+
+/// `ConsumerGroupHeartbeatRequest.LEAVE_GROUP_MEMBER_EPOCH`
+const LEAVES: i32 = -1;
+
 impl Control {
     /// Moves one group; `view` is shown as it goes.
     pub(crate) async fn move_group(
@@ -74,7 +85,7 @@ impl Control {
 
     async fn try_move(&self, group: &Arc<str>, to: ClusterSide, operation: &str) -> anyhow::Result<Revision> {
         let from = to.other();
-        self.refuse_new_protocol(from, group).await?;
+        let protocol = self.protocol(from, group).await?;
         self.coordinator(to, group).await?;
         self.state().moving.insert(Arc::clone(group), to);
         self.publish();
@@ -85,7 +96,7 @@ impl Control {
             self.check_room(&known, to, &[])?;
         }
         let deadline = Instant::now() + DRAIN_MAX;
-        while !self.runtime.shared.groups.is_drained(group, self.runtime.now_ms()) {
+        while !self.is_drained(from, group, protocol).await? {
             ensure!(!self.is_abort_asked(), "an operator asked for it");
             ensure!(Instant::now() < deadline, "not all members came to the rebalance within {DRAIN_MAX:?}");
             sleep(DRAIN_LOOK).await;
@@ -115,7 +126,49 @@ impl Control {
             state.revision = revision;
         }
         self.publish();
+        if protocol == Protocol::Consumer
+            && let Err(problem) = self.leave(from, group).await
+        {
+            warn!(%group, "its members are still known to the {from}, until their sessions end: {problem:#}");
+        }
         Ok(revision)
+    }
+
+    /// Every living member has come to the rebalance, or owns nothing any more.
+    async fn is_drained(
+        &self,
+        side: ClusterSide,
+        group: &Arc<str>,
+        protocol: Protocol,
+    ) -> anyhow::Result<bool> {
+        let registry = &self.runtime.shared.groups;
+        if protocol == Protocol::Classic || !registry.is_drained(group, self.runtime.now_ms()) {
+            return Ok(registry.is_drained(group, self.runtime.now_ms()));
+        }
+        let Some(described) = self.describe_consumers(side, group).await? else { return Ok(true) };
+        let mut members = described.structs("Members");
+        Ok(members.all(|member| {
+            let assignment = member.opt_struct("Assignment");
+            let owns = assignment.is_some_and(|a| !a.array("TopicPartitions").is_empty());
+            !owns || registry.is_emptied(group, member.str("MemberId"))
+        }))
+    }
+
+    /// Its members have left the old home: a group that has members takes no commits from us.
+    async fn leave(&self, side: ClusterSide, group: &Arc<str>) -> anyhow::Result<()> {
+        let Some(described) = self.describe_consumers(side, group).await? else { return Ok(()) };
+        let at = self.coordinator(side, group).await?;
+        for member in described.structs("Members") {
+            let mut body = request(key::CONSUMER_GROUP_HEARTBEAT);
+            body.set("GroupId", &**group);
+            body.set("MemberId", member.str("MemberId"));
+            body.set("InstanceId", member.opt_text("InstanceId").cloned());
+            body.set("MemberEpoch", LEAVES);
+            let answer = self.client.call(&at, key::CONSUMER_GROUP_HEARTBEAT, 1, &body).await?;
+            let error = answer.i16("ErrorCode");
+            ensure!([code::NONE, code::UNKNOWN_MEMBER_ID].contains(&error), "it answers error {error}");
+        }
+        Ok(())
     }
 
     async fn copy_commits(&self, group: &Arc<str>, to: ClusterSide) -> anyhow::Result<usize> {
@@ -160,7 +213,7 @@ impl Control {
         to: ClusterSide,
         created: &[String],
     ) -> anyhow::Result<()> {
-        self.refuse_new_protocol(to.other(), group).await?;
+        self.protocol(to.other(), group).await?;
         if self.runtime.snapshot().groups.offset_homes.contains_key(group) {
             return Ok(());
         }
@@ -209,6 +262,13 @@ impl Control {
             }
             let (_, answer) = self.describe_group(side, group).await?;
             let rebalances = answer.structs("Groups").any(|d| d.str("GroupState").ends_with("Rebalance"));
+            if !rebalances && let Some(described) = self.describe_consumers(side, group).await? {
+                let assigned =
+                    described.structs("Members").filter_map(|member| member.opt_struct("Assignment"));
+                let mut topics = assigned.flat_map(|assignment| assignment.structs("TopicPartitions"));
+                let snapshot = self.runtime.snapshot();
+                return Ok(topics.any(|t| is_one(snapshot.routes.virtual_name(side, t.str("TopicName")))));
+            }
             if !rebalances {
                 let mut members = answer.structs("Groups").flat_map(|described| described.structs("Members"));
                 return Ok(members
@@ -228,23 +288,33 @@ impl Control {
         Ok((at, answer))
     }
 
-    async fn refuse_new_protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
-        let (at, answer) = self.describe_group(side, group).await?;
-        for described in answer.structs("Groups") {
-            let kind = described.str("ProtocolType");
-            ensure!(kind != "share", "it is a share group");
-            // A KIP-848 group is not described as a classic one: 4.x answers GROUP_ID_NOT_FOUND or Dead.
-            let described_dead = described.str("GroupState") == "Dead";
-            if described_dead && !self.read_commits(side, group).await?.is_empty() {
-                let mut body = request(key::CONSUMER_GROUP_DESCRIBE);
-                body.set("GroupIds", Value::Array(Some(vec![Value::from(group)])));
-                if let Ok(answer) = self.client.call(&at, key::CONSUMER_GROUP_DESCRIBE, 1, &body).await {
-                    let new = answer.structs("Groups").any(|g| g.i16("ErrorCode") == 0);
-                    ensure!(!new, "it uses the KIP-848 protocol, which cannot be moved yet");
-                }
-            }
+    /// How the members of a group are coordinated.
+    ///
+    /// # Errors
+    /// In a way that cannot be moved.
+    async fn protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<Protocol> {
+        let (_, answer) = self.describe_group(side, group).await?;
+        let shares = answer.structs("Groups").any(|described| described.str("ProtocolType") == "share");
+        ensure!(!shares, "it is a share group");
+        if self.describe_consumers(side, group).await?.is_none() {
+            return Ok(Protocol::Classic);
         }
-        Ok(())
+        let there = self.topology(side.other()).api_ranges.range(key::CONSUMER_GROUP_HEARTBEAT);
+        ensure!(there.is_some(), "it uses the KIP-848 protocol, which the {} does not speak", side.other());
+        Ok(Protocol::Consumer)
+    }
+
+    /// What the coordinator says of a group of the consumer protocol (KIP-848); `None` where it is none.
+    async fn describe_consumers(&self, side: ClusterSide, group: &str) -> anyhow::Result<Option<Struct>> {
+        if self.topology(side).api_ranges.range(key::CONSUMER_GROUP_DESCRIBE).is_none() {
+            return Ok(None);
+        }
+        let mut body = request(key::CONSUMER_GROUP_DESCRIBE);
+        body.set("GroupIds", Value::Array(Some(vec![Value::from(group)])));
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::CONSUMER_GROUP_DESCRIBE, 1, &body).await?;
+        let mut described = answer.structs("Groups").filter(|described| described.i16("ErrorCode") == 0);
+        Ok(described.next().cloned())
     }
 
     /// All commits of a group in one cluster, as virtual positions.

@@ -255,7 +255,7 @@ impl ApiKey {
             ApiKey::DescribeTransactions | ApiKey::ListTransactions => (Pass, OWN_NODE),
             ApiKey::ConsumerGroupHeartbeat => (
                 Translate,
-                "At the coordinator on the group's home side, topics by that cluster's ids. Such groups are not moved yet.",
+                "At the coordinator on the group's home side, topics by that cluster's ids. While the group is moved, its members are told to own nothing, and then to join anew.",
             ),
             ApiKey::ConsumerGroupDescribe => {
                 (Translate, "Each group at its home side, topics by virtual names and ids.")

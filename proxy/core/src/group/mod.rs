@@ -28,6 +28,8 @@ struct Group {
     instances: HashMap<String, String>,
     /// Members of the old home, with their generation there, that the proxy is taking to the new one.
     spliced: HashMap<String, i32>,
+    /// Members of the consumer protocol that were told to own nothing, and whether they do (KIP-848).
+    emptied: HashMap<String, bool>,
     /// As many as there are copies of it, commits of members of one side are under way to the other.
     commits_under_way: Arc<()>,
 }
@@ -141,6 +143,28 @@ impl GroupRegistry {
         self.lock().get(group).is_some_and(|group| group.spliced.get(member) == Some(&generation))
     }
 
+    /// A member of the consumer protocol speaks while its group is moved, and is told to own nothing. `owned`: how many
+    /// partitions it says it has; `None`: as many as before. Only what it says after it was told counts.
+    pub fn empty(&self, group: &str, member: &str, owned: Option<usize>) {
+        let mut groups = self.lock();
+        let emptied = &mut groups.entry(Arc::from(group)).or_default().emptied;
+        match emptied.get_mut(member) {
+            Some(owns_nothing) => *owns_nothing |= owned == Some(0),
+            None => drop(emptied.insert(member.to_owned(), false)),
+        }
+    }
+
+    /// Whether a member has given up what it owned since it was told to.
+    #[must_use]
+    pub fn is_emptied(&self, group: &str, member: &str) -> bool {
+        self.lock().get(group).is_some_and(|group| group.emptied.get(member) == Some(&true))
+    }
+
+    /// The move is over. Whether the member was told to own nothing; it is to join anew, wherever that is.
+    pub fn take_emptied(&self, group: &str, member: &str) -> bool {
+        self.lock().get_mut(group).is_some_and(|group| group.emptied.remove(member).is_some())
+    }
+
     /// A commit of a member of one side goes to the other side. It is under way until what this returns is dropped.
     #[must_use]
     pub fn commit_under_way(&self, group: &str) -> Arc<()> {
@@ -199,6 +223,19 @@ mod tests {
         registry.stands_for("g", "a", "a-2");
         registry.park("g", "a-2", true, 6_000);
         assert!(registry.is_drained("g", 6_000), "the first one never left");
+    }
+
+    #[test]
+    fn a_member_has_given_up_what_it_owned_when_it_says_so_after_it_was_told() {
+        let registry = GroupRegistry::default();
+        registry.empty("g", "m", Some(0));
+        assert!(!registry.is_emptied("g", "m"), "it may be on its way to what it was assigned before");
+        registry.empty("g", "m", None);
+        assert!(!registry.is_emptied("g", "m"));
+        registry.empty("g", "m", Some(0));
+        registry.empty("g", "m", None);
+        assert!(registry.is_emptied("g", "m"));
+        assert!(registry.take_emptied("g", "m") && !registry.take_emptied("g", "m"));
     }
 
     #[test]
