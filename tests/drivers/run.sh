@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Becomes one driver: run.sh DRIVER producer|consumer --name value …   (see loadtest/README.md)
-# DRIVER: java-2.8.2 java-3.4.1 java-3.9.2 java-4.3.1 librdkafka aiokafka franz sarama kafkajs; plain `java` is java-3.9.2.
+# DRIVER: java-2.8.2 java-3.4.1 java-3.9.2 java-4.3.1 streams-4.3.1 librdkafka aiokafka franz sarama kafkajs; plain `java` is java-3.9.2.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${CROSSOVER_CACHE:-$HOME/.cache/crossover}/drivers
@@ -13,10 +13,11 @@ if [ -p /dev/stdin ] || [ -S /dev/stdin ]; then export CROSSOVER_WATCH_STDIN=1; 
 # Quick when up to date: only a digest is compared.
 "$here/setup.sh" "$driver" </dev/null
 case $driver in
-  java-*)
-    version=${driver#java-}
+  java-* | streams-*)
+    kind=${driver%%-*} version=${driver#*-} main=Driver
+    [ "$kind" = java ] || main=Streams
     exec java -Xms32m -Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
-      -cp "$cache/java/classes-$version:$cache/java/clients-$version/*" Driver "$@"
+      -cp "$cache/$kind/classes-$version:$cache/$kind/clients-$version/*" $main "$@"
     ;;
   librdkafka | aiokafka) exec "$cache/$driver/bin/python" -u "$here/$driver/driver.py" "$@" ;;
   franz | sarama) exec "$cache/$driver/driver" "$@" ;;
