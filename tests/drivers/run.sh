@@ -14,9 +14,10 @@ if [ -p /dev/stdin ] || [ -S /dev/stdin ]; then export CROSSOVER_WATCH_STDIN=1; 
 "$here/setup.sh" "$driver" </dev/null
 case $driver in
   java-* | streams-*)
-    kind=${driver%%-*} version=${driver#*-}
+    kind=${driver%%-*} version=${driver#*-} main=Driver
+    [ "$kind" = java ] || main=Streams
     exec java -Xms32m -Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
-      -cp "$cache/$kind/classes-$version:$cache/$kind/clients-$version/*" Driver "$@"
+      -cp "$cache/$kind/classes-$version:$cache/$kind/clients-$version/*" $main "$@"
     ;;
   librdkafka | aiokafka) exec "$cache/$driver/bin/python" -u "$here/$driver/driver.py" "$@" ;;
   franz | sarama) exec "$cache/$driver/driver" "$@" ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fetches the client libraries with their own package managers and builds the drivers into the cache.
-# usage: setup.sh [java[-VERSION]|streams-VERSION|librdkafka|aiokafka|franz|sarama|kafkajs …]     (no argument: all)
+# usage: setup.sh [java[-VERSION]|streams[-VERSION]|librdkafka|aiokafka|franz|sarama|kafkajs …]     (no argument: all)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${CROSSOVER_CACHE:-$HOME/.cache/crossover}/drivers
@@ -22,20 +22,21 @@ digest() { cat "$@" | sha256sum | cut -c1-16; }
 # up_to_date DIR KEY: true if DIR was finished with the same inputs.
 up_to_date() { [ "$(cat "$1/.done" 2>/dev/null || true)" = "$2" ]; }
 
-# Java drivers: `kind` is the folder here, and `java` or `streams` in the cache.
-setup_jvm() {
-  local kind=$1 version=$2 dir="$cache/$1/clients-$2" classes key
+# KIND is the folder here and in the cache; the sources of Driver.java are part of both.
+setup_java() {
+  local kind=$1 version=$2 dir="$cache/$1/clients-$2" sources=("$here/java/Driver.java") classes key
+  [ "$kind" = java ] || sources+=("$here/$kind"/*.java)
   if [ ! -e "$dir/.done" ]; then
     mvn -q -B -Dstyle.color=never -f "$here/$kind/pom.xml" -Dkafka.version="$version" \
       org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies -DoutputDirectory="$dir"
     touch "$dir/.done"
   fi
-  key=$(digest "$here/$kind/Driver.java")
+  key=$(digest "${sources[@]}")
   classes="$cache/$kind/classes-$version"
   up_to_date "$classes" "$key" && return
   rm -rf "$classes"
   mkdir -p "$classes"
-  javac -nowarn -XDignore.symbol.file -proc:none -cp "$dir/*" -d "$classes" "$here/$kind/Driver.java"
+  javac -nowarn -XDignore.symbol.file -proc:none -cp "$dir/*" -d "$classes" "${sources[@]}"
   echo "$key" >"$classes/.done"
 }
 
@@ -73,7 +74,9 @@ setup_kafkajs() {
 setup() {
   case $1 in
     java) for version in "${java_versions[@]}"; do setup "java-$version"; done ;;
-    java-* | streams-*) locked "$1" setup_jvm "${1%%-*}" "${1#*-}" ;;
+    java-*) locked "$1" setup_java java "${1#java-}" ;;
+    streams) for version in 3.9.2 4.3.1; do setup "streams-$version"; done ;;
+    streams-*) locked "$1" setup_java streams "${1#streams-}" ;;
     librdkafka | aiokafka) locked "$1" setup_python "$1" ;;
     franz | sarama) locked "$1" setup_go "$1" ;;
     kafkajs) locked "$1" setup_kafkajs ;;
@@ -84,5 +87,5 @@ setup() {
   esac
 }
 
-[ $# -gt 0 ] || set -- java streams-3.9.2 streams-4.3.1 librdkafka aiokafka franz sarama kafkajs
+[ $# -gt 0 ] || set -- java streams librdkafka aiokafka franz sarama kafkajs
 for driver in "$@"; do setup "$driver"; done

@@ -2,7 +2,7 @@
 
 use crate::live::{TOPIC, Traffic};
 use crate::operator::{Hold, REACHED_MAX, status};
-use crate::text;
+use crate::{flip, text};
 use anyhow::{Context, Result, bail, ensure};
 use crossover_harness::rig::{Rig, command};
 use serde_json::Value;
@@ -110,6 +110,21 @@ pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
         cluster.wait_in_sync(TOPIC)?;
     }
     traffic.flows(FLOWS, FLOWS_MAX)
+}
+
+/// After a loss of connections or of the proxy, a partition flips only after the grace time (RULES R2).
+///
+/// # Errors
+/// It does not flip within a minute.
+pub fn flip_when_allowed(rig: &Rig, verb: &str) -> Result<()> {
+    let deadline = Instant::now() + ENDED_MAX;
+    loop {
+        match flip(rig, verb, &[TOPIC]) {
+            Ok(_) => return Ok(()),
+            Err(refused) if Instant::now() > deadline => return Err(refused),
+            Err(_) => sleep(AGAIN),
+        }
+    }
 }
 
 /// Which side owns the topic.

@@ -12,10 +12,10 @@ use crossover_harness::Cluster;
 use crossover_harness::relay::{Cut, Fault};
 use crossover_harness::rig::{RELAYED, Rig, count};
 use crossover_tests::fault_table::{Row, Table};
-use crossover_tests::faults::{Outcome, STEPS, owner, stop_behind, wait_until_well};
+use crossover_tests::faults::{Outcome, STEPS, flip_when_allowed, owner, stop_behind, wait_until_well};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
 use crossover_tests::measure::machine_load;
-use crossover_tests::{flip, one_at_a_time, relayed_rig, rig};
+use crossover_tests::{one_at_a_time, relayed_rig, rig};
 use std::collections::HashMap;
 use std::path::Path;
 use std::thread::sleep;
@@ -372,18 +372,6 @@ impl Run {
         histories.judge_allowing(&rig, &allowed)?;
         rig.keep = false;
         Ok(rows)
-    }
-}
-
-/// After a loss of connections or of the proxy, a partition flips only after the grace time (RULES R2).
-fn flip_when_allowed(rig: &Rig, verb: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match flip(rig, verb, &[TOPIC]) {
-            Ok(_) => return Ok(()),
-            Err(refused) if Instant::now() > deadline => return Err(refused),
-            Err(_) => sleep(Duration::from_millis(500)),
-        }
     }
 }
 

@@ -214,5 +214,5 @@ const STORE_LOG: &str = "copying-numbers-changelog";
 
 fn instance(rig: &Rig, kind: &str, life: usize) -> Result<Driver> {
     let args = ["--topic", TOPIC, "--to", COPIES, "--group", GROUP];
-    rig.driver(kind, "streams", &format!("{kind}-{life}"), &args).map_err(Into::into)
+    rig.driver(kind, "transformer", &format!("{kind}-{life}"), &args).map_err(Into::into)
 }

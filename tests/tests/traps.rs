@@ -18,3 +18,5 @@ mod leaving;
 mod producer_ids;
 #[path = "traps/topic_identity.rs"]
 mod topic_identity;
+#[path = "traps/unknown_outcomes.rs"]
+mod unknown_outcomes;

@@ -33,7 +33,7 @@ import org.apache.kafka.common.utils.AppInfoParser;
 
 /** Load driver on kafka-clients; command line and history format: loadtest/README.md. */
 public final class Driver {
-    private static volatile boolean stopping;
+    static volatile boolean stopping;
 
     public static void main(String[] argv) throws Exception {
         if (argv.length == 0 || !Arrays.asList("producer", "consumer", "transformer").contains(argv[0])) {
@@ -67,7 +67,7 @@ public final class Driver {
     }
 
     /** SIGTERM must end with exit code 0, which a JVM shutdown hook cannot give. */
-    private static void stopOnSignalOrStdin() {
+    static void stopOnSignalOrStdin() {
         sun.misc.Signal.handle(new sun.misc.Signal("TERM"), signal -> stopping = true);
         sun.misc.Signal.handle(new sun.misc.Signal("INT"), signal -> stopping = true);
         if ("1".equals(System.getenv("CROSSOVER_WATCH_STDIN"))) {
@@ -85,7 +85,7 @@ public final class Driver {
     }
 
     /** The consumer tells a silent position reset only by a log line, so the log is read. */
-    private static void watchClientLog(History history) {
+    static void watchClientLog(History history) {
         String internals = "org.slf4j.simpleLogger.log.org.apache.kafka.clients.consumer.internals.";
         System.setProperty("org.slf4j.simpleLogger.defaultLogLevel", "warn");
         for (String logger : new String[] {"Fetcher", "AbstractFetch", "FetchCollector"}) {
@@ -110,7 +110,7 @@ public final class Driver {
         }, true));
     }
 
-    private static Properties common(Args args) {
+    static Properties common(Args args) {
         Properties config = new Properties();
         config.put("bootstrap.servers", args.need("bootstrap"));
         if (args.has("metadata-max-age-ms")) {
@@ -524,7 +524,7 @@ public final class Driver {
     }
 
     /** Wall clock read once, then the monotonic clock: a clock step cannot reorder events. */
-    private static final class Clock {
+    static final class Clock {
         private static final long BASE_US;
         private static final long BASE_NS;
 
@@ -561,7 +561,7 @@ public final class Driver {
         }
     }
 
-    private static final class History implements AutoCloseable {
+    static final class History implements AutoCloseable {
         private final OutputStream out;
         private final List<String> topics;
         private final Thread flusher;
@@ -672,7 +672,7 @@ public final class Driver {
         }
     }
 
-    private static final class Args {
+    static final class Args {
         private final Map<String, String> values = new HashMap<>();
 
         Args(String[] argv) {

@@ -19,6 +19,10 @@ use crate::error::{HarnessError, Result};
 const LOOK: Duration = Duration::from_millis(5);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const PRODUCE: [u8; 2] = [0, 0];
+/// What the proxy calls itself, with the length before it.
+const OWN_CLIENT_ID: &[u8] = b"\x00\x09crossover";
+/// Length, API key, version and correlation id, then the client id.
+const OWN_BEGIN: usize = 12 + OWN_CLIENT_ID.len();
 
 /// What happens to bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,8 +34,12 @@ pub enum Fault {
     /// As `Late`, but only requests, and only on connections that began with a produce request: clients begin with
     /// others, so these are the proxy's companions.
     LateCompanions(Duration),
+    /// As `Late`, but not on the proxy's own connections: what it asks for itself is answered promptly.
+    LateClients(Duration),
     /// Requests arrive, answers are swallowed.
     DropAnswers,
+    /// As `DropAnswers`, but not on the proxy's own connections.
+    DropClientAnswers,
     /// Nothing passes in either direction; connections stay open.
     Stall,
 }
@@ -43,6 +51,8 @@ pub enum Cut {
     Fin,
     /// As after a crash of the peer's machine or a firewall: both sides see a reset.
     Rst,
+    /// The client sees an end at once, the broker only behind everything that the client has sent before.
+    Near,
 }
 
 /// A relay. Its connections end when it is dropped.
@@ -60,8 +70,16 @@ struct Shared {
 struct Pair {
     client: TcpStream,
     broker: TcpStream,
+    about: Arc<About>,
+}
+
+/// What the threads of both directions know of their connection.
+#[derive(Default)]
+struct About {
     /// Ended by a reset: no end of the stream may be sent before it.
-    reset: Arc<AtomicBool>,
+    reset: AtomicBool,
+    /// It carries what the proxy asks for itself.
+    is_own: AtomicBool,
 }
 
 #[derive(Default)]
@@ -76,6 +94,8 @@ struct State {
     next: u64,
     /// Connections that have been cut behind a produce request.
     cut: usize,
+    /// Produce requests that came while there was a fault.
+    faulted: usize,
 }
 
 impl Relay {
@@ -125,6 +145,12 @@ impl Relay {
         self.shared.state().cut
     }
 
+    /// How many produce requests of clients came while the relay was faulty; several that come at once may be taken for one.
+    #[must_use]
+    pub fn faulted_produce(&self) -> usize {
+        self.shared.state().faulted
+    }
+
     /// New connections are closed at once, as by a machine without the service.
     pub fn refuse(&self, refusing: bool) {
         self.shared.state().refusing = refusing;
@@ -156,18 +182,18 @@ impl Shared {
         };
         let copies = [&client, &broker, &client, &broker].map(copy);
         let [Ok(client2), Ok(broker2), Ok(client3), Ok(broker3)] = copies else { return };
-        let reset = Arc::new(AtomicBool::new(false));
+        let about = Arc::new(About::default());
         let id = {
             let mut state = self.state();
             state.next += 1;
             let id = state.next;
-            let pair = Pair { client: client3, broker: broker3, reset: Arc::clone(&reset) };
+            let pair = Pair { client: client3, broker: broker3, about: Arc::clone(&about) };
             state.connections.insert(id, pair);
             id
         };
-        let (answers, reset2) = (Arc::clone(&self), Arc::clone(&reset));
-        let back = thread::spawn(move || answers.pass(id, broker2, client2, None, &reset2));
-        self.pass(id, client, broker, Some(Requests::default()), &reset);
+        let (answers, about2) = (Arc::clone(&self), Arc::clone(&about));
+        let back = thread::spawn(move || answers.pass(id, broker2, client2, None, &about2));
+        self.pass(id, client, broker, Some(Requests::default()), &about);
         let _ = back.join();
         self.state().connections.remove(&id);
     }
@@ -179,13 +205,20 @@ impl Shared {
         mut from: TcpStream,
         mut to: TcpStream,
         mut requests: Option<Requests>,
-        reset: &AtomicBool,
+        about: &About,
     ) {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             let Some(piece) = buffer.get(..count) else { break };
             let produced = requests.as_mut().is_some_and(|requests| requests.ends_produce(piece));
-            if !self.wait_until_passing(requests.as_ref()) {
+            if requests.as_ref().is_some_and(Requests::is_own) {
+                about.is_own.store(true, Ordering::SeqCst);
+            }
+            let is_own = about.is_own.load(Ordering::SeqCst);
+            if produced && !is_own {
+                self.state().note_produce();
+            }
+            if !self.wait_until_passing(requests.as_ref(), is_own) {
                 continue;
             }
             if to.write_all(piece).is_err() {
@@ -195,14 +228,14 @@ impl Shared {
                 break;
             }
         }
-        if !reset.load(Ordering::SeqCst) {
+        if !about.reset.load(Ordering::SeqCst) {
             // A half-closed connection stays half open, as it would without us.
             let _ = to.shutdown(Shutdown::Write);
         }
     }
 
     /// Waits while the fault says so; false when the piece is not to be passed on at all.
-    fn wait_until_passing(&self, requests: Option<&Requests>) -> bool {
+    fn wait_until_passing(&self, requests: Option<&Requests>, is_own: bool) -> bool {
         loop {
             let (fault, ended) = {
                 let state = self.state();
@@ -211,7 +244,8 @@ impl Shared {
             match fault {
                 _ if ended => return true,
                 Fault::None => return true,
-                Fault::Late(by) => {
+                Fault::LateClients(_) | Fault::DropClientAnswers if is_own => return true,
+                Fault::Late(by) | Fault::LateClients(by) => {
                     thread::sleep(by);
                     return true;
                 }
@@ -221,7 +255,7 @@ impl Shared {
                     }
                     return true;
                 }
-                Fault::DropAnswers => return requests.is_some(),
+                Fault::DropAnswers | Fault::DropClientAnswers => return requests.is_some(),
                 Fault::Stall => thread::sleep(LOOK),
             }
         }
@@ -237,11 +271,19 @@ impl State {
         pair.end(cut);
         true
     }
+
+    fn note_produce(&mut self) {
+        if self.fault != Fault::None {
+            self.faulted += 1;
+        }
+    }
 }
 
 /// Follows the frames of a stream of requests.
 #[derive(Default)]
 struct Requests {
+    /// The stream's first bytes, up to the end of the client id if that is the proxy's.
+    begin: Vec<u8>,
     /// Length prefix and API key, as far as they are here.
     head: Vec<u8>,
     /// Of the current request, still to come.
@@ -251,8 +293,15 @@ struct Requests {
 }
 
 impl Requests {
+    /// The first request names the proxy itself as its client.
+    fn is_own(&self) -> bool {
+        self.begin.ends_with(OWN_CLIENT_ID) && self.begin.len() == OWN_BEGIN
+    }
+
     /// Whether a produce request ends in this piece.
     fn ends_produce(&mut self, mut piece: &[u8]) -> bool {
+        let missing = OWN_BEGIN.saturating_sub(self.begin.len());
+        self.begin.extend(piece.iter().take(missing));
         let mut ended = false;
         while !piece.is_empty() {
             if self.left == 0 {
@@ -281,15 +330,16 @@ impl Requests {
 
 impl Pair {
     fn end(self, cut: Cut) {
-        self.reset.store(cut == Cut::Rst, Ordering::SeqCst);
-        for stream in [&self.client, &self.broker] {
+        self.about.reset.store(cut == Cut::Rst, Ordering::SeqCst);
+        let streams = [&self.client, &self.broker];
+        for stream in streams.iter().take(if cut == Cut::Near { 1 } else { 2 }) {
             match cut {
-                Cut::Fin => {
+                Cut::Fin | Cut::Near => {
                     let _ = stream.shutdown(Shutdown::Both);
                 }
                 // The reset is sent when the last handle is closed; the shutdown wakes the thread that holds it.
                 Cut::Rst => {
-                    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                    let _ = SockRef::from(*stream).set_linger(Some(Duration::ZERO));
                     let _ = stream.shutdown(Shutdown::Read);
                 }
             }
@@ -300,6 +350,25 @@ impl Pair {
 #[cfg(test)]
 mod tests {
     use super::Requests;
+
+    #[test]
+    fn the_proxys_own_connections_are_told_from_those_of_clients() {
+        let stream = |id: &str| {
+            let mut out = vec![0, 0, 0, 60, 0, 18, 0, 3, 0, 0, 0, 1, 0, u8::try_from(id.len()).unwrap()];
+            out.extend(id.as_bytes());
+            out.resize(64, 0);
+            out
+        };
+        for (id, own) in [("crossover", true), ("crossover2", false), ("orders-app", false), ("", false)] {
+            for size in [1, 7, 64] {
+                let mut requests = Requests::default();
+                for piece in stream(id).chunks(size) {
+                    requests.ends_produce(piece);
+                }
+                assert_eq!(requests.is_own(), own, "{id:?} in pieces of {size}");
+            }
+        }
+    }
 
     fn frame(key: u8, length: u8) -> Vec<u8> {
         let mut out = vec![0, 0, 0, length, 0, key];

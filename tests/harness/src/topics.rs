@@ -1,5 +1,6 @@
 //! What a cluster's brokers know, and topics.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -58,6 +59,24 @@ impl Cluster {
         let (_, any) = *self.answering().first().ok_or(none)?;
         let coordinator = Connection::open(any, CALL_LIMIT)?.find_group_coordinator(group)?;
         Connection::open(self.broker_address(coordinator)?, CALL_LIMIT)?.commits(group)
+    }
+
+    /// Where each partition's log ends at its leader, replicated or not, by partition number.
+    ///
+    /// # Errors
+    /// No such topic, or a leader does not answer for its partitions.
+    pub fn log_ends(&self, topic: &str) -> Result<Vec<i64>> {
+        let known = self.topic(topic)?.ok_or(HarnessError::Malformed("the topic does not exist"))?;
+        let mut led: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for p in &known.partitions {
+            led.entry(p.leader).or_default().push(p.partition);
+        }
+        let mut ends = BTreeMap::new();
+        for (leader, partitions) in led {
+            let mut leader = Connection::open(self.broker_address(leader)?, CALL_LIMIT)?;
+            ends.extend(leader.log_ends(topic, &partitions)?);
+        }
+        Ok(ends.into_values().collect())
     }
 
     /// Creates a topic and returns when every answering broker knows a leader of each partition. No JVM involved.

@@ -13,6 +13,7 @@ const MAX_FRAME: usize = 16 << 20;
 const CLIENT_ID: &str = "crossover-harness";
 
 const METADATA: (i16, i16) = (3, 7);
+const LIST_OFFSETS: (i16, i16) = (2, 1);
 const OFFSET_FETCH: (i16, i16) = (9, 5);
 const FIND_COORDINATOR: (i16, i16) = (10, 1);
 const API_VERSIONS: (i16, i16) = (18, 0);
@@ -22,6 +23,9 @@ const ELECT_LEADERS: (i16, i16) = (43, 1);
 const ALTER_PARTITION_REASSIGNMENTS: (i16, i16) = (45, 0);
 /// KIP-460: back to the first replica.
 const PREFERRED: u8 = 0;
+/// Asks for the log's end, not only for what is replicated (`ListOffsetsRequest.DEBUGGING_REPLICA_ID`).
+const DEBUGGING: i32 = -2;
+const LATEST: i64 = -1;
 /// The first replica leads already.
 const ELECTION_NOT_NEEDED: i16 = 84;
 
@@ -144,6 +148,30 @@ impl Connection {
             commits.into_iter().map(move |commit| Commit { topic: topic.clone(), ..commit })
         };
         Ok(topics.into_iter().flat_map(named).collect())
+    }
+
+    /// Where the logs of partitions that this broker leads end.
+    pub(crate) fn log_ends(&mut self, topic: &str, partitions: &[i32]) -> Result<Vec<(i32, i64)>> {
+        let mut body = Vec::new();
+        put_i32(&mut body, DEBUGGING);
+        put_array(&mut body, &[topic], |body, topic| {
+            put_string(body, topic);
+            put_array(body, partitions, |body, partition| {
+                put_i32(body, *partition);
+                body.extend(LATEST.to_be_bytes());
+            });
+        });
+        let answer = self.call(LIST_OFFSETS, &body)?;
+        let topics = Reader(&answer).array(|r| {
+            let _topic = r.string()?;
+            r.array(|r| {
+                let (partition, code) = (r.i32()?, r.i16()?);
+                let (_timestamp, offset) = (r.i64()?, r.i64()?);
+                refused("ListOffsets", code, None)?;
+                Ok((partition, offset))
+            })
+        })?;
+        Ok(topics.into_iter().flatten().collect())
     }
 
     /// Only the controller of a ZooKeeper cluster does it; KRaft brokers forward.

@@ -36,33 +36,35 @@ const FORBIDDEN: [&str; 5] = [
 struct Group {
     name: &'static str,
     client: &'static str,
+    /// Empty: a library with an assignor of its own.
     strategy: &'static str,
     is_static: bool,
-    /// By the second, and when partitions are given up; else as the library does it.
-    is_manual: bool,
+    /// Commits each second, and when it gives up partitions; else as the library does by default.
+    each_second: bool,
 }
 
 impl Group {
     const fn new(name: &'static str, client: &'static str, strategy: &'static str) -> Group {
-        Group { name, client, strategy, is_static: false, is_manual: true }
+        Group { name, client, strategy, is_static: false, each_second: true }
     }
 
     /// Everything that was delivered longer ago is committed.
     fn interval_us(&self) -> i64 {
-        if self.is_manual { 1_000_000 } else { 5_000_000 }
+        if self.each_second { 1_000_000 } else { 5_000_000 }
     }
 }
 
 /// librdkafka with cooperative members and manual commits strands them by itself (loadtest/README.md).
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     Group::new("java-eager", "java-3.9.2", "eager"),
     Group { is_static: true, ..Group::new("java-static", "java-3.9.2", "eager") },
     Group::new("java-cooperative", "java-4.3.1", "cooperative"),
-    Group { is_manual: false, ..Group::new("java-cooperative-auto", "java-4.3.1", "cooperative") },
+    Group { each_second: false, ..Group::new("java-cooperative-auto", "java-4.3.1", "cooperative") },
     Group::new("librdkafka-eager", "librdkafka", "eager"),
-    Group { is_manual: false, ..Group::new("librdkafka-cooperative", "librdkafka", "cooperative") },
+    Group { each_second: false, ..Group::new("librdkafka-cooperative", "librdkafka", "cooperative") },
     Group::new("franz-cooperative", "franz", "cooperative"),
     Group { is_static: true, ..Group::new("franz-static", "franz", "eager") },
+    Group::new("streams", "streams-4.3.1", ""),
 ];
 
 #[test]
@@ -117,11 +119,14 @@ fn start(rig: &Rig) -> Result<(Vec<Driver>, Vec<Vec<Driver>>)> {
 fn member(rig: &Rig, group: &Group, number: usize) -> Result<Driver> {
     let name = format!("{}-{number}", group.name);
     let mut args = vec!["--topic", TOPIC, "--group", group.name, "--reset", "earliest"];
-    args.extend(["--strategy", group.strategy, "--member", &name]);
+    args.extend(["--member", &name]);
+    if !group.strategy.is_empty() {
+        args.extend(["--strategy", group.strategy]);
+    }
     if group.is_static {
         args.extend(["--static-id", &name]);
     }
-    if group.is_manual {
+    if group.each_second {
         args.extend(SYNC);
     }
     Ok(rig.driver(group.client, "consumer", &name, &args)?)
