@@ -45,9 +45,17 @@ pub enum Outcome {
 /// # Errors
 /// It does not get there.
 pub fn stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
+    stop_all_behind(rig, verb, &[TOPIC], step)
+}
+
+/// As [`stop_behind`], a flip of several topics.
+///
+/// # Errors
+/// As there.
+pub fn stop_all_behind(rig: &Rig, verb: &'static str, topics: &[&str], step: &str) -> Result<Stopped> {
     let deadline = Instant::now() + REACHED_MAX;
     loop {
-        match try_stop_behind(rig, verb, step) {
+        match try_stop_behind(rig, verb, topics, step) {
             Err(refused) if is_passing(&refused) && Instant::now() < deadline => sleep(AGAIN),
             other => return other,
         }
@@ -59,9 +67,9 @@ fn is_passing(refused: &anyhow::Error) -> bool {
     ["unknown-outcomes", "did not end by itself", "log-ends", "unclean"].iter().any(|name| why.contains(name))
 }
 
-fn try_stop_behind(rig: &Rig, verb: &'static str, step: &str) -> Result<Stopped> {
+fn try_stop_behind(rig: &Rig, verb: &'static str, topics: &[&str], step: &str) -> Result<Stopped> {
     let hold = Hold::behind(rig, step)?;
-    let mut command = command(rig, &[verb, TOPIC, "--json"]);
+    let mut command = command(rig, &[&[verb], topics, &["--json"]].concat());
     let running = thread::spawn(move || Ok(command.output()?));
     if hold.reached_or(|| running.is_finished())? {
         return Ok(Stopped { hold, running, verb });
@@ -116,10 +124,10 @@ pub fn wait_until_well(rig: &Rig, traffic: &mut Traffic) -> Result<()> {
 ///
 /// # Errors
 /// It does not flip within a minute.
-pub fn flip_when_allowed(rig: &Rig, verb: &str) -> Result<()> {
+pub fn flip_when_allowed(rig: &Rig, verb: &str, topics: &[&str]) -> Result<()> {
     let deadline = Instant::now() + ENDED_MAX;
     loop {
-        match flip(rig, verb, &[TOPIC]) {
+        match flip(rig, verb, topics) {
             Ok(_) => return Ok(()),
             Err(refused) if Instant::now() > deadline => return Err(refused),
             Err(_) => sleep(AGAIN),

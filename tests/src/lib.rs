@@ -1,6 +1,7 @@
 //! What the end-to-end tests share.
 
 pub mod commits;
+pub mod fault_run;
 pub mod fault_table;
 pub mod faults;
 pub mod fleet;

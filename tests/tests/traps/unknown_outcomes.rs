@@ -194,7 +194,7 @@ impl Run {
             "it says {outcome:?}, and the topic has moved: {moved}"
         );
         if !moved {
-            flip_when_allowed(&self.rig, verb)?;
+            flip_when_allowed(&self.rig, verb, &[TOPIC])?;
         }
         self.sealed_is_still(side, watch)?;
         wait_until_well(&self.rig, &mut self.traffic)?;
