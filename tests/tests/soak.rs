@@ -3,7 +3,8 @@
 //! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
 //!
 //! `CROSSOVER_FAULTS` (default 8), `CROSSOVER_RECORDS` (default 100,000) and `CROSSOVER_RATE` (records per second of each
-//! producer, default 100) say how long: until there were as many failures, and as many records.
+//! producer, default 100) say how long: until there were as many failures, and as many records. `CROSSOVER_MINUTES` ends it
+//! earlier.
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::relay::Cut;
@@ -48,7 +49,10 @@ fn everything_together() -> Result<()> {
     let mut application = Application::start(&run.rig)?;
     let began = Instant::now();
     let mut done = 0;
-    while done < faults || written(&mut run, &mut application) < records {
+    let minutes_max = number("MINUTES", usize::MAX)?;
+    let is_over =
+        |began: Instant| began.elapsed().as_secs() / 60 >= u64::try_from(minutes_max).unwrap_or(u64::MAX);
+    while (done < faults || written(&mut run, &mut application) < records) && !is_over(began) {
         let (step, failure, hit) = case(done);
         run.case(step, failure, hit).with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
         application.flows().with_context(|| format!("after {failure:?} of the {hit:?} behind {step}"))?;
