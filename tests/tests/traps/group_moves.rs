@@ -24,12 +24,14 @@ const SLACK_US: i64 = 500_000;
 const SYNC: &[&str] = &["--commit", "sync-each-second"];
 const WRITERS: [&str; 2] = ["java-3.9.2", "franz"];
 /// What libraries say only in their logs.
-const FORBIDDEN: [&str; 5] = [
+const FORBIDDEN: [&str; 7] = [
     "GROUP_ID_NOT_FOUND",
     "group id does not exist",
     "Unexpected error in commit",
+    "FENCED_INSTANCE_ID",
+    "OFFSET_OUT_OF_RANGE",
+    "is out of range for partition",
     "Truncation detected",
-    "Resetting offset",
 ];
 
 /// One group of two members.
