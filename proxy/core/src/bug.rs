@@ -80,7 +80,8 @@ mod switch {
     /// The flags that make sense for a whole process.
     #[must_use]
     pub fn named(name: &str) -> Option<Bug> {
-        [Bug::R1Path, Bug::R1Kept].into_iter().find(|bug| format!("{bug:?}") == name)
+        let all = [Bug::R1Path, Bug::R1Kept, Bug::R2PlainAgain, Bug::R2LossIgnored, Bug::R11NoDrain];
+        all.into_iter().find(|bug| format!("{bug:?}") == name)
     }
 
     pub(crate) fn is(bug: Bug) -> bool {

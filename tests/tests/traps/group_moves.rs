@@ -24,12 +24,14 @@ const SLACK_US: i64 = 500_000;
 const SYNC: &[&str] = &["--commit", "sync-each-second"];
 const WRITERS: [&str; 2] = ["java-3.9.2", "franz"];
 /// What libraries say only in their logs.
-const FORBIDDEN: [&str; 5] = [
+const FORBIDDEN: [&str; 7] = [
     "GROUP_ID_NOT_FOUND",
     "group id does not exist",
     "Unexpected error in commit",
+    "FENCED_INSTANCE_ID",
+    "OFFSET_OUT_OF_RANGE",
+    "is out of range for partition",
     "Truncation detected",
-    "Resetting offset",
 ];
 
 /// One group of two members.
@@ -191,9 +193,34 @@ fn judge(group: &Group, histories: &[PathBuf]) -> Result<()> {
         let said = forbidden(history)?;
         ensure!(said.is_empty(), "{} has logged {said:?}", history.display());
     }
+    owned_by_one(histories)?;
     let (again, longest_us) = delivered_again(histories)?;
     println!("{}: {again} records delivered again, the longest stretch {} ms", group.name, longest_us / 1000);
     ensure!(longest_us <= group.interval_us() + SLACK_US, "more than what is delivered between two commits");
+    Ok(())
+}
+
+/// No member is given a partition that the other one has not given up.
+fn owned_by_one(histories: &[PathBuf]) -> Result<()> {
+    let mut events = Vec::new();
+    for (member, history) in histories.iter().enumerate() {
+        for line in lines(history, &["C.assign", "C.revoke"])? {
+            let parts = line.fields.first().cloned().unwrap_or_default();
+            // What is given up in the same microsecond is given up before.
+            events.push((line.at_us, line.event == "C.assign", member, parts));
+        }
+    }
+    events.sort();
+    let mut owners: BTreeMap<String, usize> = BTreeMap::new();
+    for (at_us, is_assigned, member, parts) in events {
+        for part in parts.split(',').filter(|part| !part.is_empty()) {
+            if !is_assigned {
+                owners.remove(part);
+            } else if let Some(other) = owners.insert(part.to_owned(), member) {
+                ensure!(other == member, "partition {part} has two members at {at_us}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -13,6 +13,10 @@ const KEEP_ALIVE_MS: i64 = 1_000;
 /// How long a member is parked at most, milliseconds; then it goes to the old home as if nothing were.
 const PARKED_MAX_MS: i64 = 20_000;
 
+/// How long the first member at the new home waits for the others, milliseconds; as long as Kafka's own initial delay.
+const GATHER_MAX_MS: i64 = 3_000;
+const GATHER_LOOK_MS: i64 = 50;
+
 pub(super) struct JoinGroup {
     request: Struct,
     finder: Finder,
@@ -25,6 +29,8 @@ pub(super) struct JoinGroup {
     spliced: bool,
     /// What it was called at the old home.
     old_member: String,
+    /// Until when it waits there for the other members.
+    gather_until_ms: Option<i64>,
 }
 
 impl JoinGroup {
@@ -39,6 +45,7 @@ impl JoinGroup {
             next_keep_alive_ms: 0,
             spliced: false,
             old_member: String::new(),
+            gather_until_ms: None,
         }
     }
 
@@ -140,6 +147,12 @@ impl JoinGroup {
         let error = response.i16("ErrorCode");
         let group = self.request.str("GroupId").to_owned();
         match error {
+            code::NONE if self.is_early(cx, &response) => {
+                self.request.set("MemberId", response.str("MemberId"));
+                self.sent_to = None;
+                cx.wake_at(cx.now_ms + GATHER_LOOK_MS);
+                Step::Pending
+            }
             code::NONE => {
                 let timeout = i64::from(self.request.i32("SessionTimeoutMs"));
                 let (member, generation) = (response.str("MemberId"), response.i32("GenerationId"));
@@ -172,6 +185,18 @@ impl JoinGroup {
             cx.shared.groups.spliced(self.request.str("GroupId"), &self.old_member);
         }
         step
+    }
+
+    /// It leads a generation without all members that are on their way (RULES R29). In a cooperative group it would be
+    /// given partitions that the others go on reading. Until it has synchronised, the coordinator answers the same join
+    /// again, and takes it for the next generation when another member has come.
+    fn is_early(&mut self, cx: &Cx<'_>, response: &Struct) -> bool {
+        if !self.spliced || response.str("Leader") != response.str("MemberId") {
+            return false;
+        }
+        let until = *self.gather_until_ms.get_or_insert(cx.now_ms + GATHER_MAX_MS);
+        let here = response.array("Members").len();
+        cx.now_ms < until && here < cx.shared.groups.coming(self.request.str("GroupId"))
     }
 
     fn again(&mut self, cx: &mut Cx<'_>) -> Step {

@@ -22,6 +22,8 @@ pub struct Member {
 #[derive(Debug, Default)]
 struct Group {
     members: HashMap<String, Member>,
+    /// Members that were parked together, less those that have gone since: so many come to the new home.
+    coming: usize,
     /// Commits stored with a tag at the home, as last seen: (topic, partition).
     tagged: BTreeSet<(Arc<str>, i32)>,
     /// The member that a static member's name stands for now.
@@ -107,7 +109,8 @@ impl GroupRegistry {
     /// A member has left, or its coordinator does not know it.
     pub fn left(&self, group: &str, member: &str) {
         if let Some(group) = self.lock().get_mut(group) {
-            group.members.remove(member);
+            let was_parked = group.members.remove(member).is_some_and(|member| member.parked);
+            group.coming = group.coming.saturating_sub(usize::from(was_parked));
         }
     }
 
@@ -178,10 +181,22 @@ impl GroupRegistry {
     }
 
     pub fn park(&self, group: &str, member: &str, parked: bool, now_ms: i64) {
-        if let Some(member) = self.lock().get_mut(group).and_then(|g| g.members.get_mut(member)) {
-            member.parked = parked;
-            member.seen_ms = now_ms;
+        let mut groups = self.lock();
+        let Some(group) = groups.get_mut(group) else { return };
+        let Some(member) = group.members.get_mut(member) else { return };
+        member.parked = parked;
+        member.seen_ms = now_ms;
+        if parked {
+            let together = group.members.values().filter(|m| m.parked).count();
+            // The first one begins another move.
+            group.coming = if together == 1 { 1 } else { group.coming.max(together) };
         }
+    }
+
+    /// How many members of a group have been parked for its latest move, and have not gone.
+    #[must_use]
+    pub fn coming(&self, group: &str) -> usize {
+        self.lock().get(group).map_or(0, |g| g.coming)
     }
 
     #[must_use]
@@ -236,6 +251,25 @@ mod tests {
         registry.empty("g", "m", None);
         assert!(registry.is_emptied("g", "m"));
         assert!(registry.take_emptied("g", "m") && !registry.take_emptied("g", "m"));
+    }
+
+    #[test]
+    fn members_that_were_parked_together_are_counted_until_they_go_or_the_next_move() {
+        let registry = GroupRegistry::default();
+        for member in ["a", "b", "c"] {
+            registry.alive("g", member, 1, None, 0);
+            registry.park("g", member, true, 0);
+        }
+        registry.left("g", "c");
+        assert_eq!(registry.coming("g"), 2, "c has gone while it was parked");
+        for member in ["a", "b"] {
+            registry.park("g", member, false, 1);
+            registry.left("g", member);
+            assert_eq!(registry.coming("g"), 2, "{member} has come to the new home");
+        }
+        registry.alive("g", "d", 1, None, 2);
+        registry.park("g", "d", true, 2);
+        assert_eq!(registry.coming("g"), 1, "the next move");
     }
 
     #[test]

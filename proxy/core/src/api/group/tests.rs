@@ -144,3 +144,67 @@ fn a_member_that_moves_leaves_its_old_home_also_a_static_one() {
         assert_eq!((left.node.side, left.body.str("MemberId")), (Source, "old-id"));
     }
 }
+
+/// The member's JoinGroup has come to the new home; the request there.
+fn spliced(rig: &mut Rig) -> Sent {
+    let moving = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { moving, ..GroupTable::default() });
+    for member in ["a", "b"] {
+        rig.shared.groups.alive("g", member, 1, None, rig.now_ms);
+    }
+    rig.ask(key::JOIN_GROUP, 5, |body| {
+        body.set("GroupId", "g");
+        body.set("MemberId", "a");
+        body.set("ProtocolType", "consumer");
+    });
+    rig.shared.groups.park("g", "b", true, rig.now_ms);
+    let homes = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.sent();
+    rig.handle(Event::Wake);
+    let lookup = rig.sent().into_iter().find(|sent| sent.api_key == key::FIND_COORDINATOR).unwrap();
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+    rig.one()
+}
+
+/// The new home answers with a generation that the member leads, of so many members.
+fn lead(rig: &mut Rig, to: &Sent, members: usize) {
+    rig.answer(to, |body| {
+        body.set("GenerationId", 1);
+        body.set("Leader", "new-id");
+        body.set("MemberId", "new-id");
+        for _ in 0..members {
+            let member = body.new_element("Members");
+            body.push("Members", member);
+        }
+    });
+}
+
+#[test]
+fn r29_no_member_leads_the_new_home_before_the_others_have_come() {
+    let mut rig = Rig::new(Source, 0);
+    let join = spliced(&mut rig);
+    assert_eq!((join.api_key, join.node.side, join.body.str("MemberId")), (key::JOIN_GROUP, Target, ""));
+    lead(&mut rig, &join, 1);
+    assert!(rig.reply().is_none(), "it would be given what the other member reads");
+    rig.pass(50);
+    let again = rig.one();
+    assert_eq!((again.api_key, again.body.str("MemberId")), (key::JOIN_GROUP, "new-id"));
+    lead(&mut rig, &again, 2);
+    assert_eq!(rig.reply().map(|r| r.array("Members").len()), Some(2));
+}
+
+#[test]
+fn a_member_that_never_comes_to_the_new_home_is_not_waited_for_for_ever() {
+    let mut rig = Rig::new(Source, 0);
+    let mut join = spliced(&mut rig);
+    for _ in 0..=60 {
+        lead(&mut rig, &join, 1);
+        rig.pass(50);
+        match rig.sent().pop() {
+            Some(again) => join = again,
+            None => break,
+        }
+    }
+    assert_eq!(rig.reply().map(|r| r.array("Members").len()), Some(1));
+}
