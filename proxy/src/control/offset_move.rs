@@ -48,6 +48,7 @@ impl Control {
                 began.elapsed() < PATIENCE,
                 "transactional id {id} has its commits in an open transaction"
             );
+            self.look_for_ended(self.runtime.snapshot().transaction_home(&id)).await;
             let _ = timeout(LOOK_AGAIN, self.runtime.drained.notified()).await;
         }
         let snapshot = self.runtime.snapshot();

@@ -118,7 +118,7 @@ impl Control {
     async fn unbind_unused(&self, side: ClusterSide) -> anyhow::Result<()> {
         {
             let mut state = self.state();
-            if !state.topics.is_empty() || !state.homes.is_empty() {
+            if !state.topics.is_empty() || !state.homes.is_empty() || !state.offset_homes.is_empty() {
                 return Ok(());
             }
             state.cluster_ids[side.index()] = None;

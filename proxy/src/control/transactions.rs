@@ -97,6 +97,13 @@ impl Control {
         }
     }
 
+    /// Whose client has died on this side is not waited for when its transaction is over.
+    pub(crate) async fn look_for_ended(&self, side: ClusterSide) {
+        let mut found = Transactions::default();
+        self.list_open(side, &mut found).await;
+        self.forget_ended(side, &found);
+    }
+
     /// Waits until no transaction that writes to one of these topics is open. None may begin meanwhile.
     ///
     /// # Errors
@@ -116,7 +123,7 @@ impl Control {
             let here = registry.open_on(&topics).into_iter().next();
             let mut found = Transactions::default();
             self.list_open(side, &mut found).await;
-            self.forget_ended(&found);
+            self.forget_ended(side, &found);
             // A start of the proxy forgets what was open: then only the cluster knows.
             let there = routes.iter().find_map(|route| found.open.get(&**route.physical(side)));
             let (id, open_ms) = match (here, there) {
@@ -131,14 +138,15 @@ impl Control {
     }
 
     /// A client that has died does not end its transaction; its coordinator does, after the transaction's timeout.
-    fn forget_ended(&self, found: &Transactions) {
+    fn forget_ended(&self, side: ClusterSide, found: &Transactions) {
         if found.incomplete.is_some() || found.ids.is_empty() {
             return;
         }
         let now = self.runtime.now_ms();
         let open: BTreeSet<&str> = found.open_ids.iter().map(|id| transaction::of_physical(id)).collect();
-        let registry = &self.runtime.shared.transactions;
-        for (id, seen) in registry.all_open() {
+        let (registry, snapshot) = (&self.runtime.shared.transactions, self.runtime.snapshot());
+        let of_side = registry.all_open().into_iter().filter(|(id, _)| snapshot.transaction_home(id) == side);
+        for (id, seen) in of_side {
             if now - seen.last_ms > BEGINNING_MS && !open.contains(&*id) {
                 registry.end(&id);
             }

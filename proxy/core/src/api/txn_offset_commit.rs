@@ -65,6 +65,9 @@ impl GroupApi for TxnOffsetCommit {
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        if cx.snapshot.taken_over {
+            return self.refusal(cx, code::COORDINATOR_NOT_AVAILABLE);
+        }
         let id = self.request.str("TransactionalId");
         let is_home = cx.snapshot.transaction_home(id) == home;
         let is_fenced = is_home && transactions::is_fenced(cx, &self.request, home, NAMES);

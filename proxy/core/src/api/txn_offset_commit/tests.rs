@@ -145,6 +145,16 @@ fn trap_7_where_members_and_commits_are_together_the_coordinator_checks_for_itse
 }
 
 #[test]
+fn r31_a_process_that_was_taken_over_takes_no_commits_of_transactions() {
+    let mut rig = apart();
+    rig.snapshot.taken_over = true;
+    commit(&mut rig, "m", 4);
+    check(&mut rig, code::NONE);
+    assert!(rig.sent().is_empty());
+    assert_eq!(told(&mut rig), Some(code::COORDINATOR_NOT_AVAILABLE));
+}
+
+#[test]
 fn trap_7_a_member_on_its_way_to_the_new_home_commits_with_the_generation_it_knows() {
     let mut rig = apart();
     rig.shared.groups.alive(GROUP, "m", 4, Some(10_000), 0);
