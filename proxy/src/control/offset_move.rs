@@ -13,7 +13,6 @@ use crossover_core::schema::{Struct, Value};
 use crossover_core::session::CommitMirror;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
 use tracing::info;
 
 /// How long transactions that have the commits may take to end.
@@ -49,7 +48,7 @@ impl Control {
                 "transactional id {id} has its commits in an open transaction"
             );
             self.look_for_ended(self.runtime.snapshot().transaction_home(&id)).await;
-            let _ = timeout(LOOK_AGAIN, self.runtime.drained.notified()).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         let snapshot = self.runtime.snapshot();
         let from = snapshot.offset_home(group);
