@@ -8,7 +8,8 @@ use tokio::sync::broadcast;
 use crate::error::ApiError;
 use crate::model::{
     AbortRequest, ClusterView, Event, FlipRequest, GroupMoveRequest, GroupView, Health, Ledger,
-    OperationView, Plan, PlanRequest, Routes, Status, TopicView, TranslateQuery, Translation,
+    OperationView, Plan, PlanRequest, Routes, Status, TopicView, TransactionAbortRequest, TransactionView,
+    TranslateQuery, Translation,
 };
 
 /// A result that may take a while. Dropping it must change nothing: callers go away.
@@ -27,6 +28,10 @@ pub trait Backend: Send + Sync + 'static {
     fn topics(&self) -> Reply<'_, Vec<TopicView>>;
     fn routes(&self) -> Reply<'_, Routes>;
     fn groups(&self) -> Reply<'_, Vec<GroupView>>;
+    /// What is open in either cluster, the longest first.
+    fn transactions(&self) -> Reply<'_, Vec<TransactionView>>;
+    /// Ends open transactions of an id and fences their producer; gives what was open.
+    fn transaction_abort(&self, request: TransactionAbortRequest) -> Reply<'_, Vec<TransactionView>>;
     /// `topics` is not empty.
     fn plan(&self, request: PlanRequest) -> Reply<'_, Plan>;
     /// Source → target. `topics` is not empty.

@@ -277,6 +277,29 @@ model! {
         pub operation: Option<String>,
     }
 
+    /// A transaction that is open in a cluster.
+    pub struct TransactionView {
+        /// As its client knows it.
+        pub transactional_id: String,
+        pub side: Side,
+        /// Its coordinator's word for it, as `Ongoing`.
+        pub state: String,
+        /// As the cluster knows it.
+        pub producer_id: i64,
+        /// Since when it is open, milliseconds.
+        pub open_ms: i64,
+        /// After so long its coordinator aborts it by itself, milliseconds.
+        pub timeout_ms: i64,
+        /// What it writes to, as clients name it.
+        pub topics: Vec<String>,
+    }
+
+    /// Ends a transaction without its client.
+    #[serde(deny_unknown_fields)]
+    pub struct TransactionAbortRequest {
+        pub transactional_id: String,
+    }
+
     /// Moves the coordinator of a group.
     #[serde(deny_unknown_fields)]
     pub struct GroupMoveRequest {

@@ -67,6 +67,8 @@ pub(crate) const ROUTES: &[Route] = &[
     commands::rollback::ROUTE,
     commands::abort::ROUTE,
     commands::group_move::ROUTE,
+    commands::transactions::ROUTE,
+    commands::transaction_abort::ROUTE,
 ];
 
 /// One request, after the guards.

@@ -81,6 +81,7 @@ async fn every_get_answers() {
         "/v1/topics",
         "/v1/routes",
         "/v1/groups",
+        "/v1/transactions",
         "/v1/ledger?since=3",
     ] {
         assert_eq!(server.get(path).await.0, 200, "{path}");

@@ -7,7 +7,7 @@
 //! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case, `CROSSOVER_TABLE` names the table
 //! (default `target/faults.tsv`).
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crossover_harness::relay::Cut;
 use crossover_harness::rig::RELAYED;
 use crossover_tests::fault_run::{Clients, Failure, PROPERTIES, Run};

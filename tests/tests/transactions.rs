@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig};
 use crossover_tests::history::{Name, acknowledged, delivered, lines, reads_once_in_order};
 use crossover_tests::live::{PARTITIONS, TOPIC, create_topic};
-use crossover_tests::{end, flip, no_alarms, one_at_a_time, rig, wait_count, wait_more};
+use crossover_tests::{end, flip, no_alarms, one_at_a_time, rig, text, wait_count, wait_more};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,6 +71,43 @@ fn over_flips(source: &str, target: &str) -> Result<()> {
         committed.len(),
         aborted.len()
     );
+    Ok(())
+}
+
+/// A transaction that does not end keeps the flip from its topic: an operator sees it, aborts it, and the flip goes on. Its
+/// producer is told that it was fenced.
+#[test]
+fn trap_7_a_hung_transaction_is_shown_and_can_be_aborted() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 1)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    let args = ["--topic", TOPIC, "--partitions", PARTITIONS, "--rate", "50", "--writer", "1"];
+    let args = [&args[..], &["--transaction", "hung"]].concat();
+    let mut producer = rig.driver("java-4.3.1", "producer", "hung", &args)?;
+    wait_count(&mut producer, "P.ok", 100, WAIT)?;
+    let refused = flip(&rig, "cutover", &[TOPIC]).err().context("the flip did not wait")?.to_string();
+    ensure!(refused.contains("transactional id hung has had a transaction open"), "{refused}");
+    let shown = rig.crossover(&["transactions", "--json"])?;
+    let open: Value = serde_json::from_slice(&shown.stdout).with_context(|| text(&shown))?;
+    let open = open.as_array().context("no list")?;
+    ensure!(open.len() == 1, "{open:?}");
+    ensure!(open[0]["transactional_id"] == "hung" && open[0]["side"] == "source", "{open:?}");
+    ensure!(open[0]["topics"][0] == TOPIC && open[0]["open_ms"].as_i64() > Some(0), "{open:?}");
+    println!("{}", text(&rig.crossover(&["transactions"])?));
+    let aborted = rig.crossover(&["transactions", "abort", "hung"])?;
+    ensure!(aborted.status.success(), "{}", text(&aborted));
+    println!("{}", text(&aborted));
+    flip(&rig, "cutover", &[TOPIC])?;
+    wait_count(&mut producer, "P.fail", 1, WAIT)?;
+    let again = rig.crossover(&["transactions", "abort", "hung"])?;
+    ensure!(
+        !again.status.success() && text(&again).contains("No transaction of hung is open"),
+        "{}",
+        text(&again)
+    );
+    no_alarms(&rig)?;
+    rig.keep = false;
     Ok(())
 }
 

@@ -17,4 +17,6 @@ pub(crate) mod rollback;
 pub(crate) mod routes;
 pub(crate) mod status;
 pub(crate) mod topics;
+pub(crate) mod transaction_abort;
+pub(crate) mod transactions;
 pub(crate) mod translate;

@@ -108,6 +108,15 @@ impl Backend for Fake {
         reply(Ok(Routes { revision: 7, routes: Vec::new() }))
     }
 
+    fn transactions(&self) -> Reply<'_, Vec<TransactionView>> {
+        reply(Ok(Vec::new()))
+    }
+
+    fn transaction_abort(&self, request: TransactionAbortRequest) -> Reply<'_, Vec<TransactionView>> {
+        let id = request.transactional_id;
+        reply(Err(ApiError::not_found(format!("No transaction of {id} is open."), "nothing to do")))
+    }
+
     fn groups(&self) -> Reply<'_, Vec<GroupView>> {
         reply(Ok(Vec::new()))
     }

@@ -84,6 +84,11 @@ enum Command {
         #[command(subcommand)]
         command: Option<GroupsCommand>,
     },
+    /// Show open transactions, or abort one that a flip would wait for.
+    Transactions {
+        #[command(subcommand)]
+        command: Option<TransactionsCommand>,
+    },
     /// Look into the state directory of a Crossover that is not running.
     State {
         #[command(subcommand)]
@@ -146,6 +151,12 @@ enum GroupsCommand {
         #[arg(long, value_name = "SIDE")]
         to: SideArg,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum TransactionsCommand {
+    /// Abort the open transaction of a transactional id. Its producer is fenced, as by a new instance of the application.
+    Abort { transactional_id: String },
 }
 
 #[derive(Debug, Subcommand)]
@@ -244,6 +255,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Groups { command: None } => show::groups(&client()?, json).await,
         Command::Groups { command: Some(GroupsCommand::Move { group, to }) } => {
             flip::move_group(&client()?, group, to.into(), json).await
+        }
+        Command::Transactions { command: None } => show::transactions(&client()?, json).await,
+        Command::Transactions { command: Some(TransactionsCommand::Abort { transactional_id }) } => {
+            show::abort_transaction(&client()?, transactional_id, json).await
         }
         Command::State { command: StateCommand::Show(file) } => {
             print!("{}", crate::run::show_state(&crossover_config::load(&file.config)?, json)?);

@@ -1,6 +1,9 @@
 //! `crossover status`, `ledger`, `translate` and `groups`.
 
-use crossover_admin_api::model::{GroupView, Ledger, OperationView, Side, Status, TopicView, Translation};
+use crossover_admin_api::model::{
+    GroupView, Ledger, OperationView, Side, Status, TopicView, TransactionAbortRequest, TransactionView,
+    Translation,
+};
 
 use super::client::{Client, escape};
 use super::table::{clean, instant, render};
@@ -69,6 +72,44 @@ pub(super) async fn groups(client: &Client, json: bool) -> anyhow::Result<Outcom
         false => print!("{}", groups_text(&groups)),
     }
     Ok(Outcome::Done)
+}
+
+pub(super) async fn transactions(client: &Client, json: bool) -> anyhow::Result<Outcome> {
+    let open: Vec<TransactionView> = client.get("/v1/transactions").await?;
+    match json {
+        true => print_json(&open)?,
+        false if open.is_empty() => println!("no transaction is open"),
+        false => print!("{}", transactions_text(&open)),
+    }
+    Ok(Outcome::Done)
+}
+
+pub(super) async fn abort_transaction(client: &Client, id: String, json: bool) -> anyhow::Result<Outcome> {
+    let request = TransactionAbortRequest { transactional_id: id };
+    let aborted: Vec<TransactionView> = client.post("/v1/transactions/abort", &request).await?;
+    match json {
+        true => print_json(&aborted)?,
+        false => print!("aborted, and the producer fenced:\n{}", transactions_text(&aborted)),
+    }
+    Ok(Outcome::Done)
+}
+
+fn transactions_text(open: &[TransactionView]) -> String {
+    let row = |t: &TransactionView| {
+        let seconds =
+            |ms: i64| format!("{:.1} s", std::time::Duration::from_millis(ms.unsigned_abs()).as_secs_f64());
+        let (since, timeout) = (seconds(t.open_ms), seconds(t.timeout_ms));
+        vec![
+            t.transactional_id.clone(),
+            t.side.to_string(),
+            t.state.clone(),
+            since,
+            timeout,
+            t.topics.join(", "),
+        ]
+    };
+    let rows: Vec<_> = open.iter().map(row).collect();
+    render(&["TRANSACTIONAL ID", "SIDE", "STATE", "OPEN FOR", "TIMEOUT", "TOPICS"], &rows)
 }
 
 pub(super) fn status_text(status: &Status, partitions: bool) -> String {

@@ -5,8 +5,8 @@ use super::flip::Flip;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
     Ledger, Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest,
-    ProducerView, RouteKind, RouteView, Routes, Side, Status, Step, TopicView, TranslateQuery, Translation,
-    Verdict,
+    ProducerView, RouteKind, RouteView, Routes, Side, Status, Step, TopicView, TransactionAbortRequest,
+    TransactionView, TranslateQuery, Translation, Verdict,
 };
 use crossover_admin_api::{ApiError, Backend, ErrorCode, Reply};
 use crossover_config::{Mode as ConfigMode, RoutePattern};
@@ -47,6 +47,14 @@ impl Backend for AdminBackend {
 
     fn groups(&self) -> Reply<'_, Vec<GroupView>> {
         Box::pin(async { Ok(self.0.group_views()) })
+    }
+
+    fn transactions(&self) -> Reply<'_, Vec<TransactionView>> {
+        Box::pin(async { self.0.open_transactions().await.map_err(|e| ApiError::internal(format!("{e:#}"))) })
+    }
+
+    fn transaction_abort(&self, request: TransactionAbortRequest) -> Reply<'_, Vec<TransactionView>> {
+        Box::pin(async move { abort_transaction(&self.0, &request.transactional_id).await })
     }
 
     fn plan(&self, request: PlanRequest) -> Reply<'_, Plan> {
@@ -99,6 +107,18 @@ impl Backend for AdminBackend {
     fn watch(&self) -> broadcast::Receiver<Event> {
         self.0.subscribe()
     }
+}
+
+async fn abort_transaction(control: &Control, id: &str) -> Result<Vec<TransactionView>, ApiError> {
+    let aborted =
+        control.abort_transactions_of(id).await.map_err(|e| ApiError::internal(format!("{e:#}")))?;
+    if aborted.is_empty() {
+        return Err(ApiError::not_found(
+            format!("No transaction of {id} is open."),
+            "see `crossover transactions`",
+        ));
+    }
+    Ok(aborted)
 }
 
 /// Checks and claims; the operation then runs on its own.

@@ -6,12 +6,13 @@ use super::Control;
 use super::boundary::{Lead, Part};
 use super::client::{Address, ClientError, request};
 use anyhow::ensure;
+use crossover_admin_api::model::TransactionView;
 use crossover_core::api::key;
 use crossover_core::cutover::Abort;
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::transaction;
 use crossover_core::route::TopicRoute;
-use crossover_core::schema::Value;
+use crossover_core::schema::{Struct, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -154,30 +155,108 @@ impl Control {
     }
 
     async fn list_transactions(&self, at: &Address, found: &mut Transactions) -> Result<(), ClientError> {
-        let answer =
+        let listed =
             self.client.call(at, key::LIST_TRANSACTIONS, i16::MAX, &request(key::LIST_TRANSACTIONS)).await?;
-        let mut open = BTreeSet::new();
-        for transaction in answer.structs("TransactionStates") {
+        for transaction in listed.structs("TransactionStates") {
             let id = transaction.str("TransactionalId").to_owned();
-            if is_open(transaction.str("TransactionState")) {
-                open.insert(id.clone());
-            }
             found.ids.insert(transaction.i64("ProducerId"), id);
         }
+        let open = open_ids(&listed);
         found.open_ids.extend(open.iter().cloned());
-        if open.is_empty() {
-            return Ok(());
-        }
-        let mut body = request(key::DESCRIBE_TRANSACTIONS);
-        body.set("TransactionalIds", open.into_iter().map(|id| Value::from(id.as_str())).collect::<Vec<_>>());
-        let answer = self.client.call(at, key::DESCRIBE_TRANSACTIONS, i16::MAX, &body).await?;
-        for transaction in answer.structs("TransactionStates") {
+        for transaction in self.describe_transactions(at, &open).await? {
             let id = transaction.str("TransactionalId");
             let topics = transaction.structs("Topics").map(|t| (t.str("Topic").to_owned(), id.to_owned()));
             found.open.extend(topics);
         }
         Ok(())
     }
+
+    async fn describe_transactions(
+        &self,
+        at: &Address,
+        ids: &BTreeSet<String>,
+    ) -> Result<Vec<Struct>, ClientError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut body = request(key::DESCRIBE_TRANSACTIONS);
+        body.set("TransactionalIds", ids.iter().map(|id| Value::from(id.as_str())).collect::<Vec<_>>());
+        let answer = self.client.call(at, key::DESCRIBE_TRANSACTIONS, i16::MAX, &body).await?;
+        Ok(answer.structs("TransactionStates").cloned().collect())
+    }
+
+    /// What is open in either cluster, the longest first.
+    ///
+    /// # Errors
+    /// A cluster that is there does not say.
+    pub(crate) async fn open_transactions(&self) -> anyhow::Result<Vec<TransactionView>> {
+        let all = self.open_by_physical_id().await?;
+        let mut views: Vec<TransactionView> = all.into_values().map(|(view, _)| view).collect();
+        views.sort_by_key(|view| std::cmp::Reverse(view.open_ms));
+        Ok(views)
+    }
+
+    /// Takes the producers of an id their transactions away, as a new instance of the application would: the coordinator
+    /// aborts what is open and fences them.
+    ///
+    /// # Errors
+    /// A coordinator does not do it.
+    pub(crate) async fn abort_transactions_of(&self, id: &str) -> anyhow::Result<Vec<TransactionView>> {
+        let mut aborted = Vec::new();
+        for ((side, physical), (view, timeout_ms)) in self.open_by_physical_id().await? {
+            if view.transactional_id == id {
+                self.init_transactions(side, &physical, timeout_ms).await?;
+                self.runtime.shared.transactions.end(id);
+                let text = format!("an operator aborted the transaction of {id} on the {side}");
+                let entry = self.entry("transaction-aborted", None, text);
+                self.stored(move |store| store.append(&entry)).await?;
+                aborted.push(view);
+            }
+        }
+        Ok(aborted)
+    }
+
+    /// By side, and by the name that the side has for the transactional id; with the transaction's timeout.
+    async fn open_by_physical_id(
+        &self,
+    ) -> anyhow::Result<BTreeMap<(ClusterSide, String), (TransactionView, i32)>> {
+        let (snapshot, now) = (self.runtime.snapshot(), i64::try_from(self.now())?);
+        let mut all = BTreeMap::new();
+        for side in ClusterSide::BOTH.into_iter().filter(|side| self.topology(*side).reachable) {
+            let brokers: Vec<i32> = self.topology(side).brokers.keys().copied().collect();
+            for broker in brokers {
+                let at = self.address(side, broker)?;
+                let body = request(key::LIST_TRANSACTIONS);
+                let listed = match self.client.call(&at, key::LIST_TRANSACTIONS, i16::MAX, &body).await {
+                    // Before Kafka 3.0 nobody can ask.
+                    Err(ClientError::Unsupported(..)) => break,
+                    listed => listed?,
+                };
+                for told in self.describe_transactions(&at, &open_ids(&listed)).await? {
+                    let timeout_ms = told.i32("TransactionTimeoutMs");
+                    let topics = told.structs("Topics").map(|topic| topic.str("Topic"));
+                    let topics = topics.map(|topic| snapshot.routes.virtual_name(side, topic).to_owned());
+                    let view = TransactionView {
+                        transactional_id: transaction::of_physical(told.str("TransactionalId")).to_owned(),
+                        side: side.into(),
+                        state: told.str("TransactionState").to_owned(),
+                        producer_id: told.i64("ProducerId"),
+                        open_ms: (now - told.i64("TransactionStartTimeMs")).max(0),
+                        timeout_ms: i64::from(timeout_ms),
+                        topics: topics.collect(),
+                    };
+                    all.insert((side, told.str("TransactionalId").to_owned()), (view, timeout_ms));
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Of a coordinator's list, those that hold partitions.
+fn open_ids(listed: &Struct) -> BTreeSet<String> {
+    let open = listed.structs("TransactionStates").filter(|t| is_open(t.str("TransactionState")));
+    open.map(|transaction| transaction.str("TransactionalId").to_owned()).collect()
 }
 
 #[cfg(test)]
