@@ -263,6 +263,7 @@ impl Flip {
 
     /// Fresh metadata of both sides and warm connections, before clients wait.
     async fn prepare(&self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<[BTreeMap<Part, Lead>; 2]> {
+        self.control.prepare_claim().await;
         self.control.set_preparing(self.topics.iter().cloned().collect());
         for side in ClusterSide::BOTH {
             ensure!(super::topology::refresh(&self.control, side).await, "the {side} cannot be reached");

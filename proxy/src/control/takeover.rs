@@ -53,6 +53,29 @@ impl Control {
         }
     }
 
+    /// Does ahead of a flip's intent what takes long at the first one, while nothing waits for it.
+    pub(crate) async fn prepare_claim(&self) {
+        if !self.is_taken_over()
+            && let Err(problem) = self.try_prepare_claim().await
+        {
+            // The intent meets the same, and tells it.
+            info!("the pair of clusters cannot be claimed yet: {problem:#}");
+        }
+    }
+
+    async fn try_prepare_claim(&self) -> anyhow::Result<()> {
+        self.create_state_topic().await?;
+        let mut claim = self.claim_of_pair.lock().await;
+        if claim.is_none() {
+            let taken = self.new_claim().await?;
+            // Another process may have moved topics before this one claimed the pair.
+            state_copy::check_store(self).await?;
+            self.lift(UNCLAIMED, "pair");
+            *claim = Some(taken);
+        }
+        Ok(())
+    }
+
     /// Writes the intent of a flip to the state topic, under the id that only the latest process has.
     ///
     /// # Errors
