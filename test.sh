@@ -17,7 +17,7 @@ official_definitions() {
 }
 
 pure_tests() {
-  cargo test -p crossover-core -p crossover-config -p crossover-admin-api -p crossover-loadtest -p crossover
+  cargo test -p crossover-core -p crossover-config -p crossover-admin-api -p crossover-loadtest -p crossover-mutants -p crossover
   cargo test -p crossover-harness --lib
   cargo test -p crossover-tests --test architecture
 }

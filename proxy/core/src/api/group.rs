@@ -75,8 +75,9 @@ impl Finder {
         if cx.now_ms >= until {
             return Found::Nowhere;
         }
+        // A broker that says nothing is not waited for longer than one that says no.
+        cx.wake_at(until);
         if self.looking {
-            cx.wake_at(until);
             return Found::Later;
         }
         let version =

@@ -118,3 +118,6 @@ impl GroupApi for InitTransactions {
         Step::Reply(response)
     }
 }
+
+#[cfg(test)]
+mod tests;

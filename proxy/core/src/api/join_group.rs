@@ -77,22 +77,29 @@ impl JoinGroup {
         if cx.now_ms - since >= PARKED_MAX_MS {
             return self.unpark(cx);
         }
-        if cx.now_ms >= self.next_keep_alive_ms && !member.is_empty() {
+        if cx.now_ms >= self.next_keep_alive_ms {
             self.next_keep_alive_ms = cx.now_ms + KEEP_ALIVE_MS;
-            let generation = cx.shared.groups.member(group, member).map_or(-1, |m| m.generation);
+            self.keep_alive(cx);
+        }
+        cx.wake_at(self.next_keep_alive_ms);
+        Step::Pending
+    }
+
+    /// Tells the old home that the member lives. One that has no name yet has no session.
+    fn keep_alive(&self, cx: &mut Cx<'_>) {
+        let (group, member) = (self.request.str("GroupId"), self.request.str("MemberId"));
+        if member.is_empty() {
+            return;
+        }
+        let mut finder = Finder::new(group.to_owned(), Class::Produce);
+        if let Found::At(upstream) = finder.find(cx, self.home) {
             let mut body = request(key::HEARTBEAT);
             body.set("GroupId", group);
-            body.set("GenerationId", generation);
+            body.set("GenerationId", cx.shared.groups.member(group, member).map_or(-1, |m| m.generation));
             body.set("MemberId", member);
             body.set("GroupInstanceId", self.request.opt_text("GroupInstanceId").cloned());
-            let mut finder = Finder::new(group.to_owned(), Class::Produce);
-            if let Found::At(upstream) = finder.find(cx, self.home) {
-                let _ =
-                    cx.call(upstream, key::HEARTBEAT, self.version(cx, key::HEARTBEAT, 3), &body, IGNORED);
-            }
+            let _ = cx.call(upstream, key::HEARTBEAT, self.version(cx, key::HEARTBEAT, 3), &body, IGNORED);
         }
-        cx.wake_at(self.next_keep_alive_ms.max(cx.now_ms + 1));
-        Step::Pending
     }
 
     /// The move is over, one way or the other.
@@ -257,3 +264,6 @@ impl Operation for JoinGroup {
         self.told(cx, Step::Done)
     }
 }
+
+#[cfg(test)]
+mod tests;

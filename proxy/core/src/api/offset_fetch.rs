@@ -120,3 +120,6 @@ fn route_of(cx: &Cx<'_>, topic: &Struct, home: ClusterSide) -> Option<Arc<TopicR
     }
     routes.topic(routes.virtual_name(home, topic.str("Name"))).cloned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -280,6 +280,100 @@ mod tests {
         registry.alive("g", "b", 1, Some(10_000), 5_000);
         registry.park("g", "a", true, 6_000);
         assert!(!registry.is_drained("g", 6_000));
+        assert_eq!(registry.missing("g", 14_999), 1);
         assert!(registry.is_drained("g", 15_000), "b has died");
+        assert!(registry.member("g", "b").is_none());
+        assert!(registry.is_drained("g", 90_000) && registry.member("g", "a").is_some(), "it only waits");
+        // It has gone to the old home as if nothing were, and is as alive as then.
+        registry.park("g", "a", false, 90_000);
+        assert_eq!(registry.missing("g", 99_999), 1);
+        registry.left("g", "a");
+        assert!(registry.member("g", "a").is_none());
+    }
+
+    #[test]
+    fn a_member_lives_for_its_session_timeout_after_its_last_word() {
+        let registry = GroupRegistry::default();
+        registry.alive("g", "", 1, Some(10_000), 0);
+        assert_eq!((registry.names().len(), registry.missing("g", 0)), (0, 0), "it has no name yet");
+        registry.alive("g", "a", 1, Some(10_000), 0);
+        // A heartbeat does not tell the timeout.
+        registry.alive("g", "a", 2, None, 9_000);
+        assert_eq!(registry.member("g", "a").map(|a| a.generation), Some(2));
+        assert_eq!((registry.missing("g", 18_999), registry.missing("g", 19_000)), (1, 0));
+        registry.alive("g", "a", 3, Some(10_000), 0);
+        registry.alive("g", "a", 3, Some(20_000), 0);
+        assert_eq!((registry.missing("g", 19_999), registry.missing("g", 20_000)), (1, 0));
+        // The clients' default, where nobody has told it.
+        registry.alive("g", "a", 4, None, 0);
+        assert_eq!((registry.missing("g", 44_999), registry.missing("g", 45_000)), (1, 0));
+        assert_eq!(registry.names(), [Arc::from("g")]);
+    }
+
+    #[test]
+    fn so_many_members_are_remembered_over_all_groups() {
+        let registry = GroupRegistry::default();
+        for number in 0..MEMBERS_MAX {
+            registry.lock().entry(Arc::from(format!("g{}", number % 2))).or_default().members.insert(
+                number.to_string(),
+                Member { generation: 1, seen_ms: 0, session_timeout_ms: 1, parked: false },
+            );
+        }
+        registry.alive("g0", "one more", 1, None, 0);
+        registry.alive("g1", "1", 7, None, 0);
+        assert!(registry.member("g0", "one more").is_none());
+        assert_eq!(registry.member("g1", "1").map(|known| known.generation), Some(7));
+        registry.left("g1", "1");
+        registry.alive("g0", "one more", 1, None, 0);
+        assert!(registry.member("g0", "one more").is_some());
+    }
+
+    #[test]
+    fn tagged_commits_are_counted_until_they_are_overwritten_or_deleted() {
+        let registry = GroupRegistry::default();
+        let [g, t, u]: [Arc<str>; 3] = ["g", "t", "u"].map(Arc::from);
+        let fill = || {
+            for (topic, partition) in [(&t, 0), (&t, 1), (&u, 0)] {
+                registry.note_commit(&g, topic, partition, true);
+                registry.note_commit(&g, topic, partition, true);
+            }
+            assert_eq!((registry.tagged("g"), registry.tagged("another")), (3, 0));
+        };
+        fill();
+        registry.note_commit(&g, &t, 1, false);
+        assert_eq!(registry.tagged("g"), 2);
+        fill();
+        registry.forget_commits("g", Some(&[(Arc::clone(&t), 0), (Arc::clone(&t), 7)]));
+        assert_eq!(registry.tagged("g"), 2);
+        fill();
+        registry.forget_topic("t");
+        assert_eq!(registry.tagged("g"), 1);
+        fill();
+        registry.forget_commits("g", None);
+        assert_eq!(registry.tagged("g"), 0);
+    }
+
+    #[test]
+    fn a_member_on_its_way_is_known_by_the_generation_of_its_old_home() {
+        let registry = GroupRegistry::default();
+        registry.alive("g", "a", 4, None, 0);
+        assert!(!registry.is_spliced("g", "a", 4));
+        registry.splice("g", "a");
+        assert!(registry.member("g", "a").is_none(), "the old home knows it no more");
+        assert!(registry.is_spliced("g", "a", 4) && !registry.is_spliced("g", "a", 5));
+        assert!(!registry.is_spliced("g", "b", 4));
+        registry.spliced("g", "a");
+        assert!(!registry.is_spliced("g", "a", 4));
+    }
+
+    #[test]
+    fn commits_are_under_way_as_long_as_anybody_holds_one() {
+        let registry = GroupRegistry::default();
+        assert!(!registry.has_commits_under_way("g"));
+        let (one, another) = (registry.commit_under_way("g"), registry.commit_under_way("g"));
+        drop(one);
+        assert!(registry.has_commits_under_way("g") && !registry.has_commits_under_way("h"));
+        drop(another);
+        assert!(!registry.has_commits_under_way("g"));
     }
 }

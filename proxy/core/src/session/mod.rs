@@ -301,6 +301,10 @@ impl Session {
         self.core.dial_ahead(snapshot, shared, now_ms);
         let slots: Vec<u64> = self.slots.keys().copied().collect();
         for seq in slots {
+            // This is what it had asked for. One that asks for nothing more would be woken without end.
+            if let Some(slot) = self.slots.get_mut(&seq) {
+                slot.deadline_ms = slot.deadline_ms.filter(|due| *due > now_ms);
+            }
             self.step(seq, snapshot, shared, now_ms, |operation, cx| operation.on_wake(cx));
         }
     }

@@ -107,7 +107,11 @@ impl Rig {
     }
 
     pub(crate) fn handle(&mut self, event: Event) {
+        let was_due = matches!(event, Event::Timer);
         self.session.handle(event, &self.snapshot, &self.shared, self.now_ms);
+        if let Some(due) = self.session.next_deadline_ms().filter(|_| was_due) {
+            assert!(due > self.now_ms, "its connection would be busy with waking it");
+        }
         for effect in self.session.drain_effects() {
             match effect {
                 Effect::Dial { upstream, node, .. } => {

@@ -208,3 +208,160 @@ fn a_member_that_never_comes_to_the_new_home_is_not_waited_for_for_ever() {
     }
     assert_eq!(rig.reply().map(|r| r.array("Members").len()), Some(1));
 }
+
+fn commit(rig: &mut Rig) {
+    rig.ask(key::OFFSET_COMMIT, 7, |body| {
+        body.set("GroupId", "g");
+        body.set("GenerationIdOrMemberEpoch", 1);
+        committed(body, code::NONE);
+    });
+}
+
+/// A topic of a commit or of its answer.
+fn committed(body: &mut Struct, error: i16) {
+    let mut topic = body.new_element("Topics");
+    topic.set("Name", TOPIC);
+    let mut partition = topic.new_element("Partitions");
+    if partition.has("ErrorCode") {
+        partition.set("ErrorCode", error);
+    }
+    topic.push("Partitions", partition);
+    body.push("Topics", topic);
+}
+
+#[test]
+fn r29_a_coordinator_that_has_moved_says_so_in_each_partition() {
+    let mut rig = moved();
+    commit(&mut rig);
+    look_up(&mut rig);
+    let sent = rig.one();
+    rig.answer(&sent, |body| committed(body, code::NOT_COORDINATOR));
+    assert!(rig.reply().is_none());
+    rig.pass(RETRY_MS);
+    look_up(&mut rig);
+    let sent = rig.one();
+    assert_eq!(sent.api_key, key::OFFSET_COMMIT);
+    rig.answer(&sent, |body| committed(body, code::NONE));
+    let reply = rig.reply().expect("an answer that says nothing of the kind is the client's");
+    assert_eq!(crate::session::testing::only(&reply, "Topics").i16("ErrorCode"), code::NONE);
+}
+
+#[test]
+fn r29_a_coordinator_that_has_moved_says_so_in_each_group() {
+    let answered = |error: i16| {
+        move |body: &mut Struct| {
+            let mut group = body.new_element("Groups");
+            group.set("GroupId", "g");
+            group.set("ErrorCode", error);
+            body.push("Groups", group);
+        }
+    };
+    let mut rig = moved();
+    rig.ask(key::OFFSET_FETCH, 8, |body| {
+        let mut group = body.new_element("Groups");
+        group.set("GroupId", "g");
+        body.push("Groups", group);
+    });
+    look_up(&mut rig);
+    let sent = rig.one();
+    rig.answer(&sent, answered(code::COORDINATOR_LOAD_IN_PROGRESS));
+    assert!(rig.reply().is_none());
+    rig.pass(RETRY_MS);
+    look_up(&mut rig);
+    let sent = rig.one();
+    rig.answer(&sent, answered(code::NONE));
+    let reply = rig.reply().expect("an answer that says nothing of the kind is the client's");
+    assert_eq!(reply.structs("Groups").next().map(|group| group.i16("ErrorCode")), Some(code::NONE));
+}
+
+#[test]
+fn a_coordinator_is_looked_for_until_it_is_found_or_patience_ends() {
+    let mut rig = moved();
+    heartbeat(&mut rig);
+    for _ in 0..2 {
+        let lookup = rig.one();
+        assert_eq!(lookup.body.str("Key"), "g");
+        // One is under way: a second one would send the request twice.
+        rig.handle(Event::Wake);
+        assert!(rig.sent().is_empty());
+        answer(&mut rig, &lookup, code::COORDINATOR_NOT_AVAILABLE);
+        rig.pass(RETRY_MS - 1);
+        assert!(rig.sent().is_empty());
+        rig.pass(1);
+    }
+    look_up(&mut rig);
+    let sent = rig.one();
+    rig.handle(Event::Wake);
+    assert!(rig.sent().is_empty(), "it is on its way");
+    answer(&mut rig, &sent, code::NONE);
+    // Found is found: nobody asks again.
+    heartbeat(&mut rig);
+    assert_eq!(rig.one().node.broker, COORDINATOR);
+
+    let mut rig = moved();
+    heartbeat(&mut rig);
+    let _ = rig.one();
+    rig.pass(PATIENCE_MS - 1);
+    assert!(rig.closed.is_none());
+    rig.pass(1);
+    assert!(rig.closed.is_some(), "the client is to come again");
+}
+
+#[test]
+fn a_side_of_which_no_broker_is_known_is_asked_for_them() {
+    let mut rig = moved();
+    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
+    let brokers = std::mem::take(&mut topology.brokers);
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology.clone());
+    heartbeat(&mut rig);
+    assert!(rig.sent().is_empty() && rig.refreshed.contains(&Target));
+    topology.brokers = brokers;
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.refreshed.clear();
+    rig.pass(RETRY_MS);
+    look_up(&mut rig);
+    assert!(rig.refreshed.is_empty(), "they are known");
+}
+
+#[test]
+fn at_the_homes_own_side_the_clients_broker_judges_for_itself() {
+    let mut rig = Rig::new(Source, 0);
+    heartbeat(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node), (key::HEARTBEAT, rig.node()));
+    answer(&mut rig, &sent, code::NOT_COORDINATOR);
+    assert_eq!(rig.reply().map(|r| r.i16("ErrorCode")), Some(code::NOT_COORDINATOR));
+    heartbeat(&mut rig);
+    let sent = rig.one();
+    rig.lose(&sent);
+    assert!(rig.closed.is_some());
+    // A transactional id's home is its own, whatever that of a group of the same name.
+    let mut rig = Rig::new(Source, 0);
+    let homes = [(Arc::from("pay"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
+    assert_eq!(rig.one().node, rig.node());
+}
+
+#[test]
+fn commits_that_are_apart_are_read_at_their_coordinator_which_the_client_has_not_chosen() {
+    let mut rig = Rig::new(Target, 0);
+    let offset_homes = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { offset_homes, ..GroupTable::default() });
+    rig.ask(key::OFFSET_FETCH, 7, |body| body.set("GroupId", "g"));
+    look_up(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side, sent.node.broker), (key::OFFSET_FETCH, Target, COORDINATOR));
+}
+
+#[test]
+fn only_what_changes_something_is_seen_through_when_its_client_has_gone() {
+    let mut rig = Rig::new(Source, 0);
+    rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
+    let ended = rig.one();
+    let topics = [Arc::from(TOPIC)].into();
+    rig.shared.transactions.begin("pay", &topics, rig.snapshot.revision, 0);
+    rig.handle(Event::ClientGone);
+    answer(&mut rig, &ended, code::NONE);
+    assert!(rig.shared.transactions.all_open().is_empty(), "a flip waits for it");
+}
