@@ -542,6 +542,8 @@ fn seal_refuses_what_would_be_ambiguous() {
         start.seal(&boundary(Target, 5, -1)),
         Err(SealError::StartBelowFormerEnd { start: -1, .. })
     ));
+    let without_epoch = Boundary { new_native_epoch: -1, ..boundary(Target, 5, 5) };
+    assert_eq!(start.seal(&without_epoch), Err(SealError::EpochBelowStart { epoch: -1, start: 0 }));
     let identity = Boundary { identity: true, ..boundary(Target, 100, 99) };
     assert_eq!(start.seal(&identity), Err(SealError::NotIdentical(Target)));
     let skewed = flipped.seal(&boundary(Source, 50, 100)).expect("back");

@@ -263,6 +263,14 @@ fn r05_the_default_cap_holds_under_many_producers() {
 }
 
 #[test]
+fn a_producer_that_has_written_nothing_in_its_epoch_is_stored_too() {
+    let mut carry = Carry::default();
+    carry.overlay_described(&[row(P, 3, -1)], 0, 5);
+    assert_eq!(Carry::decode(&carry.encode()), Ok(carry.clone()));
+    assert_eq!(carry.judge(P, 3, 0, 4), Next);
+}
+
+#[test]
 fn decoding_refuses_what_encoding_does_not_write() {
     let good = acked(&[(0, 1, at(10)), (2, 3, None)]).encode();
     assert_eq!(good.len(), 5 + 23 + 2 * 16);
