@@ -786,3 +786,33 @@ fn r08_when_nothing_is_repeated_any_more_a_gap_is_the_clients_own_again() {
     assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
     assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)), "hidden from nobody");
 }
+
+#[test]
+fn only_batches_of_one_producer_and_epoch_come_before_each_other() {
+    let batch = |epoch, first| Some(BatchId { pid: PID, epoch, first, last: first });
+    assert!(is_before(batch(0, 1), batch(0, 2)) && !is_before(batch(0, 2), batch(0, 1)));
+    assert!(!is_before(batch(0, 1), batch(1, 2)) && !is_before(batch(1, 1), batch(0, 2)));
+    assert!(!is_before(None, batch(0, 2)) && !is_before(batch(0, 1), None) && !is_before(None, None));
+}
+
+#[test]
+fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_later() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    produce(&mut rig, -1, -1, -1);
+    let first = rig.one();
+    produce(&mut rig, -1, -1, -1);
+    assert!(rig.sent().is_empty());
+    answer(&mut rig, &first, 0, 7);
+    let later = Submission {
+        session: SessionId(2),
+        client: rig.client_key(),
+        path: PathId(2),
+        era: 0,
+        batch: None,
+        hold: None,
+        arrived_ms: rig.now_ms + 1,
+    };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+}
