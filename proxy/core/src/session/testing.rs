@@ -41,6 +41,7 @@ pub(crate) struct Rig {
     pub(crate) closed: Option<CloseReason>,
     pub(crate) refreshed: BTreeSet<ClusterSide>,
     errands: VecDeque<(Ticket, Errand)>,
+    others: Vec<Effect>,
     nodes: BTreeMap<UpstreamId, VirtualNode>,
     sent: VecDeque<Sent>,
     replies: VecDeque<Bytes>,
@@ -60,6 +61,7 @@ impl Rig {
             closed: None,
             refreshed: BTreeSet::new(),
             errands: VecDeque::new(),
+            others: Vec::new(),
             nodes: BTreeMap::new(),
             sent: VecDeque::new(),
             replies: VecDeque::new(),
@@ -127,9 +129,14 @@ impl Rig {
                     self.refreshed.insert(side);
                 }
                 Effect::Errand { ticket, errand } => self.errands.push_back((ticket, errand)),
-                _ => {}
+                other => self.others.push(other),
             }
         }
+    }
+
+    /// What else the session has asked for since the last call.
+    pub(crate) fn others(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.others)
     }
 
     /// The next errand that the session has asked for.

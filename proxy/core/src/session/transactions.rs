@@ -201,6 +201,8 @@ mod tests {
         assert_eq!(begin(&all, "b", &["other"], 0), Begun::First);
         all.close(&orders);
         assert_eq!(begin(&all, "c", &["orders", "other"], 0), Begun::Hold);
+        assert_eq!(begin(&all, "new", &["other"], 0), Begun::First, "nothing says that it will write there");
+        assert!(all.end("new"));
         // What is waited for goes on: it would not end otherwise. Another one would come too late.
         assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again);
         assert_eq!(begin(&all, "b", &["orders"], 0), Begun::Hold);
@@ -250,6 +252,50 @@ mod tests {
     }
 
     #[test]
+    fn an_open_transaction_tells_what_it_has_taken_in_and_since_when_it_is_open() {
+        let all = TransactionRegistry::default();
+        assert_eq!(all.begin("a", &topics(&["orders"]), Revision(0), 5), Begun::First);
+        assert_eq!(all.begin("a", &topics(&["other"]), Revision(0), 9), Begun::Again);
+        assert!(all.take_offsets("a", "g"));
+        let both = topics(&["orders", "other"]);
+        let seen = TransactionSeen {
+            open_ms: Some(5),
+            topics: both.clone(),
+            written: both.clone(),
+            groups: topics(&["g"]),
+            last_ms: 9,
+        };
+        assert_eq!(all.all_open(), BTreeMap::from([(Arc::from("a"), seen.clone())]));
+        assert!(all.end("a") && all.all_open().is_empty());
+        assert_eq!(all.written_to(&[Arc::from("nothing"), Arc::from("other")]).len(), 1);
+        assert_eq!(all.written_to(&[Arc::from("nothing")]).len(), 0);
+        // The next one has taken in nothing yet.
+        assert_eq!(all.begin("a", &topics(&[]), Revision(0), 20), Begun::First);
+        let next = TransactionSeen {
+            open_ms: Some(20),
+            topics: topics(&[]),
+            groups: topics(&[]),
+            last_ms: 20,
+            ..seen
+        };
+        assert_eq!(all.all_open(), BTreeMap::from([(Arc::from("a"), next)]));
+    }
+
+    #[test]
+    fn topics_are_opened_one_by_one_and_never_for_older_plans() {
+        let all = TransactionRegistry::default();
+        let [orders, other]: [Arc<str>; 2] = ["orders", "other"].map(Arc::from);
+        all.close(&[Arc::clone(&orders), Arc::clone(&other)]);
+        all.open(&[Arc::clone(&orders)], Revision(7));
+        assert_eq!(begin(&all, "a", &["orders"], 7), Begun::First);
+        assert_eq!(begin(&all, "b", &["other"], 7), Begun::Hold);
+        all.open(&[other], Revision(3));
+        assert_eq!(begin(&all, "b", &["other"], 6), Begun::Hold, "7 has been published before");
+        assert_eq!(begin(&all, "b", &["other"], 7), Begun::First);
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again, "what is open goes on");
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded_and_open_transactions_are_never_forgotten() {
         let all = TransactionRegistry::default();
         assert_eq!(begin(&all, "open", &["orders"], 0), Begun::First);
@@ -260,5 +306,13 @@ mod tests {
         }
         assert_eq!(all.all_open().len(), 1);
         assert_eq!(lock(&all.inner).seen.len(), REMEMBERED_MAX);
+        // One that is known takes nobody's place, and the oldest goes first.
+        assert_eq!(begin(&all, &format!("id-{}", REMEMBERED_MAX + 49), &["orders"], 0), Begun::First);
+        assert_eq!(lock(&all.inner).seen.len(), REMEMBERED_MAX);
+        assert!(all.end(&format!("id-{}", REMEMBERED_MAX + 49)));
+        assert_eq!(all.begin("early", &topics(&[]), Revision(0), 1), Begun::First);
+        assert!(all.end("early"));
+        assert_eq!(begin(&all, "late", &["orders"], 0), Begun::First);
+        assert!(!lock(&all.inner).seen.contains_key("early"));
     }
 }

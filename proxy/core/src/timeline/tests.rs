@@ -542,6 +542,8 @@ fn seal_refuses_what_would_be_ambiguous() {
         start.seal(&boundary(Target, 5, -1)),
         Err(SealError::StartBelowFormerEnd { start: -1, .. })
     ));
+    let without_epoch = Boundary { new_native_epoch: -1, ..boundary(Target, 5, 5) };
+    assert_eq!(start.seal(&without_epoch), Err(SealError::EpochBelowStart { epoch: -1, start: 0 }));
     let identity = Boundary { identity: true, ..boundary(Target, 100, 99) };
     assert_eq!(start.seal(&identity), Err(SealError::NotIdentical(Target)));
     let skewed = flipped.seal(&boundary(Source, 50, 100)).expect("back");
@@ -606,6 +608,8 @@ fn r22_older_epochs_are_answered_without_the_owner() {
     assert_eq!(end(4, 6), (57 + 1025, VirtualOffset(16)));
     assert_eq!(end(1, 0), (57 + 1023, VirtualOffset(10)), "nothing of the asked epoch");
     assert_eq!(end(-1, -1), (-1, VirtualOffset(-1)));
+    assert_eq!([end(-1, 6), end(4, -1)], [(-1, VirtualOffset(6)), (4, VirtualOffset(-1))], "undefined");
+    assert_eq!(end(3, 0), (57 + 1024, VirtualOffset(10)), "the first of the era");
 }
 
 #[test]
@@ -715,6 +719,13 @@ fn r27_over_the_metadata_limit_the_position_comes_first() {
     let cut = store(Source, 12, &lookalike, 50);
     assert_eq!(resolve(&timeline, Source, cut.native, &cut.metadata).position.0, 12);
     assert_eq!(cut.metadata.len(), 50);
+    // What somebody has written to the idle side lies between its eras.
+    let strays = Timeline::initial(ID, Source)
+        .seal(&boundary(Target, 10, 0))
+        .and_then(|timeline| timeline.seal(&boundary(Source, 5, 13)))
+        .expect("two flips");
+    let stored = to_stored(&strays, Source, VirtualOffset(12), &user, 40);
+    assert_eq!(stored, StoredCommit { native: 10, metadata: user.clone(), tagged: false });
     let refused = store(Target, 5, &user, 20);
     assert!(refused.metadata.len() > 20 && refused.metadata.ends_with(&user), "the broker refuses it");
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::producer::carry::DescribedProducer;
 use crate::producer::gate::{PathId, SessionId};
-use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
+use crate::session::testing::{PARTITIONS, Rig, Sent, Source, TOPIC, Target};
 use crate::session::{Event, SharedGate, lock};
 
 const PID: i64 = 1 << 62;
@@ -103,12 +103,14 @@ fn gate_of(rig: &Rig) -> SharedGate {
 
 fn flip(rig: &mut Rig, to: ClusterSide, old_end: i64, new_start: i64) {
     rig.flip(to, old_end, new_start);
-    let gate = gate_of(rig);
-    let mut gate = lock(&gate);
     let era = rig.snapshot.routes.topic(TOPIC).unwrap().timeline(0).unwrap().current().index;
-    let carry = gate.carry().clone();
-    gate.fence();
-    gate.release(0, era, carry);
+    for partition in 0..PARTITIONS {
+        let gate = rig.shared.gates.get(&Arc::from(TOPIC), partition);
+        let mut gate = lock(&gate);
+        let carry = gate.carry().clone();
+        gate.fence();
+        gate.release(0, era, carry);
+    }
 }
 
 #[test]
@@ -459,4 +461,358 @@ fn r01_a_batch_that_is_repeated_keeps_its_place_before_what_came_later() {
     answer(&mut rig, &again, 0, 40);
     assert_eq!(reply(&mut rig), Some((0, 100)));
     assert!(!waits(&rig));
+}
+
+/// A produce request of these partitions, each with a batch of one record.
+fn produce_to(rig: &mut Rig, version: i16, partitions: &[(i32, i64, i32)]) {
+    rig.ask(key::PRODUCE, version, |body| {
+        body.set("Acks", -1_i16);
+        body.set("TimeoutMs", 1_000_i32);
+        let mut topic = body.new_element("TopicData");
+        match version {
+            13.. => topic.set("TopicId", crate::ids::TopicId([1; 16])),
+            _ => topic.set("Name", TOPIC),
+        }
+        for (index, pid, sequence) in partitions {
+            let mut partition = topic.new_element("PartitionData");
+            partition.set("Index", *index);
+            partition.set("Records", Value::Bytes(Some(records(*pid, *sequence))));
+            topic.push("PartitionData", partition);
+        }
+        body.push("TopicData", topic);
+    });
+}
+
+fn partitions_of(sent: &Sent) -> Vec<i32> {
+    let topics = sent.body.structs("TopicData");
+    topics
+        .flat_map(|topic| topic.structs("PartitionData").map(|p| p.i32("Index")).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Without routes.
+fn forget_topics(rig: &mut Rig) {
+    let mut routes = (*rig.snapshot.routes).clone();
+    routes.topics.clear();
+    routes.names.clear();
+    rig.snapshot.routes = Arc::new(routes);
+}
+
+#[test]
+fn what_no_broker_may_see_is_answered_here() {
+    let refused = |version: i16, pid: i64, change: fn(&mut Rig)| {
+        let mut rig = Rig::new(Source, 0);
+        change(&mut rig);
+        produce_to(&mut rig, version, &[(1, pid, 0)]);
+        assert!(rig.sent().is_empty());
+        let reply = rig.reply().expect("answered");
+        let topic = reply.structs("Responses").next().unwrap().clone();
+        let partition = topic.structs("PartitionResponses").next().unwrap().clone();
+        let offsets = ["BaseOffset", "LogAppendTimeMs", "LogStartOffset"].map(|name| partition.i64(name));
+        assert_eq!((partition.i32("Index"), offsets), (1, [-1; 3]));
+        partition.i16("ErrorCode")
+    };
+    assert_eq!(refused(12, PID, forget_topics), code::UNKNOWN_TOPIC_OR_PARTITION);
+    assert_eq!(refused(13, PID, forget_topics), code::UNKNOWN_TOPIC_ID);
+    assert_eq!(refused(12, PID, |rig| rig.snapshot.taken_over = true), code::NOT_LEADER_OR_FOLLOWER);
+    assert_eq!(refused(12, -2, |_| {}), code::INVALID_RECORD, "brokers would never recognise a retry");
+    let mut rig = stale();
+    produce_to(&mut rig, 12, &[(7, PID, 0)]);
+    assert_eq!(reply(&mut rig), Some((code::UNKNOWN_TOPIC_OR_PARTITION, -1)));
+}
+
+#[test]
+fn each_leader_gets_its_own_partitions_and_the_client_one_answer() {
+    for version in [VERSION, 13] {
+        let mut rig = stale();
+        produce_to(&mut rig, version, &[(0, PID, 0), (1, PID, 0)]);
+        let sent = rig.sent();
+        assert_eq!(
+            sent.iter().map(|s| (s.node.broker, partitions_of(s))).collect::<Vec<_>>(),
+            [(0, vec![0]), (1, vec![1])]
+        );
+        let respond = |rig: &mut Rig, to: &Sent, index: i32, base: i64| {
+            rig.answer(to, |body| {
+                body.set("ThrottleTimeMs", 10 * (index + 1));
+                let mut topic = body.new_element("Responses");
+                match version {
+                    13.. => topic.set("TopicId", crate::ids::TopicId([2; 16])),
+                    _ => topic.set("Name", TOPIC),
+                }
+                let mut partition = topic.new_element("PartitionResponses");
+                partition.set("Index", index);
+                partition.set("BaseOffset", base);
+                topic.push("PartitionResponses", partition);
+                body.push("Responses", topic);
+            });
+        };
+        respond(&mut rig, &sent[1], 1, 45);
+        assert!(rig.reply().is_none());
+        respond(&mut rig, &sent[0], 0, 40);
+        let reply = rig.reply().expect("both have answered");
+        let topic = reply.structs("Responses").next().unwrap();
+        let rows: Vec<(i32, i16, i64)> = topic
+            .structs("PartitionResponses")
+            .map(|p| (p.i32("Index"), p.i16("ErrorCode"), p.i64("BaseOffset")))
+            .collect();
+        assert_eq!(rows, [(0, 0, 100), (1, 0, 105)]);
+        assert_eq!(reply.i32("ThrottleTimeMs"), 20, "the longest");
+    }
+}
+
+#[test]
+fn r08_a_partition_that_a_broker_does_not_answer_is_left_open() {
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    rig.answer(&sent, |_| {});
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+    assert!(lock(&gate_of(&rig)).unknown_since_ms().is_some());
+    // Another topic's answer is not its own.
+    produce(&mut rig, -1, PID, 1);
+    let sent = rig.one();
+    rig.answer(&sent, |body| {
+        let mut topic = body.new_element("Responses");
+        topic.set("Name", "another");
+        let partition = topic.new_element("PartitionResponses");
+        topic.push("PartitionResponses", partition);
+        body.push("Responses", topic);
+    });
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+}
+
+#[test]
+fn the_time_that_a_batch_has_waited_is_not_the_brokers() {
+    let timeout = |waited: i64| {
+        let mut rig = stale();
+        lock(&gate_of(&rig)).fence();
+        produce(&mut rig, -1, PID, 0);
+        rig.pass(waited);
+        lock(&gate_of(&rig)).release_unchanged();
+        rig.handle(Event::Wake);
+        rig.one().body.i32("TimeoutMs")
+    };
+    assert_eq!([timeout(0), timeout(300), timeout(1_500)], [1_000, 700, 1]);
+}
+
+#[test]
+fn r02_one_acknowledgement_is_as_good_for_a_repetition_as_all() {
+    for acks in [-1, 1] {
+        let mut rig = stale();
+        produce(&mut rig, acks, PID, 0);
+        let sent = rig.one();
+        rig.connect(&sent);
+        rig.lose(&sent);
+        assert!(rig.closed.is_none() && rig.reply().is_none());
+        rig.pass(RETRY_MS);
+        assert_eq!(batch_of(&rig.one()), (PID, 0));
+    }
+}
+
+#[test]
+fn r02_what_no_broker_can_have_seen_is_sent_again_without_sequences_too() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    // It was never connected.
+    rig.lose(&sent);
+    assert!(rig.closed.is_none());
+    assert_eq!(lock(&gate_of(&rig)).unknown_since_ms(), None, "nothing is open");
+    rig.pass(RETRY_MS);
+    let again = rig.one();
+    answer(&mut rig, &again, 0, 40);
+    assert_eq!(reply(&mut rig), Some((0, 100)));
+}
+
+#[test]
+fn r06_only_ids_of_the_proxy_change_with_the_visit() {
+    let mut rig = stale();
+    flip(&mut rig, Source, 60, 100);
+    produce(&mut rig, -1, 5_000, 0);
+    assert_eq!(batch_of(&rig.one()), (5_000, 0));
+}
+
+#[test]
+fn a_retry_is_made_when_its_time_has_come_and_not_before() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, -1);
+    rig.pass(RETRY_MS - 1);
+    rig.handle(Event::Wake);
+    assert!(rig.sent().is_empty());
+    rig.now_ms += 1;
+    rig.handle(Event::Wake);
+    assert_eq!(batch_of(&rig.one()), (PID, 0));
+}
+
+#[test]
+fn an_append_that_lies_in_no_era_is_told_to_the_operator_and_has_no_offset() {
+    let strays = |rig: &mut Rig| {
+        let others = rig.others().into_iter();
+        others.filter(|effect| matches!(effect, Effect::StrayAppend { native: NativeOffset(7), .. })).count()
+    };
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 7);
+    assert_eq!((reply(&mut rig), strays(&mut rig)), (Some((0, -1)), 1));
+    // A refusal with a number is none, nor is an append in its place.
+    produce(&mut rig, -1, PID, 1);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::REQUEST_TIMED_OUT, 7);
+    assert_eq!(
+        (reply(&mut rig).map(|(error, _)| error), strays(&mut rig)),
+        (Some(code::REQUEST_TIMED_OUT), 0)
+    );
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    answer(&mut rig, &sent, 0, 0);
+    assert_eq!(reply(&mut rig), Some((0, 0)), "the first of a log");
+    assert!(!rig.others().iter().any(|effect| matches!(effect, Effect::StrayAppend { .. })));
+}
+
+#[test]
+fn a_leaders_hints_are_told_in_virtual_terms() {
+    let mut rig = Rig::new(Target, 1);
+    flip(&mut rig, Target, ENDS.0, ENDS.1);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    rig.answer(&sent, |body| {
+        let mut topic = body.new_element("Responses");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("ErrorCode", code::REQUEST_TIMED_OUT);
+        partition.set("LogStartOffset", 42_i64);
+        let mut leader = partition.new_element("CurrentLeader");
+        leader.set("LeaderId", 1);
+        leader.set("LeaderEpoch", 4);
+        partition.set("CurrentLeader", Value::Struct(Some(leader)));
+        topic.push("PartitionResponses", partition);
+        body.push("Responses", topic);
+    });
+    let reply = rig.reply().expect("answered");
+    let topic = reply.structs("Responses").next().unwrap().clone();
+    let partition = topic.structs("PartitionResponses").next().unwrap();
+    let leader = partition.opt_struct("CurrentLeader").expect("a hint");
+    assert_eq!(leader.i32("LeaderId"), crate::ids::VirtualNode::new(Target, 1).to_virtual());
+    assert_eq!(leader.i32("LeaderEpoch"), rig.virtual_epoch(4));
+    assert_eq!(partition.i64("LogStartOffset"), -1, "that of the source is not known yet");
+}
+
+#[test]
+fn only_a_leader_that_is_none_makes_the_topology_old() {
+    for (error, is_old) in [(code::NOT_LEADER_OR_FOLLOWER, true), (code::REQUEST_TIMED_OUT, false)] {
+        let mut rig = Rig::new(Source, 0);
+        produce(&mut rig, -1, PID, 0);
+        let sent = rig.one();
+        answer(&mut rig, &sent, error, -1);
+        assert_eq!(reply(&mut rig), Some((error, -1)));
+        assert_eq!(rig.refreshed.contains(&Source), is_old);
+    }
+}
+
+#[test]
+fn traffic_is_noted_by_the_way_it_takes() {
+    let mut rig = Rig::new(Source, 0);
+    append(&mut rig, 0, 10);
+    let seen = rig.shared.traffic.of_topic(TOPIC);
+    assert_eq!((seen.direct_produce.len(), seen.companion_produce.len()), (1, 0));
+    let mut rig = stale();
+    append(&mut rig, 0, 40);
+    let seen = rig.shared.traffic.of_topic(TOPIC);
+    assert_eq!((seen.direct_produce.len(), seen.companion_produce.len()), (0, 1));
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing_held_and_what_is_in_flight_is_waited_for() {
+    let mut rig = stale();
+    produce_to(&mut rig, VERSION, &[(0, PID, 0), (1, PID, 0)]);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    let gates = [0, 1].map(|partition| rig.shared.gates.get(&Arc::from(TOPIC), partition));
+    rig.handle(Event::ClientGone);
+    // The first one waits to be repeated: with nobody to answer, it is dropped. The second is where it is.
+    assert_eq!(gates.each_ref().map(|gate| lock(gate).in_flight()), [0, 1]);
+    assert!(!rig.session.is_idle(), "its outcome decides whether the partition is quiet");
+    rig.pass(1_000);
+    assert!(rig.sent().is_empty());
+    rig.answer(&sent[1], |body| {
+        let mut topic = body.new_element("Responses");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("Index", 1);
+        partition.set("BaseOffset", 40_i64);
+        topic.push("PartitionResponses", partition);
+        body.push("Responses", topic);
+    });
+    assert_eq!(lock(&gates[1]).in_flight(), 0);
+    assert!(rig.session.is_idle());
+    // A batch that a fence holds is no longer held.
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    assert_eq!(lock(&gate_of(&rig)).held(), 1);
+    rig.handle(Event::ClientGone);
+    assert_eq!(lock(&gate_of(&rig)).held(), 0);
+    assert!(rig.session.is_idle());
+}
+
+#[test]
+fn r08_when_nothing_is_repeated_any_more_a_gap_is_the_clients_own_again() {
+    let mut rig = Rig::new(Target, 0);
+    flip(&mut rig, Target, ENDS.0, ENDS.1);
+    append(&mut rig, 0, 40);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    // Twice: it is repeated once, however often that takes.
+    for _ in 0..2 {
+        let held = rig.one();
+        answer(&mut rig, &held, code::NOT_LEADER_OR_FOLLOWER, -1);
+        rig.pass(30);
+    }
+    let held = rig.one();
+    answer(&mut rig, &held, 0, 41);
+    assert_eq!(reply(&mut rig), Some((0, 101)));
+    assert_eq!(append(&mut rig, 2, 42), Some((0, 102)));
+    produce(&mut rig, -1, PID, 3);
+    produce(&mut rig, -1, PID, 4);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::REQUEST_TIMED_OUT, -1);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+    assert_eq!(reply(&mut rig), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)), "hidden from nobody");
+}
+
+#[test]
+fn only_batches_of_one_producer_and_epoch_come_before_each_other() {
+    let batch = |epoch, first| Some(BatchId { pid: PID, epoch, first, last: first });
+    assert!(is_before(batch(0, 1), batch(0, 2)) && !is_before(batch(0, 2), batch(0, 1)));
+    assert!(!is_before(batch(0, 1), batch(1, 2)) && !is_before(batch(1, 1), batch(0, 2)));
+    assert!(!is_before(None, batch(0, 2)) && !is_before(batch(0, 1), None) && !is_before(None, None));
+}
+
+#[test]
+fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_later() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    produce(&mut rig, -1, -1, -1);
+    let first = rig.one();
+    produce(&mut rig, -1, -1, -1);
+    assert!(rig.sent().is_empty());
+    answer(&mut rig, &first, 0, 7);
+    let later = Submission {
+        session: SessionId(2),
+        client: rig.client_key(),
+        path: PathId(2),
+        era: 0,
+        batch: None,
+        hold: None,
+        arrived_ms: rig.now_ms + 1,
+    };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
 }

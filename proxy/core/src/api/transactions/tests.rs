@@ -51,6 +51,10 @@ fn end(rig: &mut Rig, client: Identity) {
 }
 
 fn produce(rig: &mut Rig) {
+    produce_in(rig, 9, Some(ID));
+}
+
+fn produce_in(rig: &mut Rig, version: i16, id: Option<&str>) {
     let mut records = testing::batch(0, 1, -1).to_vec();
     records[22] = 0x10;
     records[43..51].copy_from_slice(&CLIENT.pid.to_be_bytes());
@@ -58,8 +62,8 @@ fn produce(rig: &mut Rig) {
     records[53..57].copy_from_slice(&40_i32.to_be_bytes());
     let crc = checksum(&records[21..]);
     records[17..21].copy_from_slice(&crc.to_be_bytes());
-    rig.ask(key::PRODUCE, 9, |body| {
-        body.set("TransactionalId", ID);
+    rig.ask(key::PRODUCE, version, |body| {
+        body.set("TransactionalId", id);
         body.set("Acks", -1_i16);
         body.set("TimeoutMs", 1_000);
         let mut topic = body.new_element("TopicData");
@@ -258,4 +262,33 @@ fn trap_7_a_transaction_that_begins_with_offsets_begins_where_it_wrote_before() 
     rig.shared.transactions.end(ID);
     add_offsets(&mut rig);
     assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
+}
+
+#[test]
+fn trap_7_a_batch_of_a_transaction_of_the_other_side_is_told_to_abort_as_far_as_its_client_knows_how() {
+    let told = |rig: &mut Rig| {
+        let reply = rig.reply().expect("answered here");
+        let topic = reply.structs("Responses").next().expect("a topic").clone();
+        topic.structs("PartitionResponses").next().map(|partition| partition.i16("ErrorCode"))
+    };
+    for (version, error) in [(10, code::INVALID_TXN_STATE), (11, code::TRANSACTION_ABORTABLE)] {
+        let mut rig = flipped();
+        produce_in(&mut rig, version, Some(ID));
+        assert!(rig.sent().is_empty(), "its transaction is at the source");
+        assert_eq!(told(&mut rig), Some(error));
+    }
+    // One that says nothing of its transaction, and one that was fenced.
+    let mut rig = flipped();
+    produce_in(&mut rig, 11, None);
+    assert_eq!(told(&mut rig), Some(code::INVALID_TXN_STATE));
+    let mut rig = flipped();
+    let route = TransactionRoute {
+        home: Target,
+        aliases: [0, 2],
+        client: Identity { epoch: CLIENT.epoch + 1, ..CLIENT },
+        native: NATIVE,
+    };
+    rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
+    produce_in(&mut rig, 11, Some(ID));
+    assert_eq!(told(&mut rig), Some(code::INVALID_PRODUCER_EPOCH));
 }

@@ -287,3 +287,171 @@ fn an_event_out_of_turn_aborts_before_seal_and_never_opens_a_gate_after_it() {
     assert_eq!(sealed.tell(Event::Looked), Action::End(Outcome::Unknown));
     assert!(sealed.is_fenced());
 }
+
+#[test]
+fn a_topic_that_was_changed_while_the_flip_was_prepared_is_not_flipped() {
+    // More partitions, on both sides, than the routes know.
+    let mut grown = Case::new();
+    let Event::Leads(mut sides) = leads() else { unreachable!() };
+    sides.iter_mut().for_each(|leads| {
+        leads.insert((name(), 1), Lead { leader: 1, epoch: 0 });
+    });
+    assert_eq!(grown.aborted(START, Event::Leads(sides)), Abort::Changed);
+    let mut another = Case::new();
+    let lead = || BTreeMap::from([((Arc::from("another"), 0), Lead { leader: 1, epoch: 0 })]);
+    assert_eq!(another.aborted(START, Event::Leads([lead(), lead()])), Abort::Changed);
+    // A partition of which nobody has told a leader.
+    let mut unknown = Case::to(Step::Boundary);
+    let mut readings = readings(10, 4);
+    let told = readings.old[&part()].clone();
+    readings.old.insert((name(), 1), told);
+    assert_eq!(unknown.aborted(START, Event::Read(readings)), Abort::Changed);
+}
+
+#[test]
+fn r05_what_has_expired_is_not_carried_and_no_more_than_the_terms_allow() {
+    let mut case = Case::new();
+    case.flip.terms.carry_entries_max = 2;
+    case.go_to(Step::Boundary);
+    let day_ms = crate::producer::carry::EXPIRY_MS;
+    let now = Now { ms: 3 * day_ms, ..START };
+    case.flip.deadline_ms = i64::MAX;
+    let mut carry = Carry::default();
+    carry.record_ack(1, 0, 0, 0, None, now.ms - day_ms);
+    carry.record_ack(2, 0, 0, 0, None, now.ms - 3);
+    let _ = lock(&case.gate()).release(0, 0, carry);
+    let mut readings = readings(10, 4);
+    let row = |pid, age_ms| DescribedProducer {
+        pid,
+        epoch: 0,
+        last_sequence: 7,
+        last_timestamp_ms: now.ms - age_ms,
+    };
+    readings.old.get_mut(&part()).expect("the partition").producers = vec![row(3, 2), row(4, 1)];
+    assert_eq!(case.on(now, Event::Read(readings)), Action::ReadAgain);
+    let carried: Vec<(i64, i32)> =
+        case.flip.sealed()[0].carry.iter().map(|(pid, entry)| (pid, entry.last_sequence)).collect();
+    assert_eq!(carried, [(3, 7), (4, 7)], "the latest");
+}
+
+#[test]
+fn r12_an_idle_side_that_has_grown_refuses_the_flip_unless_it_is_forced() {
+    let flipped = Timeline::initial(1, ClusterSide::Target).seal(&crate::timeline::Boundary {
+        to: ClusterSide::Source,
+        old_native_end: NativeOffset(4),
+        new_native_start: NativeOffset(9),
+        old_native_epoch: 0,
+        highest_virtual_epoch_seen: -1,
+        new_native_epoch: 0,
+        identity: false,
+        at_ms: 1,
+    });
+    let timelines = Timelines::PerPartition(vec![Arc::new(flipped.expect("sealed"))]);
+    let returned = Arc::new(TopicRoute { timelines, ..(*route()).clone() });
+    for (force, end) in [(false, 4), (true, 4), (true, 5)] {
+        let mut case = Case::new();
+        case.flip.terms.force = force;
+        case.flip.routes = vec![Arc::clone(&returned)];
+        case.tell(leads());
+        assert_eq!(case.tell(Event::Read(readings(9, end))), Action::Settle, "{force} {end}");
+    }
+    let mut case = Case::new();
+    case.flip.routes = vec![Arc::clone(&returned)];
+    case.tell(leads());
+    let grown = Grown { part: part(), side: ClusterSide::Target, left: 4, end: 5 };
+    assert_eq!(case.aborted(START, Event::Read(readings(9, 5))), Abort::Grown(grown.clone()));
+    assert_eq!(check_idle(&returned, 0, ClusterSide::Target, 5), Err(grown));
+    let copy = TopicRoute { mode: LinkMode::Identity, ..(*returned).clone() };
+    assert_eq!(check_idle(&copy, 0, ClusterSide::Target, 5), Ok(()), "a copy grows by itself");
+    assert_eq!(check_idle(&route(), 0, ClusterSide::Target, 5), Ok(()), "it was never left");
+}
+
+#[test]
+fn r12_a_side_whose_end_nobody_has_told_is_no_new_owner() {
+    let mut case = Case::to(Step::Boundary);
+    let mut readings = readings(10, 4);
+    readings.new.clear();
+    let why = case.aborted(START, Event::Read(readings));
+    assert_eq!(why, Abort::Start { part: part(), why: StartError::Unknown });
+}
+
+#[test]
+fn a_copy_is_waited_for_until_it_holds_the_whole_virtual_log() {
+    let mut case = Case::new();
+    case.flip.routes = vec![Arc::new(TopicRoute { mode: LinkMode::Identity, ..(*route()).clone() })];
+    case.tell(leads());
+    let mut behind = readings(9, 8);
+    behind.new.insert(part(), Ends { high_watermark: 7, log_end: 8 });
+    assert_eq!(case.tell(Event::Read(behind)), Action::Settle, "it is not finished yet");
+    for event in [Event::Settled, Event::NoTransactions, Event::Closed, Event::IntentStored, Event::Looked] {
+        case.tell(event);
+    }
+    assert_eq!(case.tell(Event::Read(readings(10, 9))), Action::Read { after_ms: REREAD_MS });
+    assert_eq!(case.tell(Event::Read(readings(10, 10))), Action::ReadAgain);
+    let era = case.flip.sealed()[0].timeline.current().clone();
+    assert_eq!(
+        (era.native_start, era.virtual_start, era.holds_history),
+        (NativeOffset(10), VirtualOffset(10), true)
+    );
+    let mut plain = Case::to(Step::Carry);
+    assert!(!plain.flip.sealed()[0].timeline.current().holds_history);
+    plain.tell(ends(10));
+}
+
+#[test]
+fn r11_the_leader_that_prepare_found_is_the_one_that_tells_the_end() {
+    for (leader, epoch) in [(3, 5), (1, 6)] {
+        let mut case = Case::to(Step::Boundary);
+        let mut readings = readings(10, 4);
+        let reading = &mut readings.old.get_mut(&part()).expect("the partition").reading;
+        (reading.leader, reading.epoch) = (leader, epoch);
+        assert_eq!(case.tell(Event::Read(readings)), Action::Read { after_ms: REREAD_MS });
+    }
+}
+
+#[test]
+fn r16_an_abort_is_obeyed_in_every_step_that_waits() {
+    let asked = Now { abort_asked: true, ..START };
+    let mut draining = Case::new();
+    draining.produce();
+    draining.go_to(Step::Drain);
+    assert_eq!(draining.aborted(asked, Event::Looked), Abort::Asked);
+    let mut moving = readings(10, 4);
+    moving.old.get_mut(&part()).expect("the partition").reading.log_end = 11;
+    assert_eq!(Case::to(Step::Boundary).aborted(asked, Event::Read(moving)), Abort::Asked);
+    for told in 2..4 {
+        let mut case = Case::new();
+        case.tell(leads());
+        case.tell(Event::Read(readings(9, 4)));
+        if told == 3 {
+            case.tell(Event::Settled);
+        }
+        let event = if told == 2 { Event::Settled } else { Event::NoTransactions };
+        assert_eq!(case.aborted(asked, event), Abort::Asked);
+    }
+}
+
+#[test]
+fn the_new_era_starts_with_the_leaders_epochs_and_above_what_was_handed_out() {
+    let mut case = Case::new();
+    let Event::Leads([source, mut target]) = leads() else { unreachable!() };
+    target.insert(part(), Lead { leader: 2, epoch: 8 });
+    let seen = crate::session::Seen { epoch: 70, ..crate::session::Seen::default() };
+    case.shared.seen.raise(&name(), 0, seen);
+    case.tell(Event::Leads([source, target]));
+    for event in [
+        Event::Read(readings(9, 4)),
+        Event::Settled,
+        Event::NoTransactions,
+        Event::Closed,
+        Event::IntentStored,
+        Event::Looked,
+        Event::Read(readings(10, 4)),
+    ] {
+        case.tell(event);
+    }
+    let era = case.flip.sealed()[0].timeline.current().clone();
+    assert_eq!((era.native_epoch_start, era.epoch_base), (8, 70 + crate::timeline::EPOCH_GAP));
+    assert_eq!(era.sealed_at_ms, START.ms);
+    assert_eq!(case.flip.sealed()[0].old_end, NativeOffset(10));
+}

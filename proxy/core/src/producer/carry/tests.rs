@@ -178,6 +178,22 @@ fn r06_only_rows_of_this_visit_count() {
 }
 
 #[test]
+fn r04_an_owner_knows_producers_of_this_visit_that_have_written_lately() {
+    let now = 10 * EXPIRY_MS;
+    let rows = |pid: i64, last_sequence: i32, age_ms: i64| {
+        [DescribedProducer { last_timestamp_ms: now - age_ms, ..row(pid, 0, last_sequence) }]
+    };
+    let known = |rows: &[DescribedProducer]| known_to_owner(rows, 2, now).collect::<Vec<_>>();
+    let here = pid::with_visit(P, 2);
+    assert_eq!(known(&rows(here, 0, 0)), [P], "as clients know it");
+    assert_eq!(known(&rows(here, 0, RECALL_AGE_MAX_MS - 1)), [P]);
+    assert_eq!(known(&rows(0, 7, 0)), [0], "others have no visits");
+    for unknown in [rows(here, 0, RECALL_AGE_MAX_MS), rows(here, -1, 0), rows(P, 0, 0), rows(-1, 0, 0)] {
+        assert_eq!(known(&unknown), [], "{unknown:?}");
+    }
+}
+
+#[test]
 fn r05_merging_is_cumulative() {
     let previous = acked(&[(0, 1, at(10)), (2, 3, at(12))]);
     let mut idle = Carry::default();
@@ -260,6 +276,14 @@ fn r05_the_default_cap_holds_under_many_producers() {
     assert!(carry.len() > PIDS_MAX * 9 / 10);
     assert_eq!(carry.evicted(), 25_000 - u64::try_from(carry.len()).unwrap());
     assert!(carry.get(24_999).is_some() && carry.get(14_000).is_none());
+}
+
+#[test]
+fn a_producer_that_has_written_nothing_in_its_epoch_is_stored_too() {
+    let mut carry = Carry::default();
+    carry.overlay_described(&[row(P, 3, -1)], 0, 5);
+    assert_eq!(Carry::decode(&carry.encode()), Ok(carry.clone()));
+    assert_eq!(carry.judge(P, 3, 0, 4), Next);
 }
 
 #[test]

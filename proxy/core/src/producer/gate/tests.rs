@@ -178,7 +178,12 @@ fn the_fence_holds_and_proves_the_drain() {
     assert_eq!(reason(gate.admit(NOW, &submission(1, Some((5, 9)), 0))), HoldReason::Fence);
     assert!(gate.complete(NOW, ticket, acked(0)).drained);
     assert!(gate.is_drained());
-    assert_eq!(gate.release_unchanged().wake, [SessionId(1)]);
+    // The fence is lifted: nobody waits for the drain any more.
+    let lifted = GateSignal { wake: vec![SessionId(1)], drained: false };
+    assert_eq!((gate.release_unchanged(), gate.is_fenced()), (lifted.clone(), false));
+    gate.fence();
+    assert_eq!(reason(gate.admit(NOW, &submission(1, Some((5, 9)), 0))), HoldReason::Fence);
+    assert_eq!(gate.release(NOW, 1, Carry::default()), lifted);
 }
 
 /// Held on the connection to a node that is stale, and sent directly by the same producer meanwhile (RULES R3).
