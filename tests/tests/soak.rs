@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const PAYMENTS: &str = "payments";
 const COPIES: &str = "copies";
 const WAIT: Duration = Duration::from_secs(120);
+/// For the application to copy what has piled up: on a busy machine a transaction takes half a second.
+const CATCH_UP_MAX: Duration = Duration::from_secs(900);
 /// Of the application: transactions and records between two flips.
 const FLOWS: usize = 5;
 /// Writers of the other topic are numbered from 1.
@@ -117,7 +119,7 @@ impl Application {
         let args = ["--topic", COPIES, "--group", "judge", "--reset", "earliest"];
         let args = [&args[..], &["--conf", "isolation.level=read_committed"]].concat();
         let mut reader = rig.driver("java-4.3.1", "consumer", "judge", &args)?;
-        wait_count(&mut reader, "C.poll", expected.len(), WAIT)?;
+        wait_count(&mut reader, "C.poll", expected.len(), CATCH_UP_MAX)?;
         let mut repeated = 0;
         for member in self.members {
             let history = end(member)?;
