@@ -261,7 +261,7 @@ mod tests {
         let seen = TransactionSeen {
             open_ms: Some(5),
             topics: both.clone(),
-            written: both.clone(),
+            written: both,
             groups: topics(&["g"]),
             last_ms: 9,
         };
