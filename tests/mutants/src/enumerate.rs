@@ -171,6 +171,13 @@ fn is_bug_switch(expression: &Expr) -> bool {
     matches!(expression, Expr::Call(call) if is_path(&call.func, "bug::is"))
 }
 
+fn is_or_is_not_bug_switch(expression: &Expr) -> bool {
+    match expression {
+        Expr::Unary(unary) => is_bug_switch(&unary.expr),
+        other => is_bug_switch(other),
+    }
+}
+
 /// True only when a rule is broken on purpose.
 fn needs_bug(condition: &Expr) -> bool {
     match condition {
@@ -299,7 +306,8 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     }
 
     fn visit_expr_binary(&mut self, binary: &'ast syn::ExprBinary) {
-        if !has_let(&binary.left) && !has_let(&binary.right) {
+        let is_for_bugs = is_or_is_not_bug_switch(&binary.left) && is_or_is_not_bug_switch(&binary.right);
+        if !has_let(&binary.left) && !has_let(&binary.right) && !is_for_bugs {
             let (left, right) = (binary.left.to_token_stream(), binary.right.to_token_stream());
             let whole = self.shown(binary);
             for other in instead_of_operator(&binary.op) {

@@ -81,7 +81,7 @@ fn run(cli: &Cli) -> Result<bool> {
         sites.iter().for_each(|site| list(site, chosen.contains(&site.id)));
         return Ok(true);
     }
-    let mut table = Table::open(table::path_below(&target), cli.seed, digest_of(&repository)?)?;
+    let mut table = Table::open(table::path_below(&target), cli.seed, digest_of(&repository, &sites)?)?;
     println!("{} changes are possible, {} are tried", sites.len(), cli.sample.min(sites.len()));
     let is_new = |table: &Table, site: &Site| match table.known(site) {
         Some(known) => cli.survivors && known.outcome == "survived",
@@ -162,14 +162,18 @@ fn all_sites(repository: &Path) -> Result<Vec<Site>> {
     Ok(sites)
 }
 
-/// Of all of the core but its tests: better tests leave what is known of a mutant that was caught.
-fn digest_of(repository: &Path) -> Result<u64> {
+/// Of all of the core but its tests (better tests leave what is known of a mutant that was caught), and of the changes
+/// that are possible, which have their numbers in that order.
+fn digest_of(repository: &Path, sites: &[Site]) -> Result<u64> {
     let mut files = Vec::new();
     collect(&repository.join(CORE), &mut files)?;
     let mut all = String::new();
     for file in files {
         let text = std::fs::read_to_string(&file)?;
         all.push_str(&enumerate::program_of(&text).with_context(|| file.display().to_string())?);
+    }
+    for Site { id, file, function, change, .. } in sites {
+        all.push_str(&format!("{id} {file} {function} {change}\n"));
     }
     Ok(site::digest(all.as_bytes()))
 }

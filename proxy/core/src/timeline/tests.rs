@@ -562,6 +562,9 @@ fn r21_an_end_read_late_or_truncated_stays_inside_its_era() {
     let end = |era, n| timeline.exclusive_to_virtual(era, NativeOffset(n)).0;
     assert_eq!([end(0, 90), end(0, 100), end(0, 130)], [90, 100, 100]);
     assert_eq!([end(1, 0), end(1, 40), end(1, 41)], [100, 100, 101]);
+    assert_eq!(end(1, i64::MAX), i64::MAX, "a broker may say anything");
+    let timeline = Timeline::initial(ID, Source).seal(&boundary(Target, 100, 160)).expect("a plain flip");
+    assert_eq!(timeline.exclusive_to_virtual(1, NativeOffset(i64::MIN)).0, 100);
 }
 
 #[test]
@@ -641,6 +644,7 @@ fn r25_each_side_is_deleted_to_its_own_image() {
     let timeline = four_eras();
     let cut = |side, v| timeline.native_boundary_for_delete(side, VirtualOffset(v)).map(|n| n.0);
     assert_eq!([cut(Source, 4), cut(Target, 4)], [Some(4), None]);
+    assert_eq!([cut(Source, 0), cut(Target, 10)], [Some(0), Some(0)], "nothing, of a log that is there");
     assert_eq!([cut(Source, 12), cut(Target, 12)], [Some(10), Some(2)]);
     assert_eq!([cut(Source, 16), cut(Target, 16)], [Some(11), Some(5)]);
     assert_eq!([cut(Source, 20), cut(Target, 20)], [Some(13), Some(7)]);
@@ -719,6 +723,8 @@ fn r27_over_the_metadata_limit_the_position_comes_first() {
     let cut = store(Source, 12, &lookalike, 50);
     assert_eq!(resolve(&timeline, Source, cut.native, &cut.metadata).position.0, 12);
     assert_eq!(cut.metadata.len(), 50);
+    let full = store(Target, 5, &"x".repeat(40), 40);
+    assert_eq!(full.metadata.len(), 40, "without the proxy it would be accepted");
     // What somebody has written to the idle side lies between its eras.
     let strays = Timeline::initial(ID, Source)
         .seal(&boundary(Target, 10, 0))

@@ -66,6 +66,7 @@ fn nothing_changes_where_no_switch_can_stand_or_nobody_looks() {
 fn what_only_a_broken_rule_runs_stays() {
     assert_eq!(inside("if bug::is(Bug::R1) { a + b } else { a }"), [""; 0]);
     assert_eq!(inside("match a { _ if bug::is(Bug::R1) => 1, _ => a }"), [""; 0]);
+    assert_eq!(inside("!bug::is(Bug::R1) && !bug::is(Bug::R2)"), [""; 0]);
     assert_eq!(inside("a && !bug::is(Bug::R1)"), ["`&&` → `||` in `a && !bug::is(Bug::R1)`"]);
 }
 

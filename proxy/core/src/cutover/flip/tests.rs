@@ -195,6 +195,11 @@ fn r11_a_log_that_is_not_quiet_is_read_again_until_the_hold_bound() {
 fn r11_the_epoch_is_checked_once_more_before_seal() {
     let mut case = Case::to(Step::Carry);
     assert_eq!(case.aborted(START, ends(11)), Abort::Moved { part: part(), was: 10, now: 11 });
+    let unknown = Event::Ends(BTreeMap::new());
+    assert_eq!(
+        Case::to(Step::Carry).aborted(START, unknown),
+        Abort::Moved { part: part(), was: 10, now: -1 }
+    );
     let mut refused = Case::to(Step::Carry);
     let told = refused.aborted(START, Event::Failed("ListOffsets answers error 74".into())).to_string();
     assert_eq!(told, "ListOffsets answers error 74");

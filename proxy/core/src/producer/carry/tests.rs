@@ -264,6 +264,8 @@ fn r05_the_size_is_capped_and_the_oldest_go() {
     carry.set_limit(1);
     let pids: Vec<i64> = carry.iter().map(|(pid, _)| pid).collect();
     assert_eq!((pids, carry.evicted()), (vec![4], 3));
+    carry.set_limit(0);
+    assert_eq!((carry.len(), Carry::with_limit(0).limit), (1, 1), "the newest is always kept");
 }
 
 #[test]

@@ -230,6 +230,9 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
     gate.release(NOW, 1, Carry::default());
     assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))), HoldReason::Kept);
     assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
+    // One that is gone holds nobody up.
+    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 0))), HoldReason::Stale);
+    assert_eq!(gate.drop_hold(hold), GateSignal::default());
     forwarded(gate.admit(NOW, &submission(2, Some((5, 9)), 1)));
 }
 
