@@ -45,10 +45,10 @@ impl Decoder<'_> {
         for field in fields {
             values.push(match field.is_plain(self.version) {
                 true => self.value(field, field.ty, field.nullable.contains(self.version))?,
-                false => Value::default_of(field),
+                false => field.value.clone(),
             });
         }
-        let mut out = Struct { fields, values, unknown: None };
+        let mut out = Struct::of(fields, values);
         if self.cursor.flexible {
             self.tags(&mut out)?;
         }
@@ -189,7 +189,7 @@ impl Encoder<'_> {
         if !std::ptr::eq(fields, value.fields) {
             return Err(self.error(Misfit::Schema));
         }
-        for (field, value) in fields.iter().zip(&value.values) {
+        for (field, value) in value.pairs() {
             if field.is_plain(self.version) {
                 self.value(field, field.ty, field.nullable, value)?;
             } else if !field.is_tagged(self.version) && !field.ignorable && !value.is_default_of(field) {
@@ -197,7 +197,7 @@ impl Encoder<'_> {
                 return Err(self.error(Misfit::NotInVersion(self.version)));
             }
         }
-        if self.flexible { self.tags(fields, value) } else { Ok(()) }
+        if self.flexible { self.tags(value) } else { Ok(()) }
     }
 
     fn value(
@@ -264,9 +264,9 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    fn tags(&mut self, fields: &'static [Field], value: &Struct) -> Result<(), EncodeError> {
+    fn tags(&mut self, value: &Struct) -> Result<(), EncodeError> {
         let mut entries: Vec<(u32, Bytes)> = Vec::new();
-        for (field, value) in fields.iter().zip(&value.values) {
+        for (field, value) in value.pairs() {
             let Some((tag, _)) = field.tag.filter(|_| field.is_tagged(self.version)) else { continue };
             if value.is_default_of(field) {
                 continue;

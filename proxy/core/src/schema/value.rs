@@ -28,7 +28,8 @@ pub enum Value {
 #[derive(Clone)]
 pub struct Struct {
     pub(super) fields: &'static [Field],
-    pub(super) values: Vec<Value>,
+    /// None at all as long as every field is at its default: most structs in messages are never set.
+    values: Vec<Value>,
     pub(super) unknown: Option<Box<UnknownTags>>,
 }
 
@@ -37,21 +38,28 @@ pub struct Struct {
 pub(super) struct UnknownTags(pub(super) Vec<(u32, Bytes)>);
 
 impl Value {
-    pub(super) fn default_of(field: &Field) -> Value {
-        match (field.ty, field.default) {
-            (Type::String, default) => Value::String((default != DefaultValue::Null).then(Str::new)),
-            (Type::Bytes | Type::Records, default) => {
-                Value::Bytes((default != DefaultValue::Null).then(Bytes::new))
-            }
-            (Type::Array(_), default) => Value::Array((default != DefaultValue::Null).then(Vec::new)),
-            (Type::Struct(fields), default) => {
-                Value::Struct((default != DefaultValue::Null).then(|| Struct::new(fields)))
-            }
-            (Type::Bool, default) => Value::Bool(default == DefaultValue::True),
-            (Type::Float64, _) => Value::Float(0.0),
-            (Type::Uuid, _) => Value::Uuid([0; 16]),
-            (_, DefaultValue::Int(number)) => Value::Int(number),
+    /// 0, false, or empty; a struct of defaults.
+    pub(super) const fn empty_of(ty: Type) -> Value {
+        match ty {
+            Type::String => Value::String(Some(Str::new())),
+            Type::Bytes | Type::Records => Value::Bytes(Some(Bytes::new())),
+            Type::Array(_) => Value::Array(Some(Vec::new())),
+            Type::Struct(fields) => Value::Struct(Some(Struct::new(fields))),
+            Type::Bool => Value::Bool(false),
+            Type::Float64 => Value::Float(0.0),
+            Type::Uuid => Value::Uuid([0; 16]),
             _ => Value::Int(0),
+        }
+    }
+
+    /// Null, for the types that know it.
+    pub(super) const fn null_of(ty: Type) -> Value {
+        match ty {
+            Type::String => Value::String(None),
+            Type::Bytes | Type::Records => Value::Bytes(None),
+            Type::Array(_) => Value::Array(None),
+            Type::Struct(_) => Value::Struct(None),
+            _ => Value::empty_of(ty),
         }
     }
 
@@ -115,8 +123,14 @@ impl Value {
 impl Struct {
     /// All fields at their defaults.
     #[must_use]
-    pub fn new(fields: &'static [Field]) -> Struct {
-        Struct { fields, values: fields.iter().map(Value::default_of).collect(), unknown: None }
+    pub const fn new(fields: &'static [Field]) -> Struct {
+        Struct { fields, values: Vec::new(), unknown: None }
+    }
+
+    /// Of values that are all there, in the order of the table.
+    pub(super) fn of(fields: &'static [Field], values: Vec<Value>) -> Struct {
+        debug_assert_eq!(fields.len(), values.len());
+        Struct { fields, values, unknown: None }
     }
 
     /// A struct as the array (or struct) field `name` holds it, with defaults.
@@ -144,13 +158,13 @@ impl Struct {
 
     #[must_use]
     pub fn get(&self, name: &str) -> &Value {
-        &self.values[self.index(name)]
+        self.at(self.index(name))
     }
 
     #[must_use]
     pub fn get_mut(&mut self, name: &str) -> &mut Value {
         let index = self.index(name);
-        &mut self.values[index]
+        self.at_mut(index)
     }
 
     /// Puts a value into a field. Its range and length are checked when the message is encoded.
@@ -163,13 +177,15 @@ impl Struct {
         if !value.fits(self.fields[index].ty) {
             self.misuse(name, &format!("{value:?}"))
         }
-        self.values[index] = value;
+        *self.at_mut(index) = value;
     }
 
     /// Puts a field back to its default.
     pub fn reset(&mut self, name: &str) {
         let index = self.index(name);
-        self.values[index] = Value::default_of(&self.fields[index]);
+        if let Some(value) = self.values.get_mut(index) {
+            *value = self.fields[index].value.clone();
+        }
     }
 
     /// Appends to an array; a null array becomes an array of one.
@@ -180,7 +196,7 @@ impl Struct {
         let index = self.index(name);
         let value = value.into();
         let fits = matches!(self.fields[index].ty, Type::Array(element) if value.fits(*element));
-        match &mut self.values[index] {
+        match self.at_mut(index) {
             Value::Array(array) if fits => array.get_or_insert_with(Vec::new).push(value),
             _ => self.misuse(name, &format!("an element {value:?}")),
         }
@@ -281,7 +297,7 @@ impl Struct {
         if !matches!(self.fields[index].ty, Type::Array(_)) {
             self.misuse(name, "an array")
         }
-        if let Value::Array(value) = &mut self.values[index] { value.as_mut() } else { None }
+        if let Value::Array(value) = self.at_mut(index) { value.as_mut() } else { None }
     }
 
     /// The integers of an array of integers.
@@ -318,7 +334,7 @@ impl Struct {
         if !matches!(self.fields[index].ty, Type::Struct(_)) {
             self.misuse(name, "a struct")
         }
-        if let Value::Struct(value) = &mut self.values[index] { value.as_mut() } else { None }
+        if let Value::Struct(value) = self.at_mut(index) { value.as_mut() } else { None }
     }
 
     /// Tagged fields that the table does not know.
@@ -331,10 +347,26 @@ impl Struct {
         self.unknown.is_none() && pairs.all(|(value, field)| value.is_default_of(field))
     }
 
+    /// Every field with its value.
+    pub(super) fn pairs(&self) -> impl Iterator<Item = (&'static Field, &Value)> + '_ {
+        self.fields.iter().enumerate().map(|(index, field)| (field, self.at(index)))
+    }
+
+    fn at(&self, index: usize) -> &Value {
+        self.values.get(index).unwrap_or(&self.fields[index].value)
+    }
+
+    fn at_mut(&mut self, index: usize) -> &mut Value {
+        if self.values.is_empty() {
+            self.values.extend(self.fields.iter().map(|field| field.value.clone()));
+        }
+        &mut self.values[index]
+    }
+
     /// By the table's type, not by the value: the value comes from the wire, the choice of accessor does not.
     fn typed_int(&self, name: &str, wanted: &str, narrow: impl Fn(Type) -> bool) -> i64 {
         let index = self.index(name);
-        match self.values[index] {
+        match *self.at(index) {
             Value::Int(value) if narrow(self.fields[index].ty) => value,
             _ => self.misuse(name, wanted),
         }
@@ -354,7 +386,7 @@ impl Struct {
 impl PartialEq for Struct {
     fn eq(&self, other: &Struct) -> bool {
         std::ptr::eq(self.fields, other.fields)
-            && self.values == other.values
+            && self.pairs().zip(other.pairs()).all(|((_, one), (_, other))| one == other)
             && self.unknown == other.unknown
     }
 }
@@ -362,7 +394,7 @@ impl PartialEq for Struct {
 impl fmt::Debug for Struct {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Struct");
-        for (field, value) in self.fields.iter().zip(&self.values) {
+        for (field, value) in self.pairs() {
             out.field(field.name, value);
         }
         out.finish()
