@@ -82,6 +82,12 @@ impl Value {
         }
     }
 
+    /// As a clone; most values are numbers.
+    #[inline]
+    pub(super) fn copy(&self) -> Value {
+        if let Value::Int(number) = self { Value::Int(*number) } else { self.clone() }
+    }
+
     /// Whether the value is of the Rust type that fields of `ty` have. Lengths and ranges are checked by the encoder.
     fn fits(&self, ty: Type) -> bool {
         match self {
@@ -137,6 +143,7 @@ impl Struct {
     ///
     /// # Panics
     /// If the field holds no structs.
+    #[inline]
     #[must_use]
     pub fn new_element(&self, name: &str) -> Struct {
         match self.fields[self.index(name)].ty {
@@ -151,16 +158,19 @@ impl Struct {
     }
 
     /// Whether the table has a field of this name.
+    #[inline]
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.fields.iter().any(|f| f.name == name)
     }
 
+    #[inline]
     #[must_use]
     pub fn get(&self, name: &str) -> &Value {
         self.at(self.index(name))
     }
 
+    #[inline]
     #[must_use]
     pub fn get_mut(&mut self, name: &str) -> &mut Value {
         let index = self.index(name);
@@ -171,16 +181,20 @@ impl Struct {
     ///
     /// # Panics
     /// If the value is not of the field's type.
+    #[inline]
     pub fn set(&mut self, name: &str, value: impl Into<Value>) {
-        let index = self.index(name);
-        let value = value.into();
+        self.put(self.index(name), value.into());
+    }
+
+    fn put(&mut self, index: usize, value: Value) {
         if !value.fits(self.fields[index].ty) {
-            self.misuse(name, &format!("{value:?}"))
+            self.misuse(self.fields[index].name, &format!("{value:?}"))
         }
         *self.at_mut(index) = value;
     }
 
     /// Puts a field back to its default.
+    #[inline]
     pub fn reset(&mut self, name: &str) {
         let index = self.index(name);
         if let Some(value) = self.values.get_mut(index) {
@@ -192,38 +206,46 @@ impl Struct {
     ///
     /// # Panics
     /// If the value is not of the array's element type.
+    #[inline]
     pub fn push(&mut self, name: &str, value: impl Into<Value>) {
-        let index = self.index(name);
-        let value = value.into();
+        self.append(self.index(name), value.into());
+    }
+
+    fn append(&mut self, index: usize, value: Value) {
         let fits = matches!(self.fields[index].ty, Type::Array(element) if value.fits(*element));
         match self.at_mut(index) {
             Value::Array(array) if fits => array.get_or_insert_with(Vec::new).push(value),
-            _ => self.misuse(name, &format!("an element {value:?}")),
+            _ => self.misuse(self.fields[index].name, &format!("an element {value:?}")),
         }
     }
 
+    #[inline]
     #[must_use]
     pub fn is_null(&self, name: &str) -> bool {
         self.get(name).is_null()
     }
 
+    #[inline]
     #[must_use]
     pub fn bool(&self, name: &str) -> bool {
         if let Value::Bool(value) = self.get(name) { *value } else { self.misuse(name, "a bool") }
     }
 
+    #[inline]
     #[must_use]
     pub fn i8(&self, name: &str) -> i8 {
         let value = self.typed_int(name, "an int8", |ty| matches!(ty, Type::Int8));
         i8::try_from(value).unwrap_or_else(|_| self.misuse(name, "an int8"))
     }
 
+    #[inline]
     #[must_use]
     pub fn i16(&self, name: &str) -> i16 {
         let value = self.typed_int(name, "an int16", |ty| matches!(ty, Type::Int8 | Type::Int16));
         i16::try_from(value).unwrap_or_else(|_| self.misuse(name, "an int16"))
     }
 
+    #[inline]
     #[must_use]
     pub fn i32(&self, name: &str) -> i32 {
         let narrow = |ty| matches!(ty, Type::Int8 | Type::Int16 | Type::Uint16 | Type::Int32);
@@ -232,55 +254,65 @@ impl Struct {
     }
 
     /// An integer of any size.
+    #[inline]
     #[must_use]
     pub fn i64(&self, name: &str) -> i64 {
         self.typed_int(name, "an integer", |_| true)
     }
 
+    #[inline]
     #[must_use]
     pub fn float(&self, name: &str) -> f64 {
         if let Value::Float(value) = self.get(name) { *value } else { self.misuse(name, "a float64") }
     }
 
+    #[inline]
     #[must_use]
     pub fn uuid(&self, name: &str) -> [u8; 16] {
         if let Value::Uuid(value) = self.get(name) { *value } else { self.misuse(name, "a uuid") }
     }
 
     /// The text; empty where it is null.
+    #[inline]
     #[must_use]
     pub fn str(&self, name: &str) -> &str {
         self.opt_str(name).unwrap_or_default()
     }
 
+    #[inline]
     #[must_use]
     pub fn opt_str(&self, name: &str) -> Option<&str> {
         self.opt_text(name).map(Str::as_str)
     }
 
     /// As [`Struct::opt_str`], to be cloned without a copy of the text.
+    #[inline]
     #[must_use]
     pub fn opt_text(&self, name: &str) -> Option<&Str> {
         if let Value::String(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "a string") }
     }
 
     /// The bytes or records; empty where they are null.
+    #[inline]
     #[must_use]
     pub fn bytes(&self, name: &str) -> &[u8] {
         self.opt_bytes(name).map(|b| &**b).unwrap_or_default()
     }
 
+    #[inline]
     #[must_use]
     pub fn opt_bytes(&self, name: &str) -> Option<&Bytes> {
         if let Value::Bytes(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "bytes") }
     }
 
     /// The elements; none where the array is null.
+    #[inline]
     #[must_use]
     pub fn array(&self, name: &str) -> &[Value] {
         self.opt_array(name).unwrap_or_default()
     }
 
+    #[inline]
     #[must_use]
     pub fn opt_array(&self, name: &str) -> Option<&[Value]> {
         if let Value::Array(value) = self.get(name) {
@@ -291,6 +323,7 @@ impl Struct {
     }
 
     /// The elements to change; `None` where the array is null.
+    #[inline]
     #[must_use]
     pub fn array_mut(&mut self, name: &str) -> Option<&mut Vec<Value>> {
         let index = self.index(name);
@@ -301,20 +334,24 @@ impl Struct {
     }
 
     /// The integers of an array of integers.
+    #[inline]
     pub fn ints(&self, name: &str) -> impl Iterator<Item = i64> + '_ {
         self.array(name).iter().filter_map(Value::as_int)
     }
 
     /// The texts of an array of strings.
+    #[inline]
     pub fn strs(&self, name: &str) -> impl Iterator<Item = &str> + '_ {
         self.array(name).iter().filter_map(Value::as_str)
     }
 
     /// The structs of an array of structs.
+    #[inline]
     pub fn structs(&self, name: &str) -> impl Iterator<Item = &Struct> + '_ {
         self.array(name).iter().filter_map(Value::as_struct)
     }
 
+    #[inline]
     pub fn structs_mut(&mut self, name: &str) -> impl Iterator<Item = &mut Struct> + '_ {
         self.array_mut(name).into_iter().flatten().filter_map(|value| match value {
             Value::Struct(value) => value.as_mut(),
@@ -323,11 +360,13 @@ impl Struct {
     }
 
     /// The struct in a field that is one; `None` where it is null.
+    #[inline]
     #[must_use]
     pub fn opt_struct(&self, name: &str) -> Option<&Struct> {
         if let Value::Struct(value) = self.get(name) { value.as_ref() } else { self.misuse(name, "a struct") }
     }
 
+    #[inline]
     #[must_use]
     pub fn opt_struct_mut(&mut self, name: &str) -> Option<&mut Struct> {
         let index = self.index(name);
@@ -352,18 +391,25 @@ impl Struct {
         self.fields.iter().enumerate().map(|(index, field)| (field, self.at(index)))
     }
 
+    #[inline]
     fn at(&self, index: usize) -> &Value {
         self.values.get(index).unwrap_or(&self.fields[index].value)
     }
 
+    #[inline]
     fn at_mut(&mut self, index: usize) -> &mut Value {
         if self.values.is_empty() {
-            self.values.extend(self.fields.iter().map(|field| field.value.clone()));
+            self.fill();
         }
         &mut self.values[index]
     }
 
+    fn fill(&mut self) {
+        self.values.extend(self.fields.iter().map(|field| field.value.copy()));
+    }
+
     /// By the table's type, not by the value: the value comes from the wire, the choice of accessor does not.
+    #[inline]
     fn typed_int(&self, name: &str, wanted: &str, narrow: impl Fn(Type) -> bool) -> i64 {
         let index = self.index(name);
         match *self.at(index) {
@@ -372,6 +418,8 @@ impl Struct {
         }
     }
 
+    /// With a name that is known at compile time, and here inlined, a comparison is one of lengths and then of a few words.
+    #[inline]
     fn index(&self, name: &str) -> usize {
         self.fields.iter().position(|f| f.name == name).unwrap_or_else(|| self.misuse(name, "a field"))
     }
