@@ -202,6 +202,20 @@ impl Struct {
         }
     }
 
+    /// A copy with these fields at their defaults: what is to be replaced, and may be large, is not copied first.
+    ///
+    /// # Panics
+    /// If the table does not have one of them.
+    #[must_use]
+    pub fn clone_without(&self, names: &[&str]) -> Struct {
+        let mut without = vec![false; self.fields.len()];
+        names.iter().for_each(|name| without[self.index(name)] = true);
+        let pairs = self.pairs().zip(without);
+        let values =
+            pairs.map(|((field, own), without)| if without { field.value.copy() } else { own.copy() });
+        Struct { fields: self.fields, values: values.collect(), unknown: self.unknown.clone() }
+    }
+
     /// Appends to an array; a null array becomes an array of one.
     ///
     /// # Panics
