@@ -14,7 +14,7 @@ use super::fetch_session::FetchSession;
 use super::{common, key};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset};
-use crate::schema::{self, Struct, Value};
+use crate::schema::{self, Struct};
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step, UpstreamKey};
 use std::collections::HashMap;
 
@@ -121,8 +121,8 @@ impl Fetch {
     }
 
     fn is_single(&self) -> bool {
-        let live: Vec<&Part> = self.parts.iter().filter(|p| !p.entries.is_empty()).collect();
-        live.len() == 1 && live[0].entries.len() == self.entries.len()
+        let mut live = self.parts.iter().filter(|p| !p.entries.is_empty());
+        live.next().is_some_and(|p| p.entries.len() == self.entries.len()) && live.next().is_none()
     }
 
     fn is_history(&self, part: &Part) -> bool {
@@ -253,12 +253,10 @@ impl Fetch {
 
     /// The sub-request of one part: sessionless, in that cluster's names, ids, offsets and epochs.
     fn request_for(&self, part: &Part, wait_ms: i64) -> Struct {
-        let mut body = self.request.clone();
+        // A broker that sends the client to a follower (by its rack) would answer without records.
+        let mut body = self.request.clone_without(&["Topics", "ForgottenTopicsData", "RackId"]);
         body.set("SessionId", 0);
         body.set("SessionEpoch", -1);
-        body.set("ForgottenTopicsData", Value::Array(Some(Vec::new())));
-        // A broker that sends the client to a follower would answer without records.
-        body.reset("RackId");
         body.set("MaxWaitMs", i32::try_from(wait_ms).unwrap_or(0));
         if !self.is_single() {
             let share = i32::try_from(self.parts.iter().filter(|p| !p.entries.is_empty()).count().max(1))
@@ -291,7 +289,7 @@ impl Fetch {
     }
 
     /// Takes in one part's response.
-    fn absorb(&mut self, cx: &mut Cx<'_>, part: usize, response: &Struct) {
+    fn absorb(&mut self, cx: &mut Cx<'_>, part: usize, mut response: Struct) {
         self.throttle_ms = self.throttle_ms.max(i64::from(response.i32("ThrottleTimeMs")));
         let indexes = self.parts[part].entries.clone();
         let top = response.i16("ErrorCode");
@@ -308,13 +306,14 @@ impl Fetch {
             let named = if by_id { id.0.to_vec() } else { route.physical(target.side).as_bytes().to_vec() };
             places.insert((named, entry.key.partition), index);
         }
-        for topic in response.structs("Responses") {
+        for topic in response.structs_mut("Responses") {
             let named =
                 if by_id { topic.uuid("TopicId").to_vec() } else { topic.str("Topic").as_bytes().to_vec() };
             let mut place = (named, 0);
-            for answer in topic.structs("Partitions") {
+            for answer in topic.structs_mut("Partitions") {
                 place.1 = answer.i32("PartitionIndex");
                 if let Some(index) = places.get(&place) {
+                    let answer = std::mem::replace(answer, Struct::new(answer.schema()));
                     self.entries[*index].take(cx, answer, empty);
                 }
             }
@@ -473,7 +472,7 @@ impl Operation for Fetch {
             }
             Answer::Frame { frame, body_at, version } => {
                 match cx.decode(key::FETCH, &frame, body_at, version) {
-                    Ok(response) => self.absorb(cx, index, &response),
+                    Ok(response) => self.absorb(cx, index, response),
                     Err(reason) => return Step::Close(reason),
                 }
             }

@@ -58,6 +58,8 @@ pub struct Entry {
     /// What the session told before.
     told: (i64, i64),
     result: Option<Struct>,
+    /// The result is worth answering for: asked at every step, so it is not looked up in it each time.
+    news: bool,
 }
 
 /// The partitions of a request, in its order.
@@ -104,6 +106,7 @@ impl Entry {
             start_asked: [false; 2],
             told,
             result: None,
+            news: false,
         }
     }
 
@@ -180,7 +183,7 @@ impl Entry {
     fn point_at(&mut self, node: VirtualNode) {
         let mut out = self.empty();
         out.set("PreferredReadReplica", node.to_virtual());
-        self.result = Some(out);
+        self.conclude(out);
     }
 
     /// The element of the sub-request.
@@ -236,11 +239,15 @@ impl Entry {
     /// Worth answering for: records, an error, a divergence, or another node to go to.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.result.as_ref().is_some_and(|r| {
-            let diverged = r.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0);
-            let points = r.i32("PreferredReadReplica") >= 0;
-            diverged || points || r.i16("ErrorCode") != code::NONE || !r.bytes("Records").is_empty()
-        })
+        self.news
+    }
+
+    fn conclude(&mut self, result: Struct) {
+        let diverged = result.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0);
+        let points = result.i32("PreferredReadReplica") >= 0;
+        let tells = result.i16("ErrorCode") != code::NONE || !result.bytes("Records").is_empty();
+        self.news = diverged || points || tells;
+        self.result = Some(result);
     }
 
     /// Whether it has got records.
@@ -251,7 +258,7 @@ impl Entry {
 
     /// Takes in a broker's answer. `alone_empty`: no partition of that answer had records, so an empty one is empty
     /// because nothing is there, not because the answer was full.
-    pub fn take(&mut self, cx: &mut Cx<'_>, answer: &Struct, alone_empty: bool) {
+    pub fn take(&mut self, cx: &mut Cx<'_>, answer: Struct, alone_empty: bool) {
         let (Some(target), Some(route)) = (self.target, self.route.clone()) else { return };
         let Some(timeline) = route.timeline(self.key.partition).cloned() else { return };
         let error = answer.i16("ErrorCode");
@@ -274,11 +281,12 @@ impl Entry {
         let start =
             common::log_start(cx, &route, self.key.partition, target.side, answer.i64("LogStartOffset"));
         if error == code::OFFSET_OUT_OF_RANGE && timeline.past_eras() > 0 {
-            self.refused = Some(answer.clone());
+            self.refused = Some(answer);
             self.start_wanted = Some(target.side);
             return;
         }
-        let mut out = answer.clone();
+        let ends = [answer.i64("HighWatermark"), answer.i64("LastStableOffset")];
+        let mut out = answer;
         out.set("LogStartOffset", start);
         out.set("PreferredReadReplica", -1);
         if history {
@@ -287,14 +295,13 @@ impl Entry {
             self.owner_ends(cx, &route, &timeline, &target, &mut out);
         }
         self.show_aborted(&timeline, &target, &mut out);
-        match translated(&timeline, &target, answer.opt_bytes("Records")) {
+        match translated(&timeline, &target, out.opt_bytes("Records")) {
             Ok((records, cut)) => {
                 let empty = records.as_ref().is_none_or(Bytes::is_empty);
                 out.set("Records", records);
                 if history && empty && error == code::NONE {
                     // What is readable of the era is read once the rest belongs to a later one, or the broker shows
                     // all of it. After a change of leader its ends may lag: what is behind them is waited for.
-                    let ends = [answer.i64("HighWatermark"), answer.i64("LastStableOffset")];
                     let readable = ends.into_iter().filter(|e| *e >= 0).min().unwrap_or(-1);
                     let all = target.end.is_some_and(|end| readable >= end.0);
                     if cut || (all && alone_empty) || is_cut_off(cx, &route, self.key.partition, &target) {
@@ -308,7 +315,7 @@ impl Entry {
             // A log that is not the one that was sealed, or bytes that are no batches: nothing is handed out.
             Err(_) => return self.delay(cx),
         }
-        self.result = Some(out);
+        self.conclude(out);
     }
 
     /// Aborted transactions in virtual offsets. Those behind the era's end belong to records that are cut off: shown
@@ -442,7 +449,7 @@ impl Entry {
         self.refused = None;
         out.set("HighWatermark", -1_i64);
         out.set("LastStableOffset", -1_i64);
-        self.result = Some(out);
+        self.conclude(out);
     }
 
     fn skip_era(&mut self, cx: &Cx<'_>, timeline: &Timeline, target: &Target) {
@@ -463,7 +470,7 @@ impl Entry {
     pub fn answer_error(&mut self, error: i16) {
         let mut out = self.empty();
         out.set("ErrorCode", error);
-        self.result = Some(out);
+        self.conclude(out);
     }
 
     /// What is written for it; `None` where an incremental answer leaves it out.

@@ -89,8 +89,7 @@ impl Split {
     pub(super) fn asks(&mut self, request: &Struct) -> Vec<Ask> {
         let mut asks = Vec::new();
         for (upstream, topics) in std::mem::take(&mut self.pending) {
-            let mut body = request.clone();
-            body.reset("Topics");
+            let mut body = request.clone_without(&["Topics"]);
             for (route, partitions) in topics {
                 let mut topic = body.new_element("Topics");
                 topic.set(self.names.topic, route.physical(upstream.node.side));

@@ -1,6 +1,6 @@
 //! From bytes to values and back, by the tables.
 
-use super::cursor::{Cursor, Problem, STRING_MAX, WalkError};
+use super::cursor::{Cursor, Problem, STRING_MAX, UNKNOWN_TAG_BYTES_MAX, WalkError};
 use super::table::{Field, Kind, Message, Type, Versions};
 use super::text::Str;
 use super::value::{Struct, UnknownTags, Value};
@@ -16,39 +16,61 @@ pub const RESPONSE_BUDGET: usize = 512 << 20;
 
 pub const BUDGET_FACTOR: usize = 8;
 
-/// Decodes a body after it has been validated. Strings, bytes and records are slices of `body`.
+/// Decodes a body. Strings, bytes and records are slices of `body`.
+///
+/// Nearly everything that comes is well-formed, so it is read once: the decoder checks what [`walk::validate`] checks, and
+/// keeps to the budget as it goes. Of what it refuses the walker says what is wrong.
 ///
 /// # Errors
 /// As [`walk::validate`], and [`Problem::Budget`] for a body whose values would take too much memory.
 pub fn decode(message: &Message, version: i16, body: &Bytes) -> Result<Struct, WalkError> {
-    let memory = walk::measure(message, version, body)?;
     let least = match message.kind {
         Kind::Request => REQUEST_BUDGET,
         Kind::Response => RESPONSE_BUDGET,
     };
-    if memory > least.max(body.len().saturating_mul(BUDGET_FACTOR)) {
-        return Err(WalkError { at: 0, field: "", problem: Problem::Budget(memory) });
-    }
+    let budget = least.max(body.len().saturating_mul(BUDGET_FACTOR));
     let cursor = Cursor::new(body, message.is_flexible(version));
-    Decoder { cursor, version }.fields(message.fields)
+    if !message.versions.contains(version) {
+        return Err(cursor.error(Problem::Version(version)));
+    }
+    let decoded = Decoder { cursor, version, memory: 0, budget }.whole(message.fields);
+    decoded.map_err(|error| match walk::measure(message, version, body) {
+        Ok(memory) if memory > budget => WalkError { at: 0, field: "", problem: Problem::Budget(memory) },
+        Ok(_) => error,
+        Err(error) => error,
+    })
 }
 
-/// Decodes what has been validated; it still trusts nothing, so it cannot panic.
+/// Room for so many elements is made before they have been read: a count is not to be trusted.
+const AHEAD: usize = 1024;
+
 struct Decoder<'b> {
     cursor: Cursor<&'b Bytes>,
     version: i16,
+    /// What the values take so far, and what they may take, in bytes.
+    memory: usize,
+    budget: usize,
 }
 
 impl Decoder<'_> {
+    fn whole(mut self, fields: &'static [Field]) -> Result<Struct, WalkError> {
+        let out = self.fields(fields)?;
+        match self.cursor.remaining() {
+            0 => Ok(out),
+            extra => Err(self.cursor.error(Problem::Trailing(extra))),
+        }
+    }
+
     fn fields(&mut self, fields: &'static [Field]) -> Result<Struct, WalkError> {
+        self.count(fields.len())?;
         let mut values = Vec::with_capacity(fields.len());
         for field in fields {
             values.push(match field.is_plain(self.version) {
                 true => self.value(field, field.ty, field.nullable.contains(self.version))?,
-                false => Value::default_of(field),
+                false => field.value.copy(),
             });
         }
-        let mut out = Struct { fields, values, unknown: None };
+        let mut out = Struct::of(fields, values);
         if self.cursor.flexible {
             self.tags(&mut out)?;
         }
@@ -92,7 +114,8 @@ impl Decoder<'_> {
         nullable: bool,
     ) -> Result<Option<Vec<Value>>, WalkError> {
         let Some(count) = self.cursor.length(ty, nullable)? else { return Ok(None) };
-        let mut values = Vec::with_capacity(count);
+        self.count(count)?;
+        let mut values = Vec::with_capacity(count.min(AHEAD));
         for _ in 0..count {
             values.push(self.value(field, element, false)?);
         }
@@ -101,23 +124,40 @@ impl Decoder<'_> {
 
     fn tags(&mut self, out: &mut Struct) -> Result<(), WalkError> {
         let mut unknown = UnknownTags::default();
+        let mut unknown_bytes = 0;
         let mut last = None;
         for _ in 0..self.cursor.tag_count()? {
             let (tag, end) = self.cursor.tag_head(last)?;
             last = Some(tag);
-            if let Some(field) = walk::tagged_field(out.fields, tag, self.version) {
+            if let Some(field) = walk::tagged_field(out.schema(), tag, self.version) {
                 let value = self.value(field, field.ty, field.nullable.contains(self.version))?;
                 *out.get_mut(field.name) = value;
             } else {
+                self.count(1)?;
                 let size = end - self.cursor.at;
+                unknown_bytes += size;
                 let range = self.cursor.skip(size)?;
                 unknown.0.push((tag, self.cursor.body.slice(range)));
+            }
+            if self.cursor.at != end {
+                return Err(self.cursor.error(Problem::TagSize(tag)));
+            }
+            if unknown_bytes > UNKNOWN_TAG_BYTES_MAX {
+                return Err(self.cursor.error(Problem::TagBytes));
             }
         }
         if !unknown.0.is_empty() {
             out.unknown = Some(Box::new(unknown));
         }
         Ok(())
+    }
+
+    fn count(&mut self, values: usize) -> Result<(), WalkError> {
+        self.memory = self.memory.saturating_add(values.saturating_mul(size_of::<Value>()));
+        match self.memory > self.budget {
+            true => Err(self.cursor.error(Problem::Budget(self.memory))),
+            false => Ok(()),
+        }
     }
 }
 
@@ -189,7 +229,7 @@ impl Encoder<'_> {
         if !std::ptr::eq(fields, value.fields) {
             return Err(self.error(Misfit::Schema));
         }
-        for (field, value) in fields.iter().zip(&value.values) {
+        for (field, value) in value.pairs() {
             if field.is_plain(self.version) {
                 self.value(field, field.ty, field.nullable, value)?;
             } else if !field.is_tagged(self.version) && !field.ignorable && !value.is_default_of(field) {
@@ -197,7 +237,7 @@ impl Encoder<'_> {
                 return Err(self.error(Misfit::NotInVersion(self.version)));
             }
         }
-        if self.flexible { self.tags(fields, value) } else { Ok(()) }
+        if self.flexible { self.tags(value) } else { Ok(()) }
     }
 
     fn value(
@@ -242,12 +282,20 @@ impl Encoder<'_> {
     }
 
     fn int(&mut self, ty: Type, value: i64) -> Result<(), EncodeError> {
-        let (least, most) = ty.int_range().ok_or_else(|| self.error(Misfit::Type))?;
-        if value < least || value > most {
-            return Err(self.error(Misfit::Range(value)));
+        match ty {
+            Type::Int8 => self.out.put_i8(self.narrow(value)?),
+            Type::Int16 => self.out.put_i16(self.narrow(value)?),
+            Type::Uint16 => self.out.put_u16(self.narrow(value)?),
+            Type::Int32 => self.out.put_i32(self.narrow(value)?),
+            Type::Uint32 => self.out.put_u32(self.narrow(value)?),
+            Type::Int64 => self.out.put_i64(value),
+            _ => return Err(self.error(Misfit::Type)),
         }
-        self.out.put_int(value, ty.fixed_size().unwrap_or(0));
         Ok(())
+    }
+
+    fn narrow<T: TryFrom<i64>>(&self, value: i64) -> Result<T, EncodeError> {
+        T::try_from(value).map_err(|_| self.error(Misfit::Range(value)))
     }
 
     /// The length of a string, of bytes or of an array, `None` for null.
@@ -264,9 +312,9 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    fn tags(&mut self, fields: &'static [Field], value: &Struct) -> Result<(), EncodeError> {
+    fn tags(&mut self, value: &Struct) -> Result<(), EncodeError> {
         let mut entries: Vec<(u32, Bytes)> = Vec::new();
-        for (field, value) in fields.iter().zip(&value.values) {
+        for (field, value) in value.pairs() {
             let Some((tag, _)) = field.tag.filter(|_| field.is_tagged(self.version)) else { continue };
             if value.is_default_of(field) {
                 continue;

@@ -1,5 +1,7 @@
 //! The notation of the message tables: what a Kafka message looks like, version by version, as plain data.
 
+use super::value::Value;
+
 pub(super) use Type::*;
 
 /// The type of a field, as in the official definitions (`clients/src/main/resources/common/message/README.md`).
@@ -131,6 +133,8 @@ pub struct Field {
     /// Whether a value is silently dropped in versions that do not have the field.
     pub ignorable: bool,
     pub mark: Mark,
+    /// The default as a value: a struct that nobody has written to needs no values of its own.
+    pub(super) value: Value,
 }
 
 impl Field {
@@ -160,16 +164,23 @@ impl Field {
 
     pub(super) const fn default_null(mut self) -> Field {
         self.default = DefaultValue::Null;
-        self
+        let null = Value::null_of(self.ty);
+        self.holding(null)
     }
 
     pub(super) const fn default_true(mut self) -> Field {
         self.default = DefaultValue::True;
-        self
+        self.holding(Value::Bool(true))
     }
 
     pub(super) const fn default_int(mut self, value: i64) -> Field {
         self.default = DefaultValue::Int(value);
+        self.holding(Value::Int(value))
+    }
+
+    /// A value cannot be dropped in a constant; the one that is forgotten here owns nothing.
+    const fn holding(mut self, value: Value) -> Field {
+        std::mem::forget(std::mem::replace(&mut self.value, value));
         self
     }
 
@@ -195,6 +206,7 @@ pub(super) const fn field(name: &'static str, ty: Type, versions: Versions) -> F
         default: DefaultValue::Zero,
         ignorable: false,
         mark: Mark::None,
+        value: Value::empty_of(ty),
     }
 }
 

@@ -82,14 +82,19 @@ impl World {
 
     /// What it has not read yet.
     pub(crate) fn behind(&self, consumer: &Consumer) -> Option<String> {
-        // A hole up to the end leaves it where it is.
-        let behind = |place: &&Place| {
-            let next = self.oracle.next_record(place.partition, place.position, &self.clusters);
-            next < self.oracle.end(place.partition, &self.clusters)
-        };
-        let place = consumer.places.iter().find(behind)?;
+        let place = consumer.places.iter().find(|place| self.has_more(place))?;
         let end = self.oracle.end(place.partition, &self.clusters);
         Some(format!("{} stands at {} of {end} of {}", consumer.client_id, place.position, place.partition))
+    }
+
+    pub(crate) fn is_behind(&self, consumer: &Consumer) -> bool {
+        consumer.places.iter().any(|place| self.has_more(place))
+    }
+
+    /// A hole up to the end leaves a consumer where it is.
+    fn has_more(&self, place: &Place) -> bool {
+        let next = self.oracle.next_record(place.partition, place.position, &self.clusters);
+        next < self.oracle.end(place.partition, &self.clusters)
     }
 
     fn consume_soon(&mut self, index: usize, after: u64) {

@@ -385,7 +385,9 @@ impl World {
     }
 
     fn is_over(&mut self) -> bool {
-        if !self.healed || self.flips_sealed < 1 || self.flip.is_some() || self.unfinished().is_some() {
+        let may_be = self.healed && self.flips_sealed >= 1 && self.flip.is_none();
+        // Asked before every event: first what is found without putting it into words.
+        if !may_be || self.consumers.iter().any(|c| self.is_behind(c)) || self.unfinished().is_some() {
             return false;
         }
         if self.events < EVENTS_MIN {
