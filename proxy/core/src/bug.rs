@@ -61,6 +61,14 @@ pub enum Bug {
     R22Older,
     /// A hole between eras is out of range.
     R23Hole,
+    /// The log starts where the owner's does.
+    R23OwnersStart,
+    /// An end that the old owner has told is taken for one of the new owner.
+    R21LateEnd,
+    /// Times are looked for at the owner only.
+    R24OwnerOnly,
+    /// A side that does not answer is passed over.
+    R24NextEra,
 }
 
 #[cfg(feature = "bug-flags")]

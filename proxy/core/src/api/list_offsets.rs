@@ -9,6 +9,7 @@ use super::common;
 use super::fan::{Ask, Plan};
 use super::split::{self, Answers, Names, Said, Split};
 use super::view;
+use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::route::TopicRoute;
@@ -109,7 +110,8 @@ impl ListOffsets {
 fn sides(timeline: &Timeline, timestamp: i64) -> Vec<ClusterSide> {
     let owner = timeline.current();
     let over_all_eras = timestamp >= 0 || [EARLIEST, MAX_TIMESTAMP].contains(&timestamp);
-    if !over_all_eras || owner.holds_history || timeline.past_eras() == 0 {
+    let is_owners = bug::is(Bug::R24OwnerOnly) && timestamp != EARLIEST;
+    if !over_all_eras || is_owners || owner.holds_history || timeline.past_eras() == 0 {
         return vec![owner.side];
     }
     ClusterSide::BOTH.to_vec()
@@ -145,7 +147,7 @@ impl<'x> Asked<'_, '_, 'x> {
         let current = self.timeline.current();
         let asked = self.timeline.era(planned).ok_or(code::LEADER_NOT_AVAILABLE)?;
         let answer = self.of(asked.side)?;
-        if planned != current.index {
+        if planned != current.index && !bug::is(Bug::R21LateEnd) {
             return Ok(Found { timestamp: -1, offset: current.virtual_start, epoch: -1 });
         }
         let native = NativeOffset(answer.i64("Offset"));
@@ -183,7 +185,10 @@ impl<'x> Asked<'_, '_, 'x> {
         let Some(Ok(answer)) = of(place.side) else {
             return Err(failed(place.side).unwrap_or(code::LEADER_NOT_AVAILABLE));
         };
-        let offset = self.timeline.log_start_to_virtual(starts).ok_or(code::LEADER_NOT_AVAILABLE)?;
+        let mut offset = self.timeline.log_start_to_virtual(starts).ok_or(code::LEADER_NOT_AVAILABLE)?;
+        if bug::is(Bug::R23OwnersStart) {
+            offset = offset.max(self.timeline.current().virtual_start);
+        }
         // The epoch a broker gives belongs to its own log start, which may lie before the era.
         let is_its_start = answer.i64("Offset") == place.native.0;
         let epoch = if is_its_start { self.epoch(place.era, answer.i32("LeaderEpoch")) } else { -1 };
@@ -202,7 +207,8 @@ impl<'x> Asked<'_, '_, 'x> {
             let Err(error) = answer else { continue };
             let before = |era: u32| first.is_none_or(|(found, _)| era < found);
             let mut eras = self.timeline.eras().filter(|e| e.side == *side);
-            if eras.any(|e| before(e.index) && e.virtual_end() != Some(e.virtual_start)) {
+            let may_hold = eras.any(|e| before(e.index) && e.virtual_end() != Some(e.virtual_start));
+            if may_hold && !bug::is(Bug::R24NextEra) {
                 return Err(*error);
             }
         }

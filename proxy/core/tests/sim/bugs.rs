@@ -48,6 +48,10 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R22Epoch),
     Bug::Core(CoreBug::R22Older),
     Bug::Core(CoreBug::R23Hole),
+    Bug::Core(CoreBug::R23OwnersStart),
+    Bug::Core(CoreBug::R21LateEnd),
+    Bug::Core(CoreBug::R24OwnerOnly),
+    Bug::Core(CoreBug::R24NextEra),
 ];
 
 /// Every flag, and in how many schedules it must be caught. The long searches come first.

@@ -1,6 +1,7 @@
 //! A Kafka cluster as far as its clients can tell: leaders and epochs, replicated logs, what a log remembers of its
 //! idempotent producers (`ProducerStateEntry`, `ProducerAppendInfo`), retention.
 
+use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
 use crate::rng::Rng;
 use crate::wire::{self, Head, Mark};
 use bytes::{Bytes, BytesMut};
@@ -19,6 +20,7 @@ pub(crate) mod code {
     pub(crate) const CORRUPT: i16 = 2;
     pub(crate) const FENCED: i16 = 74;
     pub(crate) const UNKNOWN_EPOCH: i16 = 75;
+    pub(crate) const OFFSET_NOT_AVAILABLE: i16 = 78;
 }
 
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Batch {
     pub(crate) pid_epoch: i16,
     pub(crate) sequence: i32,
     pub(crate) mark: Mark,
+    /// Unix milliseconds, as its log's clock shows them: those of later batches may be lower.
+    pub(crate) time: i64,
     pub(crate) bytes: Bytes,
 }
 
@@ -95,7 +99,7 @@ impl Log {
         }
     }
 
-    pub(crate) fn append(&mut self, bytes: &Bytes, all: bool) -> Appended {
+    pub(crate) fn append(&mut self, bytes: &Bytes, time: i64, all: bool) -> Appended {
         let Some(head) = wire::heads(bytes).first().copied().filter(|h| h.sound) else {
             return Appended::Refused(code::CORRUPT);
         };
@@ -116,6 +120,7 @@ impl Log {
             pid_epoch: head.epoch,
             sequence: head.sequence,
             mark: head.mark,
+            time,
             bytes: wire::placed(bytes, self.end, self.epoch),
         };
         let (base, end) = (batch.base, batch.end());
@@ -252,6 +257,27 @@ impl Log {
         }
     }
 
+    /// The position and the time of what a client asks for (`Partition.fetchOffsetForTimestamp`). −1 of both: there is
+    /// no such record. Records that are not on all replicas do not exist; a new leader that does not know yet what is
+    /// on all of them says so.
+    pub(crate) fn list(&self, timestamp: i64) -> Result<(i64, i64), i16> {
+        let is_lagging = self.epochs.last().is_some_and(|(_, start)| *start > self.high_watermark);
+        let retained = &self.batches[self.index_of(self.start)..];
+        let readable = |b: &&Batch| b.end() <= self.high_watermark;
+        let found = match timestamp {
+            EARLIEST => return Ok((self.start, -1)),
+            LATEST if is_lagging => return Err(code::OFFSET_NOT_AVAILABLE),
+            LATEST => return Ok((self.high_watermark, -1)),
+            MAX_TIMESTAMP => retained.iter().rev().filter(readable).max_by_key(|b| b.time),
+            _ => retained.iter().find(|b| b.time >= timestamp).filter(readable),
+        };
+        match found {
+            Some(batch) => Ok((batch.base.max(self.start), batch.time)),
+            None if is_lagging => Err(code::OFFSET_NOT_AVAILABLE),
+            None => Ok((-1, -1)),
+        }
+    }
+
     pub(crate) fn epoch_at(&self, offset: i64) -> i32 {
         let at = self.epochs.partition_point(|(_, start)| *start <= offset);
         self.epochs[at.saturating_sub(1)].0
@@ -267,6 +293,8 @@ pub(crate) struct Broker {
 pub(crate) struct Cluster {
     pub(crate) brokers: Vec<Broker>,
     pub(crate) logs: Vec<Log>,
+    /// Its clocks against true time.
+    pub(crate) skew_ms: i64,
 }
 
 impl Cluster {
@@ -279,7 +307,7 @@ impl Cluster {
         });
         let logs = logs.collect();
         let brokers = (0..BROKERS).map(|_| Broker { up: true, stalled_until: 0 }).collect();
-        Cluster { brokers, logs }
+        Cluster { brokers, logs, skew_ms: rng.pick(&[0, 0, -400, 250]) }
     }
 
     pub(crate) fn is_up(&self, broker: i32) -> bool {

@@ -16,6 +16,8 @@ seen! {
     AckWithoutOffset, AckOfAnOlderEra, HoldExpired, HeldForwarded, StaleCompanion, Retried,
     LateAppend, ErrorAfterAppend,
     HistoricRead, ReadOverBoundary, OutOfRange, Signalled,
+    ListedLater, ListedEndOverSeal, ListedStartOfAnOlderEra, ListedNewestOfAnOlderEra,
+    ListedByTimeInAnOlderEra, ListedByTimeBehindOlderEras, ListedNothing,
     ElectionLosesTail, EpochFenced, Seeded,
 }
 

@@ -1,6 +1,7 @@
 //! A deterministic simulator of the core: the real sessions, gates, timelines and flip decisions in a model world, one
 //! thread and one seed, with what must hold judged after every step.
 
+mod asker;
 mod bugs;
 mod cluster;
 mod consumer;

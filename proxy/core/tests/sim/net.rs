@@ -303,13 +303,14 @@ impl World {
     }
 
     fn append(&mut self, side: ClusterSide, broker: i32, acks: i16, records: &Bytes, part: &mut PartAnswer) {
+        let time = self.now_ms() + self.clusters[side.index()].skew_ms - self.rng.up_to(30) as i64;
         let log = &mut self.clusters[side.index()].logs[part.partition as usize];
         if log.leader != broker {
             part.error = code::NOT_LEADER;
             wire::heads(records).iter().for_each(|head| self.oracle.refused(head.mark));
             return;
         }
-        let appended = log.append(records, acks == -1);
+        let appended = log.append(records, time, acks == -1);
         part.error = 0;
         match appended {
             Appended::Now { base, end } => {
@@ -585,15 +586,16 @@ impl World {
                 let log = &self.clusters[side.index()].logs[partition as usize];
                 let mut answer = topic.new_element("Partitions");
                 answer.set("PartitionIndex", partition);
-                let offset = match wanted.i64("Timestamp") {
-                    -2 => log.start,
-                    _ => log.high_watermark,
-                };
-                match log.check_epoch(broker, wanted.i32("CurrentLeaderEpoch")) {
-                    Ok(()) => {
+                let led = log.check_epoch(broker, wanted.i32("CurrentLeaderEpoch"));
+                match led.and_then(|()| log.list(wanted.i64("Timestamp"))) {
+                    Ok((offset, time)) => {
                         answer.set("Offset", offset);
-                        answer.set("LeaderEpoch", log.epoch_at(offset));
+                        answer.set("Timestamp", time);
+                        if asked.version >= 4 && offset >= 0 {
+                            answer.set("LeaderEpoch", log.epoch_at(offset));
+                        }
                     }
+                    Err(code::OFFSET_NOT_AVAILABLE) if asked.version < 5 => answer.set("ErrorCode", 5_i16),
                     Err(error) => answer.set("ErrorCode", error),
                 }
                 topic.push("Partitions", answer);

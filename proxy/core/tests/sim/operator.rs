@@ -180,6 +180,7 @@ impl World {
         }
         if step != was {
             trace!(self, "flip {step:?}");
+            self.maybe_ask();
             self.maybe_disturb();
         }
         self.act(action);

@@ -1,6 +1,7 @@
 //! What must hold after every step. It is judged by the model's logs and by what clients were told, and knows nothing of
 //! how the core numbers or routes anything: its virtual log is the owners' logs, one behind the other.
 
+use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
 use crate::cluster::{Batch, Cluster};
 use crate::wire::{Head, Mark};
 use crossover_core::ids::ClusterSide;
@@ -59,6 +60,24 @@ pub(crate) struct Oracle {
     writers: Vec<Writer>,
     /// Nothing below shows any more, by partition.
     pub(crate) floors: Vec<i64>,
+}
+
+/// What held of a partition when a client asked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Before {
+    first: i64,
+    committed: i64,
+    /// Native log starts, by side.
+    starts: [i64; 2],
+}
+
+/// A batch in the virtual log, without its records that are deleted.
+struct Shown {
+    side: ClusterSide,
+    native: i64,
+    first: i64,
+    end: i64,
+    time: i64,
 }
 
 type Judged = Result<(), String>;
@@ -240,6 +259,102 @@ impl Oracle {
             return Err(format!("at {position} the next record is {hole}, {} was read", head.base));
         }
         Ok(())
+    }
+
+    pub(crate) fn before(&self, partition: i32, clusters: &[Cluster; 2]) -> Before {
+        let starts = ClusterSide::BOTH.map(|side| clusters[side.index()].logs[partition as usize].start);
+        let first = self.next_record(partition, 0, clusters);
+        Before { first, committed: self.committed(partition, clusters), starts }
+    }
+
+    /// The batches of the virtual log that the logs begin with `starts`, in order.
+    fn shown<'a>(
+        &'a self,
+        partition: i32,
+        starts: [i64; 2],
+        clusters: &'a [Cluster; 2],
+    ) -> impl Iterator<Item = Shown> + 'a {
+        let floor = self.floors[partition as usize];
+        self.runs[partition as usize].iter().flat_map(move |run| {
+            let start = starts[run.side.index()];
+            let log = &clusters[run.side.index()].logs[partition as usize];
+            let inside = |b: &&Batch| b.base >= run.native && run.end.is_none_or(|end| b.base < end);
+            log.batches.iter().filter(inside).filter_map(move |batch| {
+                let first = (run.first + batch.base.max(start) - run.native).max(floor);
+                let (native, end) = (first - run.first + run.native, run.first + batch.end() - run.native);
+                (first < end).then_some(Shown { side: run.side, native, first, end, time: batch.time })
+            })
+        })
+    }
+
+    /// When the record at a position was written.
+    pub(crate) fn time_at(&self, partition: i32, position: i64, clusters: &[Cluster; 2]) -> Option<i64> {
+        let mut all = self.shown(partition, [0; 2], clusters);
+        all.find(|batch| batch.end > position).map(|batch| batch.time)
+    }
+
+    /// A client asked for a time, or one of the positions that have a number, and was told an offset and its time.
+    pub(crate) fn listed(
+        &self,
+        partition: i32,
+        timestamp: i64,
+        before: &Before,
+        told: (i64, i64),
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let now = self.before(partition, clusters);
+        let between = |what: &str, from: i64, to: i64| match (from..=to).contains(&told.0) {
+            true => Ok(()),
+            false => Err(format!("the {what} of {partition} is told as {}, it was {from} to {to}", told.0)),
+        };
+        match timestamp {
+            EARLIEST => between("start", before.first, now.first),
+            LATEST => between("end", before.committed, now.committed),
+            _ => self.listed_record(partition, timestamp, before, told, clusters),
+        }
+    }
+
+    /// What was there from the question to the answer must have been found; what was found must have been there in
+    /// between.
+    fn listed_record(
+        &self,
+        partition: i32,
+        timestamp: i64,
+        before: &Before,
+        (offset, time): (i64, i64),
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let now = self.before(partition, clusters);
+        let lasting = self.shown(partition, now.starts, clusters).filter(|b| b.first < before.committed);
+        let newest = timestamp == MAX_TIMESTAMP;
+        let wanted = match newest {
+            // The first of those that share the time.
+            true => lasting.max_by_key(|b| (b.time, std::cmp::Reverse(b.first))),
+            false => lasting.into_iter().find(|b| b.time >= timestamp),
+        };
+        let wrong = |why: String| Err(format!("{timestamp} of {partition} is told to be at {offset}: {why}"));
+        if offset < 0 {
+            return wanted.map_or(Ok(()), |b| wrong(format!("{} was written at {}", b.first, b.time)));
+        }
+        let mut once = self.shown(partition, before.starts, clusters);
+        let Some(found) = once.find(|b| (b.first..b.end).contains(&offset)) else {
+            return wrong("no record is there".to_owned());
+        };
+        let native = found.native + offset - found.first;
+        let log = &clusters[found.side.index()].logs[partition as usize];
+        if offset >= now.committed || native < before.starts[found.side.index()] || native >= log.end {
+            return wrong("not every replica has it".to_owned());
+        }
+        if found.time != time || found.time < timestamp {
+            return wrong(format!("it was written at {}, {time} is told", found.time));
+        }
+        match wanted {
+            Some(b) if newest && (b.time, -b.first) > (time, -offset) => {
+                wrong(format!("{} is newer, or the first of its time", b.first))
+            }
+            Some(b) if !newest && b.first < offset => wrong(format!("{} comes first", b.first)),
+            _ => Ok(()),
+        }
     }
 
     /// A consumer was told that its position is out of range.

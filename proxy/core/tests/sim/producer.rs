@@ -459,6 +459,7 @@ impl World {
         match self.conns[conn].who {
             Who::Producer(index) => self.producer_hears(index, conn, frame),
             Who::Consumer(index) => self.consumer_hears(index, conn, frame),
+            Who::Asker(index) => self.asker_hears(index, conn, frame),
         }
     }
 
@@ -470,6 +471,7 @@ impl World {
         match self.conns[conn].who {
             Who::Producer(index) => self.producer_loses(index, conn),
             Who::Consumer(index) => self.consumer_loses(index, conn),
+            Who::Asker(index) => self.asker_loses(index, conn),
         }
     }
 

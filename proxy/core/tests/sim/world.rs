@@ -1,5 +1,6 @@
 //! One schedule: the clusters, the proxy, the clients and the operator under one clock and one source of chance.
 
+use crate::asker::Asker;
 use crate::bugs::{self, Bug};
 use crate::cluster::Cluster;
 use crate::consumer::Consumer;
@@ -28,6 +29,7 @@ const EPOCH_MS: i64 = 1_700_000_000_000;
 pub(crate) enum Who {
     Producer(usize),
     Consumer(usize),
+    Asker(usize),
 }
 
 /// What happens next.
@@ -156,6 +158,7 @@ pub(crate) struct World {
     pub(crate) parked: Vec<usize>,
     pub(crate) producers: Vec<Producer>,
     pub(crate) consumers: Vec<Consumer>,
+    pub(crate) askers: Vec<Asker>,
     pub(crate) flip: Option<Flip>,
     pub(crate) flip_serial: u32,
     pub(crate) flips_sealed: u32,
@@ -260,6 +263,7 @@ impl World {
             parked: Vec::new(),
             producers: Vec::new(),
             consumers: Vec::new(),
+            askers: Vec::new(),
             flip: None,
             flip_serial: 0,
             flips_sealed: 0,
@@ -282,6 +286,7 @@ impl World {
     fn begin(&mut self) {
         self.add_producers();
         self.add_consumers();
+        self.add_askers();
         self.plan_faults();
         let first = self.rng.between(1, 200) * MS;
         self.plan(first, Ev::Operate);
@@ -325,6 +330,7 @@ impl World {
         match who {
             Who::Producer(index) => self.tick_producer(index),
             Who::Consumer(index) => self.tick_consumer(index),
+            Who::Asker(index) => self.tick_asker(index),
         }
     }
 
@@ -332,6 +338,8 @@ impl World {
         match who {
             Who::Producer(index) => self.producer_learns(index, partition),
             Who::Consumer(index) => self.consumer_learns(index, partition),
+            // It looks at the metadata when it needs them.
+            Who::Asker(_) => {}
         }
     }
 
@@ -409,7 +417,8 @@ impl World {
             return Some(why);
         }
         let producer = self.producers.iter().find_map(Producer::unfinished);
-        producer.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
+        let asker = producer.or_else(|| self.askers.iter().find_map(Asker::unfinished));
+        asker.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
     }
 
     fn judge_the_end(&mut self) {
