@@ -215,7 +215,7 @@ impl<A: GroupApi> GroupCall<A> {
             Found::At(upstream) => {
                 let body = self.api.request(cx, self.home);
                 self.sent_to = Some(upstream);
-                if cx.forward(upstream, &body, REQUEST) { Step::Pending } else { self.api.unavailable(cx) }
+                if cx.forward(upstream, &body, REQUEST) { Step::Pending } else { self.without_address(cx) }
             }
         }
     }
@@ -276,6 +276,13 @@ impl<A: GroupApi> GroupCall<A> {
             Ok(response) if !native && is_elsewhere(&response) && !self.finder.is_over(cx) => self.again(cx),
             Ok(response) => self.api.response(cx, self.home, response),
         }
+    }
+
+    /// The broker is not among those the proxy knows of: it has come, or come back, since they were asked.
+    fn without_address(&mut self, cx: &mut Cx<'_>) -> Step {
+        cx.refresh(self.home);
+        let native = self.sent_to.is_none_or(|u| u.class == Class::Native);
+        if native || self.finder.is_over(cx) { self.api.unavailable(cx) } else { self.again(cx) }
     }
 
     fn again(&mut self, cx: &mut Cx<'_>) -> Step {

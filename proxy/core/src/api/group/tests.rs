@@ -63,6 +63,34 @@ fn r29_a_member_at_the_wrong_side_never_learns_that_its_coordinator_is_elsewhere
     assert_eq!((replies, rig.closed.is_none()), (vec![code::NONE; 4], true));
 }
 
+/// A broker that was away when the cluster was looked at last coordinates the group again.
+#[test]
+fn r29_a_coordinator_without_an_address_is_looked_for() {
+    let mut rig = moved();
+    let known = rig.snapshot.topologies.clone();
+    Arc::make_mut(&mut rig.snapshot.topologies[Target.index()]).brokers.remove(&COORDINATOR);
+    heartbeat(&mut rig);
+    look_up(&mut rig);
+    assert!(rig.refreshed.contains(&Target), "nobody else has a reason to look at the cluster");
+    assert!(rig.closed.is_none() && rig.sent().is_empty(), "the client waits");
+    rig.snapshot.topologies = known;
+    rig.pass(RETRY_MS);
+    look_up(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.node.broker, sent.api_key), (COORDINATOR, key::HEARTBEAT));
+}
+
+/// The client's own broker is not there: its connection ends, as without a proxy, and the cluster is looked at.
+#[test]
+fn r29_the_own_broker_without_an_address_is_looked_for() {
+    let mut rig = moved();
+    rig.snapshot.groups = Arc::new(GroupTable::default());
+    Arc::make_mut(&mut rig.snapshot.topologies[Source.index()]).brokers.remove(&0);
+    heartbeat(&mut rig);
+    assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
+    assert!(rig.refreshed.contains(&Source));
+}
+
 #[test]
 fn r29_what_the_coordinator_means_is_passed_on() {
     let mut rig = moved();
