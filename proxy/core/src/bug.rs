@@ -69,6 +69,12 @@ pub enum Bug {
     R24OwnerOnly,
     /// A side that does not answer is passed over.
     R24NextEra,
+    /// A position without a native image is stored as the number that comes next to it.
+    R27NoTag,
+    /// The number beside a tag is taken, not what the tag says.
+    R27TagIgnored,
+    /// A number at which two eras of a side meet is the start of the second one.
+    R27Skips,
 }
 
 #[cfg(feature = "bug-flags")]

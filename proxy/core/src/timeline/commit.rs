@@ -5,6 +5,7 @@
 //! metadata>`, beside a native number that re-reads. Whoever commits natively overwrites number and metadata together.
 
 use super::{Era, Timeline};
+use crate::bug::{self, Bug};
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 
 /// What every tag starts with; user metadata that starts with it is always tagged.
@@ -46,7 +47,8 @@ pub fn to_stored(
     let native = native_position(timeline, side, position);
     let looks_tagged = user_metadata.starts_with(TAG_PREFIX);
     let untagged = |native: i64| StoredCommit { native, metadata: user_metadata.to_owned(), tagged: false };
-    if !looks_tagged && says_it_all(timeline, side, native, position) {
+    let is_plain = bug::is(Bug::R27NoTag) || says_it_all(timeline, side, native, position);
+    if !looks_tagged && is_plain {
         return untagged(native);
     }
     let tag = tag(timeline.id(), position);
@@ -67,7 +69,9 @@ pub fn to_stored(
 pub fn resolve(timeline: &Timeline, side: ClusterSide, native: i64, metadata: &str) -> ResolvedCommit {
     let number = || resolve_number(timeline, side, native);
     let (position, user_metadata, tagged) = match parse_tag(metadata) {
-        Some((id, position, user)) if id == timeline.id() => (position, user, true),
+        Some((id, position, user)) if id == timeline.id() && !bug::is(Bug::R27TagIgnored) => {
+            (position, user, true)
+        }
         Some((_, _, user)) => (number(), user, false),
         None => (number(), metadata, false),
     };
@@ -115,6 +119,11 @@ fn untagged_reread(
 fn resolve_number(timeline: &Timeline, side: ClusterSide, native: i64) -> VirtualOffset {
     if native < 0 {
         return VirtualOffset(native);
+    }
+    if bug::is(Bug::R27Skips)
+        && let Some((_, record)) = timeline.record_on_side(side, NativeOffset(native))
+    {
+        return record;
     }
     if let Some((_, previous)) = timeline.record_on_side(side, NativeOffset(native.saturating_sub(1))) {
         return VirtualOffset(previous.0.saturating_add(1));

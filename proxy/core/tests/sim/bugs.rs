@@ -52,6 +52,9 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R21LateEnd),
     Bug::Core(CoreBug::R24OwnerOnly),
     Bug::Core(CoreBug::R24NextEra),
+    Bug::Core(CoreBug::R27NoTag),
+    Bug::Core(CoreBug::R27TagIgnored),
+    Bug::Core(CoreBug::R27Skips),
 ];
 
 /// Every flag, and in how many schedules it must be caught. The long searches come first.

@@ -2,6 +2,7 @@
 //! idempotent producers (`ProducerStateEntry`, `ProducerAppendInfo`), retention.
 
 use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
+use crate::coordinator::Coordinator;
 use crate::rng::Rng;
 use crate::wire::{self, Head, Mark};
 use bytes::{Bytes, BytesMut};
@@ -295,6 +296,7 @@ pub(crate) struct Cluster {
     pub(crate) logs: Vec<Log>,
     /// Its clocks against true time.
     pub(crate) skew_ms: i64,
+    pub(crate) coordinator: Coordinator,
 }
 
 impl Cluster {
@@ -307,7 +309,8 @@ impl Cluster {
         });
         let logs = logs.collect();
         let brokers = (0..BROKERS).map(|_| Broker { up: true, stalled_until: 0 }).collect();
-        Cluster { brokers, logs, skew_ms: rng.pick(&[0, 0, -400, 250]) }
+        let skew_ms = rng.pick(&[0, 0, -400, 250]);
+        Cluster { brokers, logs, skew_ms, coordinator: Coordinator::default() }
     }
 
     pub(crate) fn is_up(&self, broker: i32) -> bool {

@@ -23,6 +23,12 @@ pub(crate) struct Consumer {
     batches: i32,
 }
 
+impl Consumer {
+    pub(crate) fn positions(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.places.iter().map(|place| (place.partition, place.position))
+    }
+}
+
 /// Where it stands in one partition.
 struct Place {
     partition: i32,
@@ -332,6 +338,20 @@ impl World {
         let first = self.oracle.next_record(partition, 0, &self.clusters);
         self.consumers[index].places[place].position = first;
         self.consumers[index].places[place].last_epoch = -1;
+    }
+
+    /// It begins where it has committed that it stood, or with the first record.
+    pub(crate) fn begin_again(&mut self, index: usize, partition: i32, committed: i64) {
+        self.see(Seen::BegunAgain);
+        let first = self.oracle.next_record(partition, 0, &self.clusters);
+        let conns: Vec<usize> = self.consumers[index].fetchers.values().map(|f| f.conn).collect();
+        conns.into_iter().for_each(|conn| self.cut_client(conn));
+        let consumer = &mut self.consumers[index];
+        consumer.fetchers.clear();
+        let Some(place) = consumer.places.iter_mut().find(|p| p.partition == partition) else { return };
+        place.position = if committed < 0 { first } else { committed };
+        place.last_epoch = -1;
+        self.consume_soon(index, 20 * MS);
     }
 
     pub(crate) fn consumer_loses(&mut self, index: usize, conn: usize) {

@@ -18,6 +18,7 @@ seen! {
     HistoricRead, ReadOverBoundary, OutOfRange, Signalled,
     ListedLater, ListedEndOverSeal, ListedStartOfAnOlderEra, ListedNewestOfAnOlderEra,
     ListedByTimeInAnOlderEra, ListedByTimeBehindOlderEras, ListedNothing,
+    CommitTagged, CommitUnanswered, CommitOfAnOlderEra, CommitInAnOlderEra, CommitOfAnOlderProcess, BegunAgain,
     ElectionLosesTail, EpochFenced, Seeded,
 }
 

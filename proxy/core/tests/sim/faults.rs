@@ -108,6 +108,7 @@ impl World {
             return;
         }
         self.kill_broker(side, broker);
+        self.move_coordinator(side, 1 - broker);
         for partition in 0..self.shape.partitions {
             if self.clusters[side.index()].logs[partition as usize].leader == broker {
                 let after = self.rng.between(50, 800) * MS;
@@ -126,6 +127,10 @@ impl World {
             return;
         }
         let lost = log.elect(next, &mut self.rng);
+        if partition == 0 {
+            // What the broker led, the other one leads.
+            self.move_coordinator(side, next);
+        }
         trace!(self, "{side} {partition} is led by {next}, {} batches are lost", lost.len());
         if !lost.is_empty() {
             self.see(Seen::ElectionLosesTail);

@@ -4,7 +4,9 @@
 mod asker;
 mod bugs;
 mod cluster;
+mod committer;
 mod consumer;
+mod coordinator;
 mod coverage;
 mod faults;
 mod net;

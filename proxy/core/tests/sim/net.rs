@@ -238,12 +238,15 @@ impl World {
             wire::PRODUCE => self.produce(link, asked),
             wire::FETCH => self.fetch(link, asked, true),
             wire::LIST_OFFSETS => self.list_offsets(link, &asked),
+            wire::FIND_COORDINATOR | wire::OFFSET_COMMIT | wire::OFFSET_FETCH => {
+                self.coordinate(link, &asked)
+            }
             wire::API_VERSIONS => self.respond(link, &asked, &wire::response(wire::API_VERSIONS)),
             other => self.fail(format!("the model knows no API {other}")),
         }
     }
 
-    fn respond(&mut self, link: usize, asked: &Asked, body: &Struct) {
+    pub(crate) fn respond(&mut self, link: usize, asked: &Asked, body: &Struct) {
         let frame = wire::answer(asked.key, asked.version, asked.correlation, body);
         self.finish(link, Some(frame));
     }

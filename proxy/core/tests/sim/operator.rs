@@ -181,6 +181,7 @@ impl World {
         if step != was {
             trace!(self, "flip {step:?}");
             self.maybe_ask();
+            self.maybe_commit();
             self.maybe_disturb();
         }
         self.act(action);

@@ -5,6 +5,7 @@ use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
 use crate::cluster::{Batch, Cluster};
 use crate::wire::{Head, Mark};
 use crossover_core::ids::ClusterSide;
+use std::collections::BTreeMap;
 
 /// A run of one cluster's log that is part of the virtual log.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +56,21 @@ struct Writer {
     last: i64,
 }
 
+/// What a group has committed of a partition.
+#[derive(Default)]
+pub(crate) struct Committed {
+    /// What it was told is committed, last.
+    told: Option<(i64, String)>,
+    /// What may be committed, now or later: nobody was told.
+    unknown: Vec<(i64, String)>,
+    /// When `told` was: how many eras there were, and which of the proxy's processes it was.
+    pub(crate) eras: usize,
+    pub(crate) incarnation: u32,
+}
+
 pub(crate) struct Oracle {
+    /// By consumer and partition.
+    commits: BTreeMap<(usize, i32), Committed>,
     runs: Vec<Vec<Run>>,
     writers: Vec<Writer>,
     /// Nothing below shows any more, by partition.
@@ -86,7 +101,8 @@ impl Oracle {
     pub(crate) fn new(partitions: i32) -> Oracle {
         let run = Run { side: ClusterSide::Source, native: 0, first: 0, end: None };
         let count = partitions as usize;
-        Oracle { runs: vec![vec![run]; count], writers: Vec::new(), floors: vec![0; count] }
+        let runs = vec![vec![run]; count];
+        Oracle { commits: BTreeMap::new(), runs, writers: Vec::new(), floors: vec![0; count] }
     }
 
     /// A producer of one partition; its number goes into the marks of its batches.
@@ -355,6 +371,47 @@ impl Oracle {
             Some(b) if !newest && b.first < offset => wrong(format!("{} comes first", b.first)),
             _ => Ok(()),
         }
+    }
+
+    /// A consumer has committed. `is_told`: it knows that the coordinator has it.
+    pub(crate) fn committed_position(
+        &mut self,
+        consumer: usize,
+        partition: i32,
+        commit: (i64, String),
+        is_told: bool,
+        incarnation: u32,
+    ) {
+        let eras = self.eras(partition);
+        let known = self.commits.entry((consumer, partition)).or_default();
+        if is_told {
+            *known = Committed {
+                told: Some(commit),
+                unknown: std::mem::take(&mut known.unknown),
+                eras,
+                incarnation,
+            };
+        } else {
+            known.unknown.push(commit);
+        }
+    }
+
+    /// What a consumer knows to be committed.
+    pub(crate) fn commit(&self, consumer: usize, partition: i32) -> Option<&Committed> {
+        self.commits.get(&(consumer, partition)).filter(|known| known.told.is_some())
+    }
+
+    /// A consumer was told what it has committed: exactly that, in whatever era it was.
+    pub(crate) fn fetched_position(&self, consumer: usize, partition: i32, told: &(i64, String)) -> Judged {
+        let known = self.commits.get(&(consumer, partition));
+        let last = known.and_then(|known| known.told.as_ref());
+        let unknown = known.map_or(&[][..], |known| &known.unknown[..]);
+        if (last.is_none() && told.0 == -1) || last == Some(told) || unknown.contains(told) {
+            return Ok(());
+        }
+        Err(format!(
+            "consumer {consumer} is told {told:?} of {partition}, it has committed {last:?}, maybe {unknown:?}"
+        ))
     }
 
     /// A consumer was told that its position is out of range.

@@ -460,6 +460,7 @@ impl World {
             Who::Producer(index) => self.producer_hears(index, conn, frame),
             Who::Consumer(index) => self.consumer_hears(index, conn, frame),
             Who::Asker(index) => self.asker_hears(index, conn, frame),
+            Who::Committer(index) => self.committer_hears(index, conn, frame),
         }
     }
 
@@ -472,6 +473,7 @@ impl World {
             Who::Producer(index) => self.producer_loses(index, conn),
             Who::Consumer(index) => self.consumer_loses(index, conn),
             Who::Asker(index) => self.asker_loses(index, conn),
+            Who::Committer(index) => self.committer_loses(index, conn),
         }
     }
 

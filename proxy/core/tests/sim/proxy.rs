@@ -3,10 +3,11 @@
 
 use crate::bugs::Bug;
 use crate::cluster::{BROKERS, Cluster};
+use crate::committer::group_of;
 use crate::coverage::Seen;
 use crate::store::Disk;
 use crate::wire::{IDS, TOPIC};
-use crate::world::{Ev, MS, World, trace};
+use crate::world::{Ev, MS, Shape, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode};
 use crossover_core::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
@@ -14,7 +15,9 @@ use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::producer::gate::{PartitionGate, SessionId};
 use crossover_core::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines, TopicRoute};
 use crossover_core::schema;
-use crossover_core::session::{CloseReason, Effect, Event, Limits, Session, Shared, SharedGate, lock};
+use crossover_core::session::{
+    CloseReason, Effect, Errand, Event, Limits, Session, Shared, SharedGate, Ticket, lock,
+};
 use crossover_core::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -32,6 +35,7 @@ struct Fixed {
     ranges: Arc<ApiRanges>,
     nodes: Arc<NodeMap>,
     name: Arc<str>,
+    groups: Arc<GroupTable>,
 }
 
 pub(crate) struct Proxy {
@@ -58,7 +62,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    pub(crate) fn new(clusters: &[Cluster; 2]) -> Proxy {
+    pub(crate) fn new(clusters: &[Cluster; 2], shape: &Shape) -> Proxy {
         let of = |key: i16| schema::request(key).map(|m| (key, (m.versions.min, m.versions.max)));
         let mut ports = BTreeMap::new();
         for side in ClusterSide::BOTH {
@@ -67,11 +71,13 @@ impl Proxy {
                 ports.insert(node, 9100 + node.to_virtual() as u16);
             }
         }
+        let homes = (0..shape.consumers).map(|consumer| (Arc::from(group_of(consumer)), shape.home));
         let fixed = Fixed {
             rules: Arc::new(RouteRules { default_side: ClusterSide::Source, rules: Vec::new() }),
             ranges: Arc::new(ApiRanges(schema::keys().iter().filter_map(|key| of(*key)).collect())),
             nodes: Arc::new(NodeMap { host: "proxy".to_owned(), ports }),
             name: Arc::from(TOPIC),
+            groups: Arc::new(GroupTable { homes: homes.collect(), ..GroupTable::default() }),
         };
         let topologies = ClusterSide::BOTH.map(|side| Arc::new(topology(side, clusters, &fixed)));
         let snapshot = snapshot(&fixed, 1, &topologies, None, false);
@@ -184,7 +190,7 @@ fn snapshot(
         revision: Revision(revision),
         topologies: topologies.clone(),
         routes: Arc::new(routes),
-        groups: Arc::new(GroupTable::default()),
+        groups: Arc::clone(&fixed.groups),
         transactions: Arc::default(),
         taken_over: false,
         nodes: Arc::clone(&fixed.nodes),
@@ -239,6 +245,15 @@ impl World {
             self.drop_client(conn);
             self.apply(conn, Event::ClientGone);
         }
+    }
+
+    /// The model's other side keeps no copies of commits: whether a copy could be made is drawn.
+    pub(crate) fn on_errand(&mut self, conn: usize, ticket: Ticket, errand: &Errand) {
+        let done = match errand {
+            Errand::MirrorCommits(_) => Ok(self.rng.chance(900)),
+            other => return self.fail(format!("the model knows no errand {other:?}")),
+        };
+        self.apply(conn, Event::ErrandDone { ticket, done });
     }
 
     pub(crate) fn on_wake(&mut self, conn: usize) {
@@ -333,7 +348,11 @@ impl World {
             }
             Effect::HoldExpired { .. } => self.see(Seen::HoldExpired),
             Effect::BadAnswer { error, .. } => self.fail(format!("a broker's answer is called bad: {error}")),
-            Effect::Mirror(_) | Effect::Errand { .. } => {}
+            Effect::Errand { ticket, errand } => {
+                let after = self.rng.between(200, 5_000);
+                self.plan(after, Ev::Errand { conn, ticket, errand });
+            }
+            Effect::Mirror(_) => {}
         }
     }
 

@@ -15,6 +15,9 @@ const PAYLOAD: usize = 12;
 pub(crate) const PRODUCE: i16 = 0;
 pub(crate) const FETCH: i16 = 1;
 pub(crate) const LIST_OFFSETS: i16 = 2;
+pub(crate) const OFFSET_COMMIT: i16 = 8;
+pub(crate) const OFFSET_FETCH: i16 = 9;
+pub(crate) const FIND_COORDINATOR: i16 = 10;
 pub(crate) const API_VERSIONS: i16 = 18;
 
 /// Who wrote a batch, and its number among that producer's batches of the partition.

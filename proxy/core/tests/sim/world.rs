@@ -3,6 +3,7 @@
 use crate::asker::Asker;
 use crate::bugs::{self, Bug};
 use crate::cluster::Cluster;
+use crate::committer::Committer;
 use crate::consumer::Consumer;
 use crate::coverage::{Coverage, Seen};
 use crate::faults::Fault;
@@ -16,6 +17,7 @@ use crate::rng::Rng;
 use crate::store::Disk;
 use bytes::Bytes;
 use crossover_core::ids::ClusterSide;
+use crossover_core::session::{Errand, Ticket};
 
 pub(crate) const MS: u64 = 1_000;
 /// After this the schedule is stuck.
@@ -30,6 +32,7 @@ pub(crate) enum Who {
     Producer(usize),
     Consumer(usize),
     Asker(usize),
+    Committer(usize),
 }
 
 /// What happens next.
@@ -90,6 +93,12 @@ pub(crate) enum Ev {
     Orphan {
         conn: usize,
     },
+    /// The control tasks have done what a request waits for.
+    Errand {
+        conn: usize,
+        ticket: Ticket,
+        errand: Errand,
+    },
     Replicate {
         side: ClusterSide,
         partition: i32,
@@ -143,6 +152,8 @@ pub(crate) struct Shape {
     pub(crate) flips: u32,
     pub(crate) faults: u64,
     pub(crate) heal_at: u64,
+    /// Where the groups are.
+    pub(crate) home: ClusterSide,
 }
 
 pub(crate) struct World {
@@ -159,6 +170,7 @@ pub(crate) struct World {
     pub(crate) producers: Vec<Producer>,
     pub(crate) consumers: Vec<Consumer>,
     pub(crate) askers: Vec<Asker>,
+    pub(crate) committers: Vec<Committer>,
     pub(crate) flip: Option<Flip>,
     pub(crate) flip_serial: u32,
     pub(crate) flips_sealed: u32,
@@ -199,6 +211,7 @@ impl Shape {
             flips: rng.between(1, 4) as u32,
             faults: rng.pick(&[0, 2, 5, 10]),
             heal_at: rng.between(500, 3_000) * MS,
+            home: rng.pick(&ClusterSide::BOTH),
         }
     }
 }
@@ -252,7 +265,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let shape = Shape::draw(&mut rng);
         let clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
-        let proxy = Proxy::new(&clusters);
+        let proxy = Proxy::new(&clusters, &shape);
         World {
             now: 0,
             queue: Queue::new(),
@@ -264,6 +277,7 @@ impl World {
             producers: Vec::new(),
             consumers: Vec::new(),
             askers: Vec::new(),
+            committers: Vec::new(),
             flip: None,
             flip_serial: 0,
             flips_sealed: 0,
@@ -287,6 +301,7 @@ impl World {
         self.add_producers();
         self.add_consumers();
         self.add_askers();
+        self.add_committers();
         self.plan_faults();
         let first = self.rng.between(1, 200) * MS;
         self.plan(first, Ev::Operate);
@@ -309,6 +324,7 @@ impl World {
             Ev::Timer { conn, at } => self.on_timer(conn, at),
             Ev::Wake { conn } => self.on_wake(conn),
             Ev::Orphan { conn } => self.on_orphan(conn),
+            Ev::Errand { conn, ticket, errand } => self.on_errand(conn, ticket, &errand),
             Ev::Replicate { side, partition } => self.on_replicate(side, partition),
             Ev::Refresh { side, incarnation } => self.on_refresh(side, incarnation),
             Ev::Tick(who) => self.on_tick(who),
@@ -331,6 +347,7 @@ impl World {
             Who::Producer(index) => self.tick_producer(index),
             Who::Consumer(index) => self.tick_consumer(index),
             Who::Asker(index) => self.tick_asker(index),
+            Who::Committer(index) => self.tick_committer(index),
         }
     }
 
@@ -338,8 +355,8 @@ impl World {
         match who {
             Who::Producer(index) => self.producer_learns(index, partition),
             Who::Consumer(index) => self.consumer_learns(index, partition),
-            // It looks at the metadata when it needs them.
-            Who::Asker(_) => {}
+            // These look at the metadata when they need them.
+            Who::Asker(_) | Who::Committer(_) => {}
         }
     }
 
@@ -418,7 +435,8 @@ impl World {
         }
         let producer = self.producers.iter().find_map(Producer::unfinished);
         let asker = producer.or_else(|| self.askers.iter().find_map(Asker::unfinished));
-        asker.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
+        let positions = asker.or_else(|| self.committers.iter().find_map(Committer::unfinished));
+        positions.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
     }
 
     fn judge_the_end(&mut self) {
