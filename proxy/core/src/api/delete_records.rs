@@ -138,6 +138,8 @@ impl DeleteRecords {
             }
             let answer = match deletions.of(cx, route, index, side) {
                 Said::Well(answer) => answer,
+                // The position is in the log: a new leader does not know yet how much of it is on all replicas.
+                Said::Failed(code::OFFSET_OUT_OF_RANGE) => return Err(code::LEADER_NOT_AVAILABLE),
                 Said::Failed(error) => return Err(error),
             };
             let native = NativeOffset(answer.i64("LowWatermark"));

@@ -1,4 +1,5 @@
 use crate::api::key;
+use crate::error_code as code;
 use crate::ids::{ClusterSide, Revision, VirtualOffset};
 use crate::schema::Struct;
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target, only};
@@ -114,6 +115,21 @@ fn r25_each_side_deletes_to_its_own_image() {
         }
         assert_eq!(reply(&mut rig), (0, floor_at));
     }
+}
+
+#[test]
+fn r25_a_new_leader_that_lags_behind_is_asked_again() {
+    let mut rig = Rig::new(Target, 0);
+    rig.flip(Target, 100, 10);
+    let sent = ask(&mut rig, 2, 105);
+    rehearse(&mut rig, &sent, 30);
+    let errand = floor(&mut rig);
+    rig.run_errand(errand, Ok(true));
+    for sent in rig.sent() {
+        let error = if sent.node.side == Source { code::OFFSET_OUT_OF_RANGE } else { code::NONE };
+        answer(&mut rig, &sent, error, 15);
+    }
+    assert_eq!(reply(&mut rig), (code::LEADER_NOT_AVAILABLE, -1), "105 is in range");
 }
 
 #[test]
