@@ -69,6 +69,12 @@ pub enum Bug {
     R24OwnerOnly,
     /// A side that does not answer is passed over.
     R24NextEra,
+    /// Records are deleted at the owner only.
+    R25OwnerOnly,
+    /// A side is deleted over the end of the era in which the position lies.
+    R25Uncut,
+    /// What was deleted can be read as long as its side has it.
+    R25Shown,
     /// A position without a native image is stored as the number that comes next to it.
     R27NoTag,
     /// The number beside a tag is taken, not what the tag says.

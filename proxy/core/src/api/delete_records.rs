@@ -11,6 +11,7 @@
 use super::fan::{self, Ask, Plan};
 use super::split::{self, Answers, Names, Said, Split};
 use super::{common, fetch_entry, group, key, view};
+use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::route::TopicRoute;
@@ -51,6 +52,9 @@ enum Floors {
 
 /// How far `side` is deleted. `None`: nothing of it lies there.
 fn boundary(timeline: &Timeline, side: ClusterSide, position: VirtualOffset) -> Option<NativeOffset> {
+    if bug::is(Bug::R25OwnerOnly) && side != timeline.current().side {
+        return None;
+    }
     timeline.native_boundary_for_delete(side, position)
 }
 

@@ -128,7 +128,8 @@ impl Entry {
             return self.answer_error(error);
         };
         let Some(timeline) = route.timeline(self.key.partition) else { return };
-        if self.position >= 0 && VirtualOffset(self.position) < timeline.floor() {
+        let is_shown = bug::is(Bug::R25Shown) || VirtualOffset(self.position) >= timeline.floor();
+        if self.position >= 0 && !is_shown {
             // Deleted by a client, whether or not the sides that held it have got to it (RULES R25).
             let mut out = self.empty();
             out.set("ErrorCode", code::OFFSET_OUT_OF_RANGE);

@@ -11,6 +11,7 @@ mod epoch;
 #[cfg(test)]
 mod tests;
 
+use crate::bug::{self, Bug};
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 
 pub use codec::DecodeError;
@@ -377,7 +378,8 @@ impl Timeline {
         }
         let era = self.on_side(side).rfind(|era| era.virtual_start <= position)?;
         let native = era.unshift(position);
-        Some(era.native_end.map_or(native, |end| native.min(end)))
+        let end = era.native_end.filter(|_| !bug::is(Bug::R25Uncut));
+        Some(end.map_or(native, |end| native.min(end)))
     }
 
     /// Whether `position` lies in what `side` holds as an offset-preserving copy.

@@ -10,6 +10,8 @@ pub(crate) enum Bug {
     R2NoGrace,
     /// After a start the gates open with what the last SEAL knew.
     R3NoSeed,
+    /// After a start what was deleted shows again.
+    R25FloorForgotten,
     #[cfg(feature = "bug-flags")]
     Core(CoreBug),
 }
@@ -24,6 +26,10 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R2PlainError),
     Bug::Core(CoreBug::R2LossIgnored),
     Bug::R3NoSeed,
+    Bug::R25FloorForgotten,
+    Bug::Core(CoreBug::R25OwnerOnly),
+    Bug::Core(CoreBug::R25Uncut),
+    Bug::Core(CoreBug::R25Shown),
     Bug::Core(CoreBug::R5NotCumulative),
     Bug::Core(CoreBug::R11Ends),
     Bug::Core(CoreBug::R11NoDrain),

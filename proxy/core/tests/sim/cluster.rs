@@ -227,6 +227,16 @@ impl Log {
         self.start = self.start.max(offset.min(self.high_watermark));
     }
 
+    /// DeleteRecords (`Partition.deleteRecordsOnLeader`): where the log starts now. −1: as much as can be.
+    pub(crate) fn delete_records(&mut self, offset: i64) -> Result<i64, i16> {
+        let to = if offset == LATEST { self.high_watermark } else { offset };
+        if !(0..=self.high_watermark).contains(&to) {
+            return Err(code::OUT_OF_RANGE);
+        }
+        self.delete_to(to);
+        Ok(self.start)
+    }
+
     /// The batches from `offset` on that are readable, at most `max`.
     pub(crate) fn read(&self, offset: i64, max: usize) -> Bytes {
         let mut out = BytesMut::new();

@@ -39,6 +39,8 @@ struct Place {
     learning: bool,
     /// No answer to what it has asked may show an end below.
     least_end: i64,
+    /// … or records below.
+    least_record: i64,
 }
 
 /// The fetches at one node.
@@ -64,6 +66,7 @@ impl World {
                 last_epoch: -1,
                 learning: false,
                 least_end: 0,
+                least_record: 0,
             });
             let places = places.collect();
             self.consumers.push(Consumer {
@@ -180,7 +183,11 @@ impl World {
         fetcher.asked = Some((correlation, !fetcher.introduced));
         let frame = if fetcher.introduced {
             let asked = consumer.places.iter_mut().filter(|p| p.node == Some(node));
-            asked.for_each(|p| p.least_end = self.shown_first[p.partition as usize]);
+            asked.for_each(|p| {
+                let (since, floor) = self.hidden[p.partition as usize];
+                p.least_end = self.shown_first[p.partition as usize];
+                p.least_record = if since <= self.now { floor } else { 0 };
+            });
             let body = fetch_body(
                 consumer.version,
                 &consumer.places,
@@ -289,6 +296,9 @@ impl World {
                 // A broker starts with the batch that holds the position, clients drop what is before it.
                 return self.fail(format!("at {position} a batch from {} was read", head.base));
             }
+            if head.base + i64::from(head.count) <= at.least_record {
+                return self.fail(format!("{} was read, which is deleted", head.base));
+            }
             if self.oracle.starts_era(partition, head.base) {
                 self.see(Seen::ReadOverBoundary);
             }
@@ -331,6 +341,9 @@ impl World {
         self.see(Seen::OutOfRange);
         let at = &self.consumers[index].places[place];
         let (partition, position) = (at.partition, at.position);
+        if position < self.hidden[partition as usize].1 {
+            self.see(Seen::FloorHides);
+        }
         let judged = self.oracle.out_of_range(partition, position, &self.clusters);
         self.judge(judged);
         trace!(self, "consumer {index} is out of range at {position} of {partition}");

@@ -19,6 +19,7 @@ seen! {
     ListedLater, ListedEndOverSeal, ListedStartOfAnOlderEra, ListedNewestOfAnOlderEra,
     ListedByTimeInAnOlderEra, ListedByTimeBehindOlderEras, ListedNothing,
     CommitTagged, CommitUnanswered, CommitOfAnOlderEra, CommitInAnOlderEra, CommitOfAnOlderProcess, BegunAgain,
+    DeletedLater, DeletedInAnOlderEra, DeletedOverEras, FloorNotStored, FloorHides, DeletionHoldsFlip,
     ElectionLosesTail, EpochFenced, Seeded,
 }
 

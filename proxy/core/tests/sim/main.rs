@@ -8,6 +8,7 @@ mod committer;
 mod consumer;
 mod coordinator;
 mod coverage;
+mod deleter;
 mod faults;
 mod net;
 mod operator;

@@ -241,6 +241,7 @@ impl World {
             wire::FIND_COORDINATOR | wire::OFFSET_COMMIT | wire::OFFSET_FETCH => {
                 self.coordinate(link, &asked)
             }
+            wire::DELETE_RECORDS => self.delete(link, &asked),
             wire::API_VERSIONS => self.respond(link, &asked, &wire::response(wire::API_VERSIONS)),
             other => self.fail(format!("the model knows no API {other}")),
         }
@@ -602,6 +603,34 @@ impl World {
                     Err(error) => answer.set("ErrorCode", error),
                 }
                 topic.push("Partitions", answer);
+            }
+            body.push("Topics", topic);
+        }
+        self.respond(link, asked, &body);
+    }
+
+    fn delete(&mut self, link: usize, asked: &Asked) {
+        let (side, broker) = (self.links[link].side, self.links[link].broker);
+        let mut body = wire::response(wire::DELETE_RECORDS);
+        for data in asked.body.structs("Topics") {
+            let mut topic = body.new_element("Topics");
+            topic.set("Name", data.get("Name").clone());
+            for wanted in data.structs("Partitions") {
+                let (partition, offset) = (wanted.i32("PartitionIndex"), wanted.i64("Offset"));
+                let log = &mut self.clusters[side.index()].logs[partition as usize];
+                let was = log.start;
+                let deleted = match log.leader == broker {
+                    true => log.delete_records(offset),
+                    false => Err(code::NOT_LEADER),
+                };
+                trace!(self, "{side} {partition} is deleted up to {offset}: {deleted:?}");
+                let mut answer = topic.new_element("Partitions");
+                answer.set("PartitionIndex", partition);
+                answer.set("LowWatermark", deleted.unwrap_or(-1));
+                answer.set("ErrorCode", deleted.err().unwrap_or(0));
+                topic.push("Partitions", answer);
+                let judged = self.oracle.deleted(side, partition, was, &self.clusters);
+                self.judge(judged);
             }
             body.push("Topics", topic);
         }

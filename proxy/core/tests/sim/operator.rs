@@ -20,6 +20,7 @@ use std::sync::Arc;
 /// As `flip.rs` has them.
 const PREPARE_PAUSE: u64 = 150 * MS;
 const DRAIN_LOOK: u64 = 5 * MS;
+const CHANGES_LOOK: u64 = 5 * MS;
 
 /// Which log is read, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,7 @@ pub(crate) enum At {
     Ask,
     Read { which: Which, part: usize, step: u32 },
     Settled,
+    Closing,
     IntentStored,
     Look { serial: u32 },
     Deadline,
@@ -66,6 +68,8 @@ pub(crate) struct Flip {
     failed: bool,
     abort_asked: bool,
     looks: u32,
+    /// So long it waits for changes of the topic.
+    closing_until: u64,
 }
 
 impl World {
@@ -108,6 +112,7 @@ impl World {
             failed: false,
             abort_asked: false,
             looks: 0,
+            closing_until: 0,
         });
         self.proxy.preparing = true;
         self.publish();
@@ -154,6 +159,7 @@ impl World {
             At::Ask => self.ask(&[Which::Old, Which::New]),
             At::Read { which, part, step } => self.read(which, part, step),
             At::Settled => self.tell(Event::Settled),
+            At::Closing => self.closing(),
             At::IntentStored => self.intent_stored(),
             At::Look { serial } => self.look(serial),
             At::Deadline => self.deadline(),
@@ -197,7 +203,8 @@ impl World {
             Action::CloseTopics => {
                 let name = Arc::clone(self.proxy.name());
                 self.proxy.shared.changes.close(&name);
-                self.tell(Event::Closed);
+                self.the_flip().closing_until = self.now + self.shape.hold_ms as u64 * MS;
+                self.closing();
             }
             Action::StoreIntent => {
                 let after = self.rng.between(200, 5_000);
@@ -220,6 +227,19 @@ impl World {
             }
             Action::End(outcome) => self.ended(&outcome),
         }
+    }
+
+    /// Changes of the topic that had begun come to their end first (RULES R25).
+    fn closing(&mut self) {
+        if self.proxy.shared.changes.is_quiet(TOPIC) {
+            return self.tell(Event::Closed);
+        }
+        self.see(Seen::DeletionHoldsFlip);
+        let (now, flip) = (self.now, self.the_flip());
+        if flip.abort_asked || now >= flip.closing_until {
+            return self.tell(Event::Failed("a change of the topic is not over".to_owned()));
+        }
+        self.go_on_in(CHANGES_LOOK, At::Closing);
     }
 
     fn prepare(&mut self) {

@@ -84,6 +84,7 @@ pub(crate) struct Before {
     committed: i64,
     /// Native log starts, by side.
     starts: [i64; 2],
+    floor: i64,
 }
 
 /// A batch in the virtual log, without its records that are deleted.
@@ -279,18 +280,17 @@ impl Oracle {
 
     pub(crate) fn before(&self, partition: i32, clusters: &[Cluster; 2]) -> Before {
         let starts = ClusterSide::BOTH.map(|side| clusters[side.index()].logs[partition as usize].start);
-        let first = self.next_record(partition, 0, clusters);
-        Before { first, committed: self.committed(partition, clusters), starts }
+        let (first, floor) = (self.next_record(partition, 0, clusters), self.floors[partition as usize]);
+        Before { first, committed: self.committed(partition, clusters), starts, floor }
     }
 
-    /// The batches of the virtual log that the logs begin with `starts`, in order.
+    /// The batches of the virtual log that the logs begin with `starts`, above the floor, in order.
     fn shown<'a>(
         &'a self,
         partition: i32,
-        starts: [i64; 2],
+        (starts, floor): ([i64; 2], i64),
         clusters: &'a [Cluster; 2],
     ) -> impl Iterator<Item = Shown> + 'a {
-        let floor = self.floors[partition as usize];
         self.runs[partition as usize].iter().flat_map(move |run| {
             let start = starts[run.side.index()];
             let log = &clusters[run.side.index()].logs[partition as usize];
@@ -305,7 +305,7 @@ impl Oracle {
 
     /// When the record at a position was written.
     pub(crate) fn time_at(&self, partition: i32, position: i64, clusters: &[Cluster; 2]) -> Option<i64> {
-        let mut all = self.shown(partition, [0; 2], clusters);
+        let mut all = self.shown(partition, ([0; 2], 0), clusters);
         all.find(|batch| batch.end > position).map(|batch| batch.time)
     }
 
@@ -341,18 +341,27 @@ impl Oracle {
         clusters: &[Cluster; 2],
     ) -> Judged {
         let now = self.before(partition, clusters);
-        let lasting = self.shown(partition, now.starts, clusters).filter(|b| b.first < before.committed);
+        let lasting =
+            self.shown(partition, (now.starts, now.floor), clusters).filter(|b| b.first < before.committed);
         let newest = timestamp == MAX_TIMESTAMP;
         let wanted = match newest {
             // The first of those that share the time.
             true => lasting.max_by_key(|b| (b.time, std::cmp::Reverse(b.first))),
             false => lasting.into_iter().find(|b| b.time >= timestamp),
         };
+        // A log that still has what is hidden tells of that, and not of what comes behind it: a time is then answered with
+        // the floor, which reads again rather than skips, and another log's newest record with its own.
+        let least = if newest { wanted.as_ref().map_or(0, |b| b.time) } else { timestamp };
+        let mut hidden = self.shown(partition, (before.starts, 0), clusters);
+        let is_hidden = hidden.any(|b| b.first < now.floor && b.time >= least);
+        if is_hidden && (newest || (before.floor..=now.floor).contains(&offset)) {
+            return Ok(());
+        }
         let wrong = |why: String| Err(format!("{timestamp} of {partition} is told to be at {offset}: {why}"));
         if offset < 0 {
             return wanted.map_or(Ok(()), |b| wrong(format!("{} was written at {}", b.first, b.time)));
         }
-        let mut once = self.shown(partition, before.starts, clusters);
+        let mut once = self.shown(partition, (before.starts, before.floor), clusters);
         let Some(found) = once.find(|b| (b.first..b.end).contains(&offset)) else {
             return wrong("no record is there".to_owned());
         };
@@ -412,6 +421,51 @@ impl Oracle {
         Err(format!(
             "consumer {consumer} is told {told:?} of {partition}, it has committed {last:?}, maybe {unknown:?}"
         ))
+    }
+
+    /// A broker has deleted records below its log start, which was at `was`: only what clients wanted deleted, and that
+    /// is hidden for good.
+    pub(crate) fn deleted(
+        &self,
+        side: ClusterSide,
+        partition: i32,
+        was: i64,
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let log = &clusters[side.index()].logs[partition as usize];
+        let floor = self.floors[partition as usize];
+        for run in self.runs[partition as usize].iter().filter(|run| run.side == side) {
+            let (from, to) = (was.max(run.native), log.start.min(run.end.unwrap_or(log.end)));
+            let last = run.first + to - 1 - run.native;
+            if from < to && last >= floor {
+                return Err(format!("{partition} was deleted up to {last}, the floor is {floor}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A client was told that everything below `up_to` is deleted, and where the log starts.
+    pub(crate) fn is_deleted(
+        &self,
+        partition: i32,
+        up_to: i64,
+        told: i64,
+        clusters: &[Cluster; 2],
+    ) -> Judged {
+        let first = self.next_record(partition, 0, clusters);
+        if told < up_to || told > first {
+            return Err(format!(
+                "{partition} is deleted up to {up_to}, it starts at {first}, {told} is told"
+            ));
+        }
+        for run in self.runs[partition as usize].iter().filter(|run| run.first < up_to) {
+            let log = &clusters[run.side.index()].logs[partition as usize];
+            let image = run.native + up_to - run.first;
+            if log.start < run.end.map_or(image, |end| image.min(end)) {
+                return Err(format!("{partition} is deleted up to {up_to}, the {} has more", run.side));
+            }
+        }
+        Ok(())
     }
 
     /// A consumer was told that its position is out of range.

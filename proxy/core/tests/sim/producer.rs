@@ -461,6 +461,7 @@ impl World {
             Who::Consumer(index) => self.consumer_hears(index, conn, frame),
             Who::Asker(index) => self.asker_hears(index, conn, frame),
             Who::Committer(index) => self.committer_hears(index, conn, frame),
+            Who::Deleter => self.deleter_hears(conn, frame),
         }
     }
 
@@ -474,6 +475,7 @@ impl World {
             Who::Consumer(index) => self.consumer_loses(index, conn),
             Who::Asker(index) => self.asker_loses(index, conn),
             Who::Committer(index) => self.committer_loses(index, conn),
+            Who::Deleter => self.deleter_loses(conn),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::store::Disk;
 use crate::wire::{IDS, TOPIC};
 use crate::world::{Ev, MS, Shape, World, trace};
 use bytes::Bytes;
-use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode};
+use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode, VirtualOffset};
 use crossover_core::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::producer::gate::{PartitionGate, SessionId};
@@ -51,6 +51,8 @@ pub(crate) struct Proxy {
     topologies: [Arc<Topology>; 2],
     /// Where a moved topic is.
     pub(crate) moved: Option<(ClusterSide, Vec<Arc<Timeline>>)>,
+    /// What clients have deleted, by partition.
+    floors: Vec<i64>,
     pub(crate) preparing: bool,
     pub(crate) unseeded: BTreeSet<i32>,
     pub(crate) unsealed: bool,
@@ -80,7 +82,7 @@ impl Proxy {
             groups: Arc::new(GroupTable { homes: homes.collect(), ..GroupTable::default() }),
         };
         let topologies = ClusterSide::BOTH.map(|side| Arc::new(topology(side, clusters, &fixed)));
-        let snapshot = snapshot(&fixed, 1, &topologies, None, false);
+        let snapshot = snapshot(&fixed, 1, &topologies, None, &[], false);
         Proxy {
             up: true,
             incarnation: 0,
@@ -91,6 +93,7 @@ impl Proxy {
             revision: 1,
             topologies,
             moved: None,
+            floors: vec![0; shape.partitions as usize],
             preparing: false,
             unseeded: BTreeSet::new(),
             unsealed: false,
@@ -171,12 +174,16 @@ fn snapshot(
     revision: u64,
     topologies: &[Arc<Topology>; 2],
     moved: Option<&(ClusterSide, Vec<Arc<Timeline>>)>,
+    floors: &[i64],
     preparing: bool,
 ) -> Snapshot {
     let mut route = fixed.rules.initial_route(&fixed.name, topologies);
     if let Some((owner, timelines)) = moved {
         route.owner = *owner;
         route.timelines = Timelines::PerPartition(timelines.clone());
+    }
+    for (partition, floor) in (0..).zip(floors).filter(|(_, floor)| **floor > 0) {
+        route.raise_floor(partition, VirtualOffset(*floor));
     }
     assert_eq!(route.mode, LinkMode::Continue);
     let routes = RouteTable {
@@ -205,7 +212,7 @@ impl World {
     pub(crate) fn publish(&mut self) {
         let proxy = &mut self.proxy;
         let (fixed, revision, moved) = (&proxy.fixed, proxy.revision, proxy.moved.as_ref());
-        let next = snapshot(fixed, revision, &proxy.topologies, moved, proxy.preparing);
+        let next = snapshot(fixed, revision, &proxy.topologies, moved, &proxy.floors, proxy.preparing);
         let last = std::mem::replace(&mut proxy.snapshot, next);
         if proxy.stale.is_none() || self.now - proxy.published_at >= STALE {
             proxy.stale = Some(last);
@@ -249,11 +256,39 @@ impl World {
 
     /// The model's other side keeps no copies of commits: whether a copy could be made is drawn.
     pub(crate) fn on_errand(&mut self, conn: usize, ticket: Ticket, errand: &Errand) {
+        if self.conns[conn].session.is_none() {
+            // The process that was asked has ended.
+            return;
+        }
         let done = match errand {
             Errand::MirrorCommits(_) => Ok(self.rng.chance(900)),
+            Errand::RaiseFloors(floors) => self.raise_floors(floors),
             other => return self.fail(format!("the model knows no errand {other:?}")),
         };
         self.apply(conn, Event::ErrandDone { ticket, done });
+    }
+
+    fn raise_floors(&mut self, floors: &[(Arc<str>, i32, VirtualOffset)]) -> Result<bool, String> {
+        if !self.healed && self.rng.chance(20) {
+            self.see(Seen::FloorNotStored);
+            return Err("the floor cannot be stored".to_owned());
+        }
+        let mut raised = false;
+        for (_, partition, floor) in floors {
+            let index = *partition as usize;
+            if floor.0 > self.proxy.floors[index] {
+                raised = true;
+                self.proxy.floors[index] = floor.0;
+                self.hidden[index] = (self.now + STALE, floor.0);
+                self.oracle.floors[index] = floor.0;
+                trace!(self, "the floor of {partition} is {}", floor.0);
+            }
+        }
+        if raised {
+            self.disk.floors = self.proxy.floors.clone();
+            self.publish();
+        }
+        Ok(raised)
     }
 
     pub(crate) fn on_wake(&mut self, conn: usize) {
@@ -455,11 +490,12 @@ impl World {
     }
 
     pub(crate) fn on_restart(&mut self) {
-        let Disk { revision, topic, running, .. } = self.disk.clone();
+        let Disk { revision, topic, floors, running, .. } = self.disk.clone();
         trace!(self, "the proxy starts, unclean {running}");
         let now_ms = self.now_ms();
         self.disk.intent = false;
         self.disk.running = true;
+        let forgets = self.is(Bug::R25FloorForgotten);
         let proxy = &mut self.proxy;
         proxy.up = true;
         proxy.shared = Shared::default();
@@ -469,6 +505,10 @@ impl World {
         proxy.unsealed = false;
         proxy.unseeded.clear();
         proxy.unclean_since_ms = running.then_some(now_ms);
+        proxy.floors.fill(0);
+        if !forgets {
+            proxy.floors[..floors.len()].copy_from_slice(&floors);
+        }
         proxy.moved = None;
         proxy.stale = None;
         if let Some(stored) = topic {

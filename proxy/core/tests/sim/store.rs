@@ -35,6 +35,8 @@ impl StoredTopic {
 pub(crate) struct Disk {
     pub(crate) revision: u64,
     pub(crate) topic: Option<StoredTopic>,
+    /// By partition: what clients have deleted.
+    pub(crate) floors: Vec<i64>,
     pub(crate) intent: bool,
     /// Set while a process runs: the next one finds out that this one was killed.
     pub(crate) running: bool,

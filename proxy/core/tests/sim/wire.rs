@@ -19,6 +19,7 @@ pub(crate) const OFFSET_COMMIT: i16 = 8;
 pub(crate) const OFFSET_FETCH: i16 = 9;
 pub(crate) const FIND_COORDINATOR: i16 = 10;
 pub(crate) const API_VERSIONS: i16 = 18;
+pub(crate) const DELETE_RECORDS: i16 = 21;
 
 /// Who wrote a batch, and its number among that producer's batches of the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

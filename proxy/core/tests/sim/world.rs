@@ -6,6 +6,7 @@ use crate::cluster::Cluster;
 use crate::committer::Committer;
 use crate::consumer::Consumer;
 use crate::coverage::{Coverage, Seen};
+use crate::deleter::Deleter;
 use crate::faults::Fault;
 use crate::net::{Conn, Link};
 use crate::operator::Flip;
@@ -33,6 +34,7 @@ pub(crate) enum Who {
     Consumer(usize),
     Asker(usize),
     Committer(usize),
+    Deleter,
 }
 
 /// What happens next.
@@ -171,6 +173,7 @@ pub(crate) struct World {
     pub(crate) consumers: Vec<Consumer>,
     pub(crate) askers: Vec<Asker>,
     pub(crate) committers: Vec<Committer>,
+    pub(crate) deleter: Deleter,
     pub(crate) flip: Option<Flip>,
     pub(crate) flip_serial: u32,
     pub(crate) flips_sealed: u32,
@@ -183,6 +186,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<String>,
     pub(crate) trace: Option<Vec<String>>,
     pub(crate) fresh: u64,
+    /// Below this nothing of a partition has been shown for a while.
+    pub(crate) hidden: Vec<(u64, i64)>,
     /// Where the newest published era of each partition starts.
     pub(crate) shown_first: Vec<i64>,
 }
@@ -278,6 +283,7 @@ impl World {
             consumers: Vec::new(),
             askers: Vec::new(),
             committers: Vec::new(),
+            deleter: Deleter::default(),
             flip: None,
             flip_serial: 0,
             flips_sealed: 0,
@@ -290,6 +296,7 @@ impl World {
             violation: None,
             trace: traced.then(Vec::new),
             fresh: 0,
+            hidden: vec![(0, 0); shape.partitions as usize],
             shown_first: vec![0; shape.partitions as usize],
             shape,
             clusters,
@@ -302,6 +309,7 @@ impl World {
         self.add_consumers();
         self.add_askers();
         self.add_committers();
+        self.add_deleter();
         self.plan_faults();
         let first = self.rng.between(1, 200) * MS;
         self.plan(first, Ev::Operate);
@@ -348,6 +356,7 @@ impl World {
             Who::Consumer(index) => self.tick_consumer(index),
             Who::Asker(index) => self.tick_asker(index),
             Who::Committer(index) => self.tick_committer(index),
+            Who::Deleter => self.tick_deleter(),
         }
     }
 
@@ -356,7 +365,7 @@ impl World {
             Who::Producer(index) => self.producer_learns(index, partition),
             Who::Consumer(index) => self.consumer_learns(index, partition),
             // These look at the metadata when they need them.
-            Who::Asker(_) | Who::Committer(_) => {}
+            Who::Asker(_) | Who::Committer(_) | Who::Deleter => {}
         }
     }
 
@@ -436,6 +445,7 @@ impl World {
         let producer = self.producers.iter().find_map(Producer::unfinished);
         let asker = producer.or_else(|| self.askers.iter().find_map(Asker::unfinished));
         let positions = asker.or_else(|| self.committers.iter().find_map(Committer::unfinished));
+        let positions = positions.or_else(|| self.deleter.unfinished());
         positions.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
     }
 
