@@ -279,7 +279,10 @@ impl Log {
             EARLIEST => return Ok((self.start, -1)),
             LATEST if is_lagging => return Err(code::OFFSET_NOT_AVAILABLE),
             LATEST => return Ok((self.high_watermark, -1)),
-            MAX_TIMESTAMP => retained.iter().rev().filter(readable).max_by_key(|b| b.time),
+            MAX_TIMESTAMP => {
+                let known = retained.iter().rev().filter(|b| is_lagging || readable(b));
+                known.max_by_key(|b| b.time).filter(readable)
+            }
             _ => retained.iter().find(|b| b.time >= timestamp).filter(readable),
         };
         match found {
