@@ -51,6 +51,10 @@ pub(crate) fn group_of(consumer: usize) -> String {
     format!("group-{consumer}")
 }
 
+pub(crate) fn consumer_of(group: &str) -> Option<usize> {
+    group.strip_prefix("group-")?.parse().ok()
+}
+
 impl World {
     pub(crate) fn add_committers(&mut self) {
         for index in 0..self.shape.consumers {

@@ -1,6 +1,7 @@
 //! A cluster's group coordinator, as far as commits go: one broker has the commits of all groups, and another one when
 //! that one is gone.
 
+use crate::committer::consumer_of;
 use crate::coverage::Seen;
 use crate::wire::{self, Asked};
 use crate::world::{MS, World, trace};
@@ -92,6 +93,8 @@ impl World {
                 if commit.1.starts_with(TAG_PREFIX) {
                     self.see(Seen::CommitTagged);
                 }
+                let late = self.is_cut(link).then(|| consumer_of(group)).flatten();
+                late.into_iter().for_each(|consumer| self.oracle.committed_late(consumer, index));
                 let commits = &mut self.clusters[side.index()].coordinator.commits;
                 commits.insert((group.to_owned(), index), commit);
             }

@@ -182,6 +182,11 @@ impl World {
         self.plan_at(at, Ev::Lost { link });
     }
 
+    /// Whether nobody waits at the other end for what a broker does.
+    pub(crate) fn is_cut(&self, link: usize) -> bool {
+        self.links[link].until != u64::MAX || !self.links[link].proxy_open
+    }
+
     /// The proxy's process has ended: what it has written arrives up to some moment, and nobody is told anything.
     pub(crate) fn leave(&mut self, link: usize) {
         if self.links[link].until == u64::MAX && self.rng.chance(500) {

@@ -61,6 +61,8 @@ struct Writer {
 pub(crate) struct Committed {
     /// What it was told is committed, last.
     told: Option<(i64, String)>,
+    /// What it was told is committed, before.
+    former: Vec<(i64, String)>,
     /// What may be committed, now or later: nobody was told.
     unknown: Vec<(i64, String)>,
     /// When `told` was: how many eras there were, and which of the proxy's processes it was.
@@ -394,15 +396,18 @@ impl Oracle {
         let eras = self.eras(partition);
         let known = self.commits.entry((consumer, partition)).or_default();
         if is_told {
-            *known = Committed {
-                told: Some(commit),
-                unknown: std::mem::take(&mut known.unknown),
-                eras,
-                incarnation,
-            };
+            known.former.extend(known.told.replace(commit));
+            (known.eras, known.incarnation) = (eras, incarnation);
         } else {
             known.unknown.push(commit);
         }
+    }
+
+    /// A commit has come to the coordinator on a connection that is lost. If the proxy has sent it again, and it was told,
+    /// it is committed once more behind later ones, as without a proxy for clients that repeat commits.
+    pub(crate) fn committed_late(&mut self, consumer: usize, partition: i32) {
+        let known = self.commits.entry((consumer, partition)).or_default();
+        known.unknown.extend(known.former.iter().chain(&known.told).cloned());
     }
 
     /// What a consumer knows to be committed.
