@@ -28,7 +28,7 @@ pub(crate) struct Asker {
     correlation: i32,
     tick_at: u64,
     /// Questions that are still to be answered.
-    left: u32,
+    pub(crate) left: u32,
 }
 
 #[derive(Clone, Copy)]

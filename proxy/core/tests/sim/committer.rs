@@ -28,7 +28,7 @@ pub(crate) struct Committer {
     correlation: i32,
     tick_at: u64,
     /// Commits and looks at them that are still to come; the last one is a look.
-    left: u32,
+    pub(crate) left: u32,
     commits: u32,
 }
 

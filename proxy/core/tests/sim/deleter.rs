@@ -22,7 +22,7 @@ pub(crate) struct Deleter {
     wanted: Option<(i32, i64)>,
     correlation: i32,
     tick_at: u64,
-    left: u32,
+    pub(crate) left: u32,
 }
 
 impl Deleter {

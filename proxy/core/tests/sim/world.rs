@@ -421,7 +421,10 @@ impl World {
     fn is_over(&mut self) -> bool {
         let may_be = self.healed && self.flips_sealed >= 1 && self.flip.is_none();
         // Asked before every event: first what is found without putting it into words.
-        if !may_be || self.consumers.iter().any(|c| self.is_behind(c)) || self.unfinished().is_some() {
+        if !may_be || self.is_asking() || self.consumers.iter().any(|c| self.is_behind(c)) {
+            return false;
+        }
+        if self.unfinished().is_some() {
             return false;
         }
         if self.events < EVENTS_MIN {
@@ -429,6 +432,13 @@ impl World {
             return false;
         }
         true
+    }
+
+    /// Whether clients still have to do with positions.
+    fn is_asking(&self) -> bool {
+        self.askers.iter().any(|a| a.left > 0)
+            || self.committers.iter().any(|c| c.left > 0)
+            || self.deleter.left > 0
     }
 
     /// What is still to be done.
