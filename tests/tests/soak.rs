@@ -3,7 +3,7 @@
 //! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
 //!
 //! `CROSSOVER_FAULTS` (default 8), `CROSSOVER_RECORDS` (default 100,000) and `CROSSOVER_RATE` (records per second of each
-//! producer, default 100) say how long: until there were as many failures, and as many records. `CROSSOVER_MINUTES` ends it
+//! producer, default 150) say how long: until there were as many failures, and as many records. `CROSSOVER_MINUTES` ends it
 //! earlier.
 
 use anyhow::{Context, Result, ensure};
@@ -41,7 +41,7 @@ const FAILURES: [Failure; 8] = [
 fn everything_together() -> Result<()> {
     let _turn = one_at_a_time();
     let [faults, records, rate] =
-        [("FAULTS", 8), ("RECORDS", 100_000), ("RATE", 100)].map(|(name, otherwise)| number(name, otherwise));
+        [("FAULTS", 8), ("RECORDS", 100_000), ("RATE", 150)].map(|(name, otherwise)| number(name, otherwise));
     let (faults, records) = (faults?, records?);
     let mut run = Run::start(Clients::SomeImpatient, u32::try_from(rate?)?)?;
     for topic in [PAYMENTS, COPIES] {
