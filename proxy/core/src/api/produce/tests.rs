@@ -816,3 +816,166 @@ fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_late
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
 }
+
+/// The sessions that are to be woken, since this was last asked.
+fn woken(rig: &mut Rig) -> Vec<SessionId> {
+    let others = rig.others().into_iter();
+    others
+        .flat_map(|effect| if let Effect::Wake(sessions) = effect { sessions } else { Vec::new() })
+        .collect()
+}
+
+#[test]
+fn r03_what_another_connection_keeps_behind_a_batch_is_woken_by_its_outcome() {
+    for error in [code::NONE, code::REQUEST_TIMED_OUT] {
+        let mut rig = stale();
+        produce(&mut rig, -1, PID, 0);
+        let sent = rig.one();
+        let next = Submission {
+            session: SessionId(2),
+            client: rig.client_key(),
+            path: PathId(2),
+            era: 1,
+            batch: Some(BatchId { pid: PID, epoch: 0, first: 1, last: 1 }),
+            hold: None,
+            arrived_ms: rig.now_ms,
+        };
+        let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
+        assert!(matches!(admission, Admission::Hold { reason: HoldReason::OtherPath, .. }), "{admission:?}");
+        assert!(woken(&mut rig).is_empty());
+        answer(&mut rig, &sent, error, 40);
+        assert!(woken(&mut rig).contains(&SessionId(2)), "after {error}");
+    }
+}
+
+#[test]
+fn a_flip_is_told_when_the_last_batch_behind_its_fence_is_answered() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    produce(&mut rig, -1, PID + (1 << 20), 0);
+    let sent = rig.sent();
+    lock(&gate_of(&rig)).fence();
+    let drained = |rig: &mut Rig| rig.others().iter().any(|effect| matches!(effect, Effect::GateDrained));
+    answer(&mut rig, &sent[0], 0, 40);
+    assert!(!drained(&mut rig), "the second one is under way");
+    answer(&mut rig, &sent[1], 0, 41);
+    assert!(drained(&mut rig));
+}
+
+#[test]
+fn r08_what_waits_behind_a_batch_that_is_given_up_is_told_at_once() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(1_000);
+    produce(&mut rig, -1, PID, 1);
+    // The hold bound of the first one. That of the second is a second later, which is too late to keep their order.
+    rig.pass(4_000);
+    let refused = Some((code::NOT_LEADER_OR_FOLLOWER, -1));
+    assert_eq!(reply(&mut rig), refused);
+    assert!(woken(&mut rig).contains(&SessionId(1)));
+    rig.handle(Event::Wake);
+    assert_eq!(reply(&mut rig), refused);
+    assert!(woken(&mut rig).is_empty(), "nothing waits any more");
+}
+
+#[test]
+fn while_a_flip_is_prepared_a_connection_that_is_free_again_goes_on_at_once() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    // Two partitions: the gate of the one knows nothing of what waits for the other.
+    produce_to(&mut rig, VERSION, &[(1, PID, 0)]);
+    let first = rig.one();
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty() && woken(&mut rig).is_empty());
+    // Whatever it says.
+    rig.answer(&first, |_| {});
+    assert_eq!(woken(&mut rig), [SessionId(1)]);
+    rig.handle(Event::Wake);
+    assert_eq!(partitions_of(&rig.one()), [0]);
+}
+
+#[test]
+fn r08_the_echo_of_a_failure_that_is_hidden_once_is_hidden_too() {
+    let mut rig = Rig::new(Source, 0);
+    append(&mut rig, 0, 40);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    // Only the first one was held.
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(repeated(&mut rig), [Some((0, 41)), Some((0, 42))]);
+}
+
+#[test]
+fn r08_a_failure_is_hidden_until_its_own_repetition_ends_and_not_that_of_another_batch() {
+    let mut rig = Rig::new(Source, 0);
+    append(&mut rig, 0, 40);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    produce(&mut rig, -1, PID, 2);
+    produce(&mut rig, -1, PID, 3);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    // This one is the client's to repeat. The third misses the first, which the client does not know to have failed.
+    answer(&mut rig, &sent[1], code::REQUEST_TIMED_OUT, -1);
+    answer(&mut rig, &sent[2], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    rig.pass(60);
+    let again = rig.one();
+    assert_eq!(batch_of(&again), (PID, 1));
+    answer(&mut rig, &again, 0, 41);
+    let timed_out = Some((code::REQUEST_TIMED_OUT, -1));
+    assert_eq!([reply(&mut rig), reply(&mut rig), reply(&mut rig)], [Some((0, 41)), timed_out, timed_out]);
+}
+
+#[test]
+fn r08_what_fails_with_a_batch_is_all_that_comes_behind_the_earliest_that_failed() {
+    let batch = |first| Some(BatchId { pid: PID, epoch: 0, first, last: first });
+    let key = || ((Arc::from(TOPIC), 0), Some(PID));
+    let after = |failed: &[(i32, i16)]| {
+        let mut held = HeldPartitions::default();
+        failed.iter().for_each(|&(first, error)| held.fail(key(), error, batch(first)));
+        [1, 3, 5, 7].map(|first| held.failure(&key(), batch(first)))
+    };
+    let (six, seven) = (Some(code::NOT_LEADER_OR_FOLLOWER), Some(code::REQUEST_TIMED_OUT));
+    assert_eq!(after(&[(5, code::REQUEST_TIMED_OUT)]), [None, None, seven, seven]);
+    let both = [(5, code::REQUEST_TIMED_OUT), (3, code::NOT_LEADER_OR_FOLLOWER)];
+    assert_eq!(after(&both), [None, six, six, six], "with the error of the earliest");
+    assert_eq!(after(&[both[1], both[0]]), [None, six, six, six], "whichever failed first");
+}
+
+#[test]
+fn a_leader_that_a_client_is_told_of_comes_with_its_address() {
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    rig.answer(&sent, |body| {
+        let mut topic = body.new_element("Responses");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("ErrorCode", code::NOT_LEADER_OR_FOLLOWER);
+        partition.set("BaseOffset", -1_i64);
+        let mut leader = partition.new_element("CurrentLeader");
+        leader.set("LeaderId", 1);
+        leader.set("LeaderEpoch", 6);
+        partition.set("CurrentLeader", Value::Struct(Some(leader)));
+        topic.push("PartitionResponses", partition);
+        body.push("Responses", topic);
+        let mut broker = body.new_element("NodeEndpoints");
+        broker.set("NodeId", 1);
+        broker.set("Host", "source");
+        broker.set("Port", 9092);
+        body.push("NodeEndpoints", broker);
+    });
+    let reply = rig.reply().expect("answered");
+    let node = crate::ids::VirtualNode::new(Source, 1);
+    let endpoints: Vec<(i32, &str, i32)> =
+        reply.structs("NodeEndpoints").map(|e| (e.i32("NodeId"), e.str("Host"), e.i32("Port"))).collect();
+    assert_eq!(endpoints, [(node.to_virtual(), "proxy", 9100 + node.to_virtual())], "the proxy's");
+}
