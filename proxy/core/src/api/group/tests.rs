@@ -247,6 +247,42 @@ fn r29_a_coordinator_that_has_moved_says_so_in_each_partition() {
 }
 
 #[test]
+fn r29_a_coordinator_that_has_moved_says_so_in_any_place_of_its_answer() {
+    let (gone, other) = (code::NOT_COORDINATOR, code::REBALANCE_IN_PROGRESS);
+    let commit = |errors: &[&[i16]]| {
+        let message = schema::response(key::OFFSET_COMMIT).unwrap();
+        let mut body = Struct::new(message.fields);
+        for of_topic in errors {
+            let mut topic = body.new_element("Topics");
+            for error in *of_topic {
+                let mut partition = topic.new_element("Partitions");
+                partition.set("ErrorCode", *error);
+                topic.push("Partitions", partition);
+            }
+            body.push("Topics", topic);
+        }
+        is_elsewhere(&body)
+    };
+    assert!(!commit(&[]) && !commit(&[&[]]) && !commit(&[&[code::NONE, other], &[other]]));
+    assert!(commit(&[&[code::NONE, gone]]) && commit(&[&[gone, other]]), "in one partition of several");
+    assert!(
+        commit(&[&[code::NONE], &[gone]]) && commit(&[&[gone], &[], &[other]]),
+        "in one topic of several"
+    );
+    let groups = |errors: &[i16]| {
+        let message = schema::response(key::OFFSET_FETCH).unwrap();
+        let mut body = Struct::new(message.fields);
+        for error in errors {
+            let mut group = body.new_element("Groups");
+            group.set("ErrorCode", *error);
+            body.push("Groups", group);
+        }
+        is_elsewhere(&body)
+    };
+    assert!(!groups(&[code::NONE, other]) && groups(&[code::NONE, gone]) && groups(&[gone, other]));
+}
+
+#[test]
 fn r29_a_coordinator_that_has_moved_says_so_in_each_group() {
     let answered = |error: i16| {
         move |body: &mut Struct| {

@@ -266,6 +266,52 @@ fn a_coordinator_that_is_not_found_is_looked_for_again_and_not_for_ever() {
 }
 
 #[test]
+fn a_member_that_is_answered_for_want_of_a_coordinator_is_told_its_own_name() {
+    let mut rig = Rig::new(Source, 0);
+    let homes = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    join(&mut rig, MEMBER);
+    rig.pass(5_000);
+    let reply = rig.reply().expect("patience is over");
+    assert_eq!(reply.i16("ErrorCode"), code::COORDINATOR_LOAD_IN_PROGRESS);
+    assert_eq!((reply.str("MemberId"), reply.str("ProtocolName")), (MEMBER, ""));
+}
+
+#[test]
+fn a_member_is_joined_once_however_many_ways_its_coordinator_is_found() {
+    let mut rig = Rig::new(Source, 0);
+    let homes = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    // Two requests of one connection look for it, each by itself.
+    join(&mut rig, MEMBER);
+    join(&mut rig, "another");
+    let lookups = rig.sent();
+    assert_eq!(lookups.len(), 2);
+    look_up(&mut rig, &lookups[0], COORDINATOR);
+    assert_eq!(rig.one().body.str("MemberId"), MEMBER);
+    // The second one is woken, and goes where the first was told; then its own lookup is answered, too.
+    rig.handle(Event::Wake);
+    assert_eq!(rig.one().body.str("MemberId"), "another");
+    look_up(&mut rig, &lookups[1], COORDINATOR);
+    assert!(rig.sent().is_empty(), "it has joined already");
+}
+
+#[test]
+fn while_it_is_parked_a_member_is_kept_alive_wherever_its_old_coordinator_is() {
+    // A client of the target's node: the old home's coordinator is to be looked for.
+    let mut rig = moving(Target);
+    join(&mut rig, MEMBER);
+    let lookup = rig.one();
+    assert_eq!((lookup.api_key, lookup.node.side), (key::FIND_COORDINATOR, Source));
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+    assert!(rig.sent().is_empty(), "it is parked until the move is over");
+    rig.pass(KEEP_ALIVE_MS);
+    let alive = rig.one();
+    assert_eq!((alive.api_key, alive.node.side, alive.node.broker), (key::HEARTBEAT, Source, COORDINATOR));
+    assert_eq!(alive.body.str("MemberId"), MEMBER);
+}
+
+#[test]
 fn a_rebalance_that_takes_long_keeps_no_connection_busy() {
     let (mut rig, joined) = spliced();
     // Others join, and every new snapshot wakes all.
