@@ -979,3 +979,68 @@ fn a_leader_that_a_client_is_told_of_comes_with_its_address() {
         reply.structs("NodeEndpoints").map(|e| (e.i32("NodeId"), e.str("Host"), e.i32("Port"))).collect();
     assert_eq!(endpoints, [(node.to_virtual(), "proxy", 9100 + node.to_virtual())], "the proxy's");
 }
+
+#[test]
+fn r07_what_is_asked_behind_silent_produce_is_what_every_broker_answers() {
+    let mut rig = stale();
+    produce(&mut rig, 0, -1, -1);
+    let probe = rig.sent().pop().expect("asked");
+    assert_eq!((probe.api_key, probe.version), (key::API_VERSIONS, 0));
+}
+
+#[test]
+fn produce_to_an_owner_of_which_no_broker_is_known_waits_until_one_is() {
+    let mut rig = stale();
+    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
+    let brokers = std::mem::take(&mut topology.brokers);
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology.clone());
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty() && rig.reply().is_none());
+    assert!(rig.refreshed.contains(&Target));
+    topology.brokers = brokers;
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.pass(RETRY_MS);
+    assert_eq!(batch_of(&rig.one()), (PID, 0));
+}
+
+#[test]
+fn r03_what_waits_behind_a_batch_of_a_client_that_goes_is_woken() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    lock(&gate_of(&rig)).release_unchanged();
+    let next = Submission {
+        session: SessionId(2),
+        client: rig.client_key(),
+        path: PathId(2),
+        era: 1,
+        batch: Some(BatchId { pid: PID, epoch: 0, first: 1, last: 1 }),
+        hold: None,
+        arrived_ms: rig.now_ms,
+    };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+    assert!(woken(&mut rig).is_empty());
+    rig.handle(Event::ClientGone);
+    assert_eq!(woken(&mut rig), [SessionId(2)]);
+}
+
+#[test]
+fn r03_a_gap_is_waited_for_only_after_a_flip_and_not_after_a_start() {
+    let refused = |flipped_at_ms: Option<i64>| {
+        let mut rig = Rig::new(Target, 0);
+        rig.flip(Target, ENDS.0, ENDS.1);
+        let mut carry = carry::Carry::default();
+        carry.record_ack(PID, 0, 0, 0, None, 0);
+        let gate = crate::producer::gate::PartitionGate::restored(1, carry.clone());
+        rig.shared.gates.restore(&Arc::from(TOPIC), 0, gate);
+        if let Some(at) = flipped_at_ms {
+            let _ = lock(&gate_of(&rig)).release(at, 1, carry);
+        }
+        produce(&mut rig, -1, PID, 2);
+        assert!(rig.sent().is_empty());
+        reply(&mut rig)
+    };
+    assert_eq!(refused(Some(1_000)), None, "its predecessor may be on its way by another connection");
+    assert_eq!(refused(None), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+}

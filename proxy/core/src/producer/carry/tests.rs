@@ -145,6 +145,13 @@ fn r05_rows_overlay_only_what_they_are_ahead_of() {
 }
 
 #[test]
+fn r05_rows_that_name_no_producer_or_no_sequence_are_passed_over() {
+    let mut carry = Carry::default();
+    assert_eq!(carry.overlay_described(&[row(-1, 0, 5), row(5, 0, -2), row(-1, 0, -2)], 0, 0), 0);
+    assert!(carry.is_empty());
+}
+
+#[test]
 fn r05_a_row_ahead_keeps_the_batches_that_were_seen() {
     let mut carry = acked(&[(10, 11, at(60))]);
     carry.overlay_described(&[row(P, 1, 20)], 0, 0);
@@ -218,6 +225,17 @@ fn r05_merging_is_cumulative() {
     let expected = later_epoch.clone();
     later_epoch.merge(&previous);
     assert_eq!(later_epoch, expected);
+
+    // So is the count of those that there was no room for.
+    let crowded = || {
+        let mut carry = Carry::with_limit(1);
+        (0..3).for_each(|pid| carry.record_ack(pid, 0, 0, 0, None, pid));
+        carry
+    };
+    let mut both = Carry::default();
+    both.merge(&crowded());
+    both.merge(&crowded());
+    assert_eq!((crowded().evicted(), both.evicted()), (2, 4));
 }
 
 #[test]
