@@ -38,6 +38,6 @@ step "binaries" cargo build -p crossover -p crossover-loadtest --features crosso
 step "client libraries" tests/drivers/setup.sh java-3.9.2 java-4.3.1 librdkafka franz sarama kafkajs
 step "live: real clusters, real clients" cargo test -p crossover-tests --test live -- --nocapture --test-threads=1
 step "live: transactions" cargo test -p crossover-tests --test transactions trap_7_transactions_go_on_over_flips -- --exact --nocapture
-step "live: failures" cargo test -p crossover-tests --test faults slice -- --nocapture
+step "live: everything together, failures" cargo test -p crossover-tests --test soak -- --nocapture
 step "demo, short form" "${CARGO_TARGET_DIR:-target}/debug/crossover" demo --short
 printf '\n=== all passed (%s s)\n' "$SECONDS"

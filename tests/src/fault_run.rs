@@ -75,9 +75,6 @@ impl Run {
     /// # Errors
     /// Something of it does not start.
     pub fn start(clients: Clients, rate: u32) -> Result<Run> {
-        let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
-        rig.keep = true;
-        create_topic(&rig)?;
         // A group of three of them.
         let readers = ["java-4.3.1", "librdkafka", "franz"];
         let kinds = KINDS.into_iter().filter(|kind| clients == Clients::WithAcksOne || kind.name != ACKS_1);
@@ -86,8 +83,18 @@ impl Run {
             let producer = if plain { &["--idempotent", "false"] } else { kind.producer };
             Kind { has_group: readers.contains(&kind.name), producer, ..kind }
         });
-        let kinds: Vec<Kind> = kinds.collect();
-        let traffic = Traffic::start(&rig, &kinds, rate)?;
+        Run::start_with(&kinds.collect::<Vec<Kind>>(), rate)
+    }
+
+    /// The same with other clients.
+    ///
+    /// # Errors
+    /// Something of it does not start.
+    pub fn start_with(kinds: &[Kind], rate: u32) -> Result<Run> {
+        let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
+        rig.keep = true;
+        create_topic(&rig)?;
+        let traffic = Traffic::start(&rig, kinds, rate)?;
         println!("{}\t{}", Row::TITLES, machine_load());
         Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new() })
     }

@@ -7,10 +7,10 @@
 //! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case, `CROSSOVER_TABLE` names the table
 //! (default `target/faults.tsv`).
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crossover_harness::relay::Cut;
 use crossover_harness::rig::RELAYED;
-use crossover_tests::fault_run::{Clients, Failure, Hit, PROPERTIES, Run};
+use crossover_tests::fault_run::{Clients, Failure, PROPERTIES, Run};
 use crossover_tests::fault_table::Table;
 use crossover_tests::faults::{Outcome, STEPS, owner, stop_behind};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
@@ -54,26 +54,6 @@ fn cut_connections() -> Result<()> {
 #[test]
 fn r13_killed_proxy() -> Result<()> {
     every_step(&[Failure::KillProxy], Clients::SomeImpatient)
-}
-
-/// One failure of each kind, each behind another step: what every change must pass.
-#[test]
-fn slice() -> Result<()> {
-    let _turn = one_at_a_time();
-    let mut run = Run::start(Clients::SomeImpatient, RATE)?;
-    let cases = [
-        ("FENCE", Failure::Election, Hit::OldOwner),
-        ("DRAIN", Failure::Cut(Cut::Fin), Hit::OldOwner),
-        ("BOUNDARY", Failure::Election, Hit::NewOwner),
-        ("CARRY", Failure::LoseAnswer(Cut::Rst), Hit::NewOwner),
-        ("CARRY", Failure::KillProxy, Hit::OldOwner),
-        ("SEAL", Failure::KillBroker, Hit::OldOwner),
-        ("SEAL", Failure::KillProxy, Hit::OldOwner),
-    ];
-    for (step, failure, hit) in cases {
-        run.case(step, failure, hit).with_context(|| format!("{failure:?} of the {hit:?} behind {step}"))?;
-    }
-    run.finish(Clients::SomeImpatient).map(|_| ())
 }
 
 /// The control: clients of one bare cluster, elections and cut connections, no proxy and no flip. Prints how often a

@@ -47,6 +47,8 @@ def common(args, history):
     for pair in filter(None, args.get("conf", "").split(",")):
         key, value = pair.split("=", 1)
         config[key] = value
+    if "debug" in config:
+        log.setLevel(logging.DEBUG)
     return config
 
 

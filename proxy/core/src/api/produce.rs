@@ -531,9 +531,9 @@ impl Part {
                 self.state = State::Answered(self.duplicate(offset));
             }
             Admission::Refuse(Refusal::OutOfOrderSequence) => {
-                let is_hidden = to.upstream.class != Class::Native || self.was_held || self.is_repeated;
-                self.answer(cx, refusal_of_gap(is_hidden));
+                self.answer(cx, code::OUT_OF_ORDER_SEQUENCE_NUMBER);
             }
+            Admission::Refuse(Refusal::BehindFailed) => self.answer(cx, code::NOT_LEADER_OR_FOLLOWER),
             Admission::Refuse(Refusal::InvalidProducerEpoch) => self.answer(cx, code::INVALID_PRODUCER_EPOCH),
         }
         None
@@ -624,8 +624,10 @@ impl Part {
             }
             common::translate_current_leader(cx, &mut out, side, &route, self.at.1, era);
         }
+        let is_gap = error == code::OUT_OF_ORDER_SEQUENCE_NUMBER;
+        let lacks_predecessor = is_gap && self.lacks_predecessor(cx);
         let outcome = outcome_of(error, appended);
-        self.settle(cx, outcome);
+        self.settle(cx, if is_gap && !lacks_predecessor { Outcome::OutOfOrder } else { outcome });
         let elsewhere = [
             code::UNKNOWN_TOPIC_OR_PARTITION,
             code::LEADER_NOT_AVAILABLE,
@@ -645,11 +647,10 @@ impl Part {
             }
         }
         let is_echo = is_hidden || cx.core.produce.is_repeating(&self.key());
-        if is_echo && error == code::OUT_OF_ORDER_SEQUENCE_NUMBER && self.lacks_predecessor(cx) {
-            if in_time {
+        if lacks_predecessor {
+            if is_echo && in_time {
                 return self.again(cx);
             }
-            // The one before may still be appended, and then 45 would be fatal.
             error = code::NOT_LEADER_OR_FOLLOWER;
             out.set("ErrorCode", error);
         }
@@ -667,14 +668,19 @@ impl Part {
         }
     }
 
-    /// Whether a batch before this one is still to be appended. Its first attempt failed and is being repeated here, so
-    /// the client must not learn that the broker missed it: with that one acknowledged, it would take this for fatal.
+    /// Whether the broker misses a batch before this one that has failed and will come again. The client must not learn
+    /// that: with that one acknowledged meanwhile it would take 45 for fatal, and otherwise for a proof that the one that
+    /// failed is in no log, and would write it anew under another epoch (RULES R8).
     fn lacks_predecessor(&self, cx: &Cx<'_>) -> bool {
         let Some(batch) = self.batch else { return false };
         let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-        let verdict =
-            crate::session::lock(&gate).carry().judge(batch.pid, batch.epoch, batch.first, batch.last);
-        verdict == CarryVerdict::Gap && !bug::is(Bug::R8Echo)
+        let gate = crate::session::lock(&gate);
+        let is_gap = match gate.carry().judge(batch.pid, batch.epoch, batch.first, batch.last) {
+            CarryVerdict::Gap | CarryVerdict::Unknown => true,
+            CarryVerdict::NewEpoch => batch.first != 0,
+            _ => false,
+        };
+        is_gap && gate.awaits_failed(cx.now_ms, batch.pid)
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
@@ -696,7 +702,7 @@ impl Part {
         }
         if let Some(hold) = self.hold.take() {
             let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-            let signal = crate::session::lock(&gate).drop_hold(hold);
+            let signal = crate::session::lock(&gate).drop_hold(cx.now_ms, hold);
             cx.signal(signal);
         }
     }
@@ -704,7 +710,7 @@ impl Part {
     fn settle(&mut self, cx: &mut Cx<'_>, outcome: Outcome) {
         let State::InFlight { ticket, .. } = self.state else { return };
         let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-        let signal = if matches!(outcome, Outcome::Appended(_)) {
+        let signal = if matches!(outcome, Outcome::Appended(_) | Outcome::OutOfOrder) {
             crate::session::lock(&gate).complete(cx.now_ms, ticket, outcome)
         } else {
             let kept = self.kept(cx);
@@ -783,17 +789,6 @@ fn batch_id(header: &BatchHeader) -> BatchId {
         epoch: header.producer_epoch,
         first: header.base_sequence,
         last: header.last_sequence(),
-    }
-}
-
-/// What a client is told of a batch whose predecessor has not come. One that it was answered with an error may be
-/// appended by another connection before this answer is heard, and 45 for the next one would then be fatal: a leader of
-/// before answers 6 (RULES R8).
-fn refusal_of_gap(is_hidden: bool) -> i16 {
-    if is_hidden && !bug::is(Bug::R8Echo) {
-        code::NOT_LEADER_OR_FOLLOWER
-    } else {
-        code::OUT_OF_ORDER_SEQUENCE_NUMBER
     }
 }
 

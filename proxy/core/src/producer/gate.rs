@@ -35,6 +35,12 @@ pub const GAP_WAIT_MS: i64 = 300;
 /// How long after a flip a gap is still taken for a batch on its way by another connection.
 pub const GAP_WINDOW_MS: i64 = 5_000;
 
+/// How long a gap is taken for a predecessor that is to come again, in milliseconds: after a flip or a start, and after a
+/// batch of the producer failed. A client repeats what failed within seconds; one that has given
+/// it up learns after this that it must begin anew. Less than Java's `delivery.timeout.ms` (120 s), and far more than any
+/// library's `retry.backoff`.
+pub const FAILED_WINDOW_MS: i64 = 30_000;
+
 /// When a batch that was planned with another route table asks again, in milliseconds.
 const STALE_RETRY_MS: i64 = 1;
 
@@ -123,6 +129,9 @@ pub enum HoldReason {
 pub enum Refusal {
     /// 45
     OutOfOrderSequence,
+    /// 6: the batch before it has failed, and will come again. 45 would make a client take it for not appended and write it
+    /// anew under another epoch, while it may be in the log (RULES R8).
+    BehindFailed,
     /// 47
     InvalidProducerEpoch,
 }
@@ -134,6 +143,8 @@ pub enum Outcome {
     Appended(Option<VirtualOffset>),
     /// Refused with a code that proves that nothing was appended.
     NotAppended,
+    /// The client was told that one before it is missing: nothing was appended, and it need not come again.
+    OutOfOrder,
     /// The answer never came, or it leaves the outcome open.
     Unknown,
 }
@@ -162,6 +173,8 @@ struct PidState {
     /// The owner had this producer in its state when it was asked after a start.
     is_known_to_owner: bool,
     in_flight: BTreeSet<Ticket>,
+    /// When a batch of it last ended in a way that lets its client send it again.
+    failed_ms: Option<i64>,
 }
 
 /// The gate of one partition. Pure; the caller serialises access.
@@ -170,6 +183,8 @@ pub struct PartitionGate {
     fenced: bool,
     era: u32,
     flipped_at_ms: Option<i64>,
+    /// When it was seeded after a start: every producer may have had something in flight.
+    started_at_ms: Option<i64>,
     next_id: u64,
     carry: Carry,
     pids: HashMap<i64, PidState>,
@@ -265,9 +280,11 @@ impl PartitionGate {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
             CarryVerdict::NewEpoch if batch.first != 0 && alone => {
-                return Admission::Refuse(Refusal::OutOfOrderSequence);
+                return self.gap(now_ms, submission, batch.pid);
             }
-            CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => return self.gap(now_ms, submission),
+            CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => {
+                return self.gap(now_ms, submission, batch.pid);
+            }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
         }
         let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed_era == Some(self.era));
@@ -291,13 +308,24 @@ impl PartitionGate {
 
     /// Nothing of this producer is under way and the batch is not the next one: wait a little for its predecessor,
     /// then refuse, because a log without state would accept it and refuse the predecessor for ever.
-    fn gap(&mut self, now_ms: i64, submission: &Submission) -> Admission {
+    fn gap(&mut self, now_ms: i64, submission: &Submission, pid: i64) -> Admission {
         let recent = self.flipped_at_ms.is_some_and(|at| now_ms - at < GAP_WINDOW_MS);
         let deadline = submission.arrived_ms + GAP_WAIT_MS;
         if recent && now_ms < deadline {
             return self.wait(submission, HoldReason::Gap, Some(deadline));
         }
-        Admission::Refuse(Refusal::OutOfOrderSequence)
+        Admission::Refuse(match self.awaits_failed(now_ms, pid) {
+            true => Refusal::BehindFailed,
+            false => Refusal::OutOfOrderSequence,
+        })
+    }
+
+    /// Whether what is missing of a producer has lately failed, or may have, and is therefore to come again.
+    #[must_use]
+    pub fn awaits_failed(&self, now_ms: i64, pid: i64) -> bool {
+        let failed_ms = self.pids.get(&pid).and_then(|state| state.failed_ms);
+        let last = [self.flipped_at_ms, self.started_at_ms, failed_ms].into_iter().flatten().max();
+        last.is_some_and(|at| now_ms - at < FAILED_WINDOW_MS) && !bug::is(Bug::R8Echo)
     }
 
     fn forward(&mut self, submission: &Submission) -> Admission {
@@ -352,10 +380,13 @@ impl PartitionGate {
     }
 
     /// The client of a held batch has gone, or the batch is answered otherwise.
-    pub fn drop_hold(&mut self, hold: HoldId) -> GateSignal {
+    pub fn drop_hold(&mut self, now_ms: i64, hold: HoldId) -> GateSignal {
         self.held.remove(&hold);
-        let was_kept = self.kept.remove(&hold).is_some();
-        GateSignal { wake: if was_kept { self.take_waiting() } else { Vec::new() }, drained: false }
+        let Some(kept) = self.kept.remove(&hold) else { return GateSignal::default() };
+        if let Some(batch) = kept.batch {
+            self.pids.entry(batch.pid).or_default().failed_ms = Some(now_ms);
+        }
+        GateSignal { wake: self.take_waiting(), drained: false }
     }
 
     /// Tells what became of an admitted batch.
@@ -367,11 +398,8 @@ impl PartitionGate {
             if let Outcome::Appended(offset) = outcome {
                 state.confirmed_era = Some(entry.era);
                 self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
-            } else if state.in_flight.is_empty()
-                && state.confirmed_era != Some(self.era)
-                && !state.is_known_to_owner
-            {
-                self.pids.remove(&batch.pid);
+            } else if outcome != Outcome::OutOfOrder {
+                state.failed_ms = Some(now_ms);
             }
         }
         if outcome == Outcome::Unknown {
@@ -430,6 +458,7 @@ impl PartitionGate {
     /// After a start: takes over what the owner lists of its producers. `visit` as in [`Carry::overlay_described`].
     /// Returns how many rows were news.
     pub fn seed(&mut self, rows: &[DescribedProducer], visit: u16, now_ms: i64) -> usize {
+        self.started_at_ms = Some(now_ms);
         for pid in carry::known_to_owner(rows, visit, now_ms) {
             self.pids.entry(pid).or_default().is_known_to_owner = true;
         }

@@ -17,12 +17,7 @@ pub(crate) enum Bug {
 #[cfg(feature = "bug-flags")]
 /// What only a rare meeting of failures shows.
 #[cfg(feature = "bug-flags")]
-const RARE: &[Bug] = &[
-    Bug::Core(CoreBug::R3OtherPath),
-    Bug::R2NoGrace,
-    Bug::Core(CoreBug::R5NoOverlay),
-    Bug::Core(CoreBug::R8Echo),
-];
+const RARE: &[Bug] = &[Bug::Core(CoreBug::R3OtherPath), Bug::R2NoGrace, Bug::Core(CoreBug::R5NoOverlay)];
 
 #[cfg(feature = "bug-flags")]
 const COMMON: &[Bug] = &[
@@ -43,6 +38,7 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R4NoCarry),
     Bug::Core(CoreBug::R4Offset),
     Bug::Core(CoreBug::R6Visit),
+    Bug::Core(CoreBug::R8Echo),
     Bug::Core(CoreBug::R8TimedOut),
     Bug::Core(CoreBug::R14Stale),
     Bug::Core(CoreBug::R14Fence),

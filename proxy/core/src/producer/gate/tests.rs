@@ -91,7 +91,7 @@ fn r01_what_waits_for_a_leader_is_waited_for_and_let_go() {
     let mut gate = PartitionGate::default();
     let hold = gate.queue(&submission(1, None, 0).kept());
     assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::Kept);
-    assert_eq!(gate.drop_hold(hold).wake, [SessionId(1), SessionId(2)]);
+    assert_eq!(gate.drop_hold(NOW, hold).wake, [SessionId(1), SessionId(2)]);
     forwarded(gate.admit(NOW, &submission(2, None, 0)));
 }
 
@@ -109,9 +109,50 @@ fn r03_a_gap_waits_for_its_predecessor_and_is_then_refused() {
     let mut gate = flipped();
     let early = submission(1, Some((20, 24)), 1);
     assert_eq!(reason(gate.admit(NOW, &early)), HoldReason::Gap);
-    let late = gate.admit(NOW + GAP_WAIT_MS, &early);
-    assert_eq!(late, Admission::Refuse(Refusal::OutOfOrderSequence));
+    // One that a flip may have delayed comes later still: for long it is not called missing.
+    for (after, refusal) in [
+        (GAP_WAIT_MS, Refusal::BehindFailed),
+        (FAILED_WINDOW_MS - 1, Refusal::BehindFailed),
+        (FAILED_WINDOW_MS, Refusal::OutOfOrderSequence),
+    ] {
+        assert_eq!(gate.admit(NOW + after, &early), Admission::Refuse(refusal), "{after} ms after the flip");
+    }
     forwarded(gate.admit(NOW, &submission(1, Some((10, 19)), 1)));
+}
+
+#[test]
+fn r08_behind_a_batch_that_failed_a_gap_is_not_called_missing() {
+    let much_later = NOW + 10 * FAILED_WINDOW_MS;
+    let behind = submission(1, Some((20, 24)), 1);
+    let refused = |gate: &mut PartitionGate, at_ms| match gate.admit(at_ms, &behind) {
+        Admission::Refuse(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    for outcome in [Outcome::NotAppended, Outcome::Unknown] {
+        let mut gate = flipped();
+        assert_eq!(refused(&mut gate, much_later), Refusal::OutOfOrderSequence);
+        let ticket = forwarded(gate.admit(much_later, &submission(2, Some((10, 19)), 1)));
+        gate.complete(much_later, ticket, outcome);
+        assert_eq!(refused(&mut gate, much_later), Refusal::BehindFailed, "{outcome:?}");
+        assert_eq!(refused(&mut gate, much_later + FAILED_WINDOW_MS), Refusal::OutOfOrderSequence);
+    }
+    // One that was held, and then given up, has failed as well.
+    let mut gate = flipped();
+    gate.fence();
+    let held = gate.admit(much_later, &submission(2, Some((10, 19)), 1));
+    let Admission::Hold { hold, .. } = held else { panic!("not held") };
+    gate.release_unchanged();
+    gate.drop_hold(much_later, hold);
+    assert_eq!(refused(&mut gate, much_later), Refusal::BehindFailed);
+    // A client that was told that something is missing knows it.
+    let mut gate = flipped();
+    let ticket = forwarded(gate.admit(much_later, &submission(2, Some((10, 19)), 1)));
+    gate.complete(much_later, ticket, Outcome::OutOfOrder);
+    assert_eq!(refused(&mut gate, much_later), Refusal::OutOfOrderSequence);
+    // After a start nobody knows what failed before it.
+    let mut gate = flipped();
+    gate.seed(&[], 0, much_later);
+    assert_eq!(refused(&mut gate, much_later), Refusal::BehindFailed);
 }
 
 #[test]
@@ -148,7 +189,9 @@ fn r03_epochs() {
         batch: Some(BatchId { pid: 1 << 62, epoch, first, last }),
         ..submission(1, None, 1)
     };
-    assert_eq!(gate.admit(NOW, &epoch(1, 5, 9)), Admission::Refuse(Refusal::OutOfOrderSequence));
+    assert_eq!(reason(gate.admit(NOW, &epoch(1, 5, 9))), HoldReason::Gap);
+    let much_later = gate.admit(NOW + FAILED_WINDOW_MS, &epoch(1, 5, 9));
+    assert_eq!(much_later, Admission::Refuse(Refusal::OutOfOrderSequence));
     let ticket = forwarded(gate.admit(NOW, &epoch(1, 0, 9)));
     gate.complete(NOW, ticket, acked(300));
     assert_eq!(gate.admit(NOW, &epoch(0, 10, 14)), Admission::Refuse(Refusal::InvalidProducerEpoch));
@@ -229,10 +272,10 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
     };
     gate.release(NOW, 1, Carry::default());
     assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))), HoldReason::Kept);
-    assert_eq!(gate.drop_hold(hold).wake, [SessionId(2)]);
+    assert_eq!(gate.drop_hold(NOW, hold).wake, [SessionId(2)]);
     // One that is gone holds nobody up.
     assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 0))), HoldReason::Stale);
-    assert_eq!(gate.drop_hold(hold), GateSignal::default());
+    assert_eq!(gate.drop_hold(NOW, hold), GateSignal::default());
     forwarded(gate.admit(NOW, &submission(2, Some((5, 9)), 1)));
 }
 
