@@ -776,6 +776,8 @@ fn decode_names_what_is_wrong() {
     assert_eq!(edited(21, 4), Err(DecodeError::Flags(4)));
     assert_eq!(edited(29, 7), Err(DecodeError::FirstEra));
     assert_eq!(edited(21, 1), Err(DecodeError::Era(SealError::SameSide(Target))));
+    let not_rising = Err(DecodeError::Era(SealError::EpochNotRising(0x300)));
+    assert_eq!(edited(65, 3), not_rising, "above the era before, but not by a gap");
     assert_eq!(Timeline::decode(&[]), Err(DecodeError::Length));
     let longer = [bytes.as_slice(), &[0]].concat();
     assert_eq!(Timeline::decode(&longer), Err(DecodeError::Length));

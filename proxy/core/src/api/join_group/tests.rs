@@ -49,7 +49,7 @@ fn spliced() -> (Rig, Sent) {
     let _ = rig.one();
     moved(&mut rig);
     let sent = rig.sent();
-    assert_eq!(sent[0].api_key, key::LEAVE_GROUP);
+    assert_eq!((sent[0].api_key, sent[0].body.str("GroupId")), (key::LEAVE_GROUP, "g"));
     look_up(&mut rig, &sent[1], COORDINATOR);
     let joined = rig.one();
     assert_eq!(

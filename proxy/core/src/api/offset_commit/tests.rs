@@ -272,4 +272,6 @@ fn r27_a_position_in_a_partition_that_nobody_knows_is_stored_nowhere_nor_are_tho
     let reply = rig.reply().expect("answered here");
     let refused = (TOPIC.to_owned(), code::UNKNOWN_TOPIC_OR_PARTITION);
     assert_eq!(told(&reply, false), [refused.clone(), refused]);
+    let partitions = reply.structs("Topics").flat_map(|topic| topic.structs("Partitions"));
+    assert_eq!(partitions.map(|p| p.i32("PartitionIndex")).collect::<Vec<_>>(), [0, 7]);
 }

@@ -585,6 +585,8 @@ fn each_leader_gets_its_own_partitions_and_the_client_one_answer() {
             .map(|p| (p.i32("Index"), p.i16("ErrorCode"), p.i64("BaseOffset")))
             .collect();
         assert_eq!(rows, [(0, 0, 100), (1, 0, 105)]);
+        let (name, id) = if version >= 13 { ("", [1; 16]) } else { (TOPIC, [0; 16]) };
+        assert_eq!((topic.str("Name"), topic.uuid("TopicId")), (name, id), "as the client calls it");
         assert_eq!(reply.i32("ThrottleTimeMs"), 20, "the longest");
     }
 }
@@ -1052,13 +1054,14 @@ fn r03_what_waits_behind_a_batch_of_a_client_that_goes_is_woken() {
 }
 
 #[test]
-fn r03_a_gap_is_waited_for_only_after_a_flip_and_not_after_a_start() {
+fn r03_a_gap_is_waited_for_after_a_flip_and_refused_at_once_after_a_start() {
     let refused = |flipped_at_ms: Option<i64>| {
         let mut rig = Rig::new(Target, 0);
         rig.flip(Target, ENDS.0, ENDS.1);
         let mut carry = carry::Carry::default();
         carry.record_ack(PID, 0, 0, 0, None, 0);
-        let gate = crate::producer::gate::PartitionGate::restored(1, carry.clone());
+        let mut gate = crate::producer::gate::PartitionGate::restored(1, carry.clone());
+        gate.seed(&[], 0, 1_000);
         rig.shared.gates.restore(&Arc::from(TOPIC), 0, gate);
         if let Some(at) = flipped_at_ms {
             let _ = lock(&gate_of(&rig)).release(at, 1, carry);
@@ -1068,5 +1071,54 @@ fn r03_a_gap_is_waited_for_only_after_a_flip_and_not_after_a_start() {
         reply(&mut rig)
     };
     assert_eq!(refused(Some(1_000)), None, "its predecessor may be on its way by another connection");
-    assert_eq!(refused(None), Some((code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1)));
+    assert_eq!(refused(None), Some((code::NOT_LEADER_OR_FOLLOWER, -1)), "its client is to send it again");
+}
+
+#[test]
+fn r08_the_first_offset_of_a_log_is_a_place_too_when_a_leader_steps_down() {
+    let mut rig = Rig::new(Source, 0);
+    flip(&mut rig, Target, 100, 0);
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, 0);
+    rig.pass(60);
+    assert!(rig.sent().is_empty(), "it may be in the log, which would take it twice");
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+}
+
+#[test]
+fn r09_the_operator_is_told_what_a_batch_was_held_for_until_the_bound() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(5_000);
+    let expired = rig.others().into_iter().find_map(|effect| match effect {
+        Effect::HoldExpired { topic, partition, reason } => Some((topic, partition, reason)),
+        _ => None,
+    });
+    assert_eq!(expired, Some((Arc::from(TOPIC), 0, Some(HoldReason::Fence))));
+}
+
+#[test]
+fn everything_that_waits_behind_a_fence_is_counted_as_held() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    (0..3).for_each(|sequence| produce(&mut rig, -1, PID, sequence));
+    assert_eq!(lock(&gate_of(&rig)).held(), 3, "also what queues behind the first of its connection");
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    assert_eq!((rig.sent().len(), lock(&gate_of(&rig)).held()), (1, 2), "one, to begin with");
+}
+
+#[test]
+fn r14_a_batch_that_was_planned_with_another_route_table_asks_again_a_moment_later() {
+    let mut rig = Rig::new(Source, 0);
+    // The gate is in the new era; this session has not seen its routes yet.
+    let _ = lock(&gate_of(&rig)).release(0, 1, carry::Carry::default());
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty());
+    assert_eq!(rig.session.next_deadline_ms(), Some(rig.now_ms + 1));
+    rig.flip(Target, ENDS.0, ENDS.1);
+    rig.pass(1);
+    assert_eq!(rig.one().node.side, Target);
 }
