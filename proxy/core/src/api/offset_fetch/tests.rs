@@ -113,7 +113,7 @@ fn r27_topics_go_home_in_its_own_names_and_ids_and_positions_come_back_virtual()
 
 #[test]
 fn r27_before_batches_of_groups_it_is_the_same() {
-    for (committed_offset, position) in [(47, 107), (40, 100), (-1, -1)] {
+    for (committed_offset, position) in [(47, 107), (40, 100), (0, 100), (-1, -1)] {
         let mut rig = flipped();
         rename(&mut rig, "new");
         rig.ask(key::OFFSET_FETCH, 7, |body| {
