@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 const PAYMENTS: &str = "payments";
 const COPIES: &str = "copies";
 const WAIT: Duration = Duration::from_secs(120);
+/// Less than what the application copies on a busy machine: two members with a transaction a second, of 20 records.
+const PAYMENTS_RATE: &str = "25";
 /// For the application to copy what has piled up: on a busy machine a transaction takes half a second.
 const CATCH_UP_MAX: Duration = Duration::from_secs(900);
 /// Of the application: transactions and records between two flips.
@@ -94,7 +96,7 @@ struct Application {
 impl Application {
     fn start(rig: &Rig) -> Result<Application> {
         let writer = WRITER.to_string();
-        let args = ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", "50", "--writer", &writer];
+        let args = ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", PAYMENTS_RATE, "--writer", &writer];
         let producer = rig.driver("java-4.3.1", "producer", "payments", &args)?;
         let member = |(number, kind): (usize, &&str)| {
             let (id, name) = (format!("copy-{number}"), format!("copy-{number}"));
