@@ -96,7 +96,8 @@ struct Application {
 impl Application {
     fn start(rig: &Rig) -> Result<Application> {
         let writer = WRITER.to_string();
-        let args = ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", PAYMENTS_RATE, "--writer", &writer];
+        let args =
+            ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", PAYMENTS_RATE, "--writer", &writer];
         let producer = rig.driver("java-4.3.1", "producer", "payments", &args)?;
         let member = |(number, kind): (usize, &&str)| {
             let (id, name) = (format!("copy-{number}"), format!("copy-{number}"));
