@@ -10,8 +10,7 @@ const COORDINATOR: i32 = 1;
 /// A client of the source's node whose group lives at the target.
 fn moved() -> Rig {
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig
 }
 
@@ -136,8 +135,7 @@ fn a_member_that_moves_leaves_its_old_home_also_a_static_one() {
         let alive = rig.one();
         assert_eq!(alive.api_key, key::HEARTBEAT, "it is parked");
         answer(&mut rig, &alive, code::NONE);
-        let homes = [(Arc::from("g"), Target)].into();
-        rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+        rig.move_home("g", Target);
         rig.handle(Event::Wake);
         let left = rig.sent().into_iter().find(|sent| sent.api_key == key::LEAVE_GROUP);
         let left = left.unwrap_or_else(|| panic!("{instance:?}: it is still a member of the old home"));
@@ -158,8 +156,7 @@ fn spliced(rig: &mut Rig) -> Sent {
         body.set("ProtocolType", "consumer");
     });
     rig.shared.groups.park("g", "b", true, rig.now_ms);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig.sent();
     rig.handle(Event::Wake);
     let lookup = rig.sent().into_iter().find(|sent| sent.api_key == key::FIND_COORDINATOR).unwrap();
@@ -348,13 +345,10 @@ fn a_coordinator_is_looked_for_until_it_is_found_or_patience_ends() {
 #[test]
 fn a_side_of_which_no_broker_is_known_is_asked_for_them() {
     let mut rig = moved();
-    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
-    let brokers = std::mem::take(&mut topology.brokers);
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology.clone());
+    let brokers = std::mem::take(&mut rig.topology(Target).brokers);
     heartbeat(&mut rig);
     assert!(rig.sent().is_empty() && rig.refreshed.contains(&Target));
-    topology.brokers = brokers;
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.topology(Target).brokers = brokers;
     rig.refreshed.clear();
     rig.pass(RETRY_MS);
     look_up(&mut rig);
@@ -375,8 +369,7 @@ fn at_the_homes_own_side_the_clients_broker_judges_for_itself() {
     assert!(rig.closed.is_some());
     // A transactional id's home is its own, whatever that of a group of the same name.
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("pay"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("pay", Target);
     rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
     assert_eq!(rig.one().node, rig.node());
 }

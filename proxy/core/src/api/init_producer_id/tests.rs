@@ -81,9 +81,7 @@ fn r30_the_other_side_is_asked_once() {
 #[test]
 fn r30_a_client_comes_again_when_neither_side_can_be_asked() {
     let mut rig = Rig::new(Source, 1);
-    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
-    topology.brokers.clear();
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.topology(Target).brokers.clear();
     let sent = ask(&mut rig);
     rig.lose(&sent);
     assert!(rig.closed.is_some() && rig.sent().is_empty());

@@ -21,8 +21,7 @@ fn moving(side: ClusterSide) -> Rig {
 
 /// The group is at the target from now on.
 fn moved(rig: &mut Rig) {
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig.handle(Event::Wake);
 }
 
@@ -268,8 +267,7 @@ fn a_coordinator_that_is_not_found_is_looked_for_again_and_not_for_ever() {
 #[test]
 fn a_member_that_is_answered_for_want_of_a_coordinator_is_told_its_own_name() {
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     join(&mut rig, MEMBER);
     rig.pass(5_000);
     let reply = rig.reply().expect("patience is over");
@@ -280,8 +278,7 @@ fn a_member_that_is_answered_for_want_of_a_coordinator_is_told_its_own_name() {
 #[test]
 fn a_member_is_joined_once_however_many_ways_its_coordinator_is_found() {
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     // Two requests of one connection look for it, each by itself.
     join(&mut rig, MEMBER);
     join(&mut rig, "another");

@@ -147,8 +147,7 @@ fn r27_positions_go_home_in_its_own_numbers_and_topics_in_its_own_names_and_ids(
         let by_id = version >= 10;
         let mut rig = Rig::new(Target, 0);
         rig.flip(Target, 100, 40);
-        let homes = [(Arc::from("g"), Target)].into();
-        rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+        rig.move_home("g", Target);
         ask(&mut rig, version, &["unknown"]);
         let sent = rig.one();
         assert_eq!((sent.node.side, sent.version), (Target, version));

@@ -11,8 +11,7 @@ const TARGET_ID: TopicId = TopicId([2; 16]);
 fn flipped() -> Rig {
     let mut rig = Rig::new(Target, 0);
     rig.flip(Target, 100, 40);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig
 }
 
@@ -158,8 +157,7 @@ fn r27_commits_that_are_apart_are_read_without_the_members_who_are_not_there() {
 fn r27_a_group_of_the_other_home_is_asked_for_again_by_its_client() {
     let mut rig = Rig::new(Source, 0);
     rig.flip(Target, 100, 40);
-    let homes = [(Arc::from("moved"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("moved", Target);
     rig.ask(key::OFFSET_FETCH, 9, |body| {
         for name in ["g", "moved"] {
             let mut group = body.new_element("Groups");

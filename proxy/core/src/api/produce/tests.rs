@@ -472,15 +472,7 @@ fn r01_a_batch_that_is_repeated_keeps_its_place_before_what_came_later() {
     let mut rig = stale();
     produce(&mut rig, -1, -1, -1);
     let first = rig.one();
-    let later = Submission {
-        session: SessionId(2),
-        client: rig.client_key(),
-        path: PathId(2),
-        era: 1,
-        batch: None,
-        hold: None,
-        arrived_ms: rig.now_ms,
-    };
+    let later = of_another_session(&rig, 1, None);
     let waits = |rig: &Rig| matches!(lock(&gate_of(rig)).admit(rig.now_ms, &later), Admission::Hold { .. });
     assert!(waits(&rig), "while the first one is under way");
     answer(&mut rig, &first, code::NOT_LEADER_OR_FOLLOWER, -1);
@@ -832,17 +824,22 @@ fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_late
     produce(&mut rig, -1, -1, -1);
     assert!(rig.sent().is_empty());
     answer(&mut rig, &first, 0, 7);
-    let later = Submission {
+    let later = Submission { arrived_ms: rig.now_ms + 1, ..of_another_session(&rig, 0, None) };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+}
+
+/// The same client's next batch, which comes by another connection.
+fn of_another_session(rig: &Rig, era: u32, sequence: Option<i32>) -> Submission {
+    Submission {
         session: SessionId(2),
         client: rig.client_key(),
         path: PathId(2),
-        era: 0,
-        batch: None,
+        era,
+        batch: sequence.map(|first| BatchId { pid: PID, epoch: 0, first, last: first }),
         hold: None,
-        arrived_ms: rig.now_ms + 1,
-    };
-    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
-    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+        arrived_ms: rig.now_ms,
+    }
 }
 
 /// The sessions that are to be woken, since this was last asked.
@@ -859,15 +856,7 @@ fn r03_what_another_connection_keeps_behind_a_batch_is_woken_by_its_outcome() {
         let mut rig = stale();
         produce(&mut rig, -1, PID, 0);
         let sent = rig.one();
-        let next = Submission {
-            session: SessionId(2),
-            client: rig.client_key(),
-            path: PathId(2),
-            era: 1,
-            batch: Some(BatchId { pid: PID, epoch: 0, first: 1, last: 1 }),
-            hold: None,
-            arrived_ms: rig.now_ms,
-        };
+        let next = of_another_session(&rig, 1, Some(1));
         let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
         assert!(matches!(admission, Admission::Hold { reason: HoldReason::OtherPath, .. }), "{admission:?}");
         assert!(woken(&mut rig).is_empty());
@@ -1019,14 +1008,11 @@ fn r07_what_is_asked_behind_silent_produce_is_what_every_broker_answers() {
 #[test]
 fn produce_to_an_owner_of_which_no_broker_is_known_waits_until_one_is() {
     let mut rig = stale();
-    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
-    let brokers = std::mem::take(&mut topology.brokers);
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology.clone());
+    let brokers = std::mem::take(&mut rig.topology(Target).brokers);
     produce(&mut rig, -1, PID, 0);
     assert!(rig.sent().is_empty() && rig.reply().is_none());
     assert!(rig.refreshed.contains(&Target));
-    topology.brokers = brokers;
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.topology(Target).brokers = brokers;
     rig.pass(RETRY_MS);
     assert_eq!(batch_of(&rig.one()), (PID, 0));
 }
@@ -1037,15 +1023,7 @@ fn r03_what_waits_behind_a_batch_of_a_client_that_goes_is_woken() {
     lock(&gate_of(&rig)).fence();
     produce(&mut rig, -1, PID, 0);
     lock(&gate_of(&rig)).release_unchanged();
-    let next = Submission {
-        session: SessionId(2),
-        client: rig.client_key(),
-        path: PathId(2),
-        era: 1,
-        batch: Some(BatchId { pid: PID, epoch: 0, first: 1, last: 1 }),
-        hold: None,
-        arrived_ms: rig.now_ms,
-    };
+    let next = of_another_session(&rig, 1, Some(1));
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
     assert!(woken(&mut rig).is_empty());
