@@ -20,7 +20,7 @@ const TOLD_UNDER_FAILURES: &str = "P.fail,C.commit,C.lost,C.error,E.error";
 const ACKS_1: &str = "java-acks-1";
 const KAFKAJS: &str = "kafkajs";
 /// Longer than the hold bound, shorter than a broker's session.
-const PAUSE: Duration = Duration::from_secs(7);
+pub const PAUSE: Duration = Duration::from_secs(7);
 
 /// After a start, also one that follows a kill (RULES R13).
 const SERVING_MAX: Duration = Duration::from_secs(5);
@@ -164,22 +164,12 @@ impl Run {
         if side == 0 { &self.rig.source } else { &self.rig.target }
     }
 
-    /// The broker that leads partition 0 and is not the only controller.
-    fn victim(&self, side: usize) -> Result<i32> {
-        let cluster = self.cluster(side);
-        let topic = cluster.topic(TOPIC)?.context("the topic is gone")?;
-        let leaders = topic.partitions.iter().map(|p| p.leader);
-        // The first broker is the only voter of the controllers' quorum.
-        let first = cluster.broker_ids().first().copied();
-        leaders.into_iter().find(|leader| Some(*leader) != first).context("one broker leads everything")
-    }
-
     fn inject(&mut self, failure: Failure, side: usize) -> Result<()> {
         match failure {
             Failure::Election => self.cluster(side).elect_preferred(TOPIC)?,
-            Failure::KillBroker => self.cluster(side).kill_broker(self.victim(side)?)?,
+            Failure::KillBroker => self.cluster(side).kill_broker(victim(self.cluster(side))?)?,
             Failure::PauseBroker => {
-                let victim = self.victim(side)?;
+                let victim = victim(self.cluster(side))?;
                 self.cluster(side).pause_broker(victim)?;
             }
             Failure::Cut(cut) => self.rig.relays[side].values().for_each(|relay| relay.cut(cut)),
@@ -246,6 +236,18 @@ impl Run {
         rig.keep = false;
         Ok(rows)
     }
+}
+
+/// The first leader of a partition that is not the only controller.
+///
+/// # Errors
+/// There is none.
+pub fn victim(cluster: &Cluster) -> Result<i32> {
+    let topic = cluster.topic(TOPIC)?.context("the topic is gone")?;
+    // The first broker is the only voter of the controllers' quorum.
+    let first = cluster.broker_ids().first().copied();
+    let mut leaders = topic.partitions.iter().map(|p| p.leader);
+    leaders.find(|leader| Some(*leader) != first).context("one broker leads everything")
 }
 
 fn is_impatient(history: &Path) -> bool {

@@ -17,6 +17,7 @@ use crossover_harness::rig::{Driver, Rig, RigSpec};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,15 @@ pub fn rig_with(source: &str, target: &str, brokers: u8, extra_config: &str) -> 
         relayed: false,
     })?;
     Ok(rig)
+}
+
+/// What an environment variable says, or what is affordable without it.
+///
+/// # Errors
+/// It says something else than a number.
+pub fn setting<T: FromStr>(name: &str, default: T) -> Result<T> {
+    let Ok(text) = std::env::var(name) else { return Ok(default) };
+    text.parse().map_err(|_| anyhow::anyhow!("{name} is not a number: {text}"))
 }
 
 /// As [`rig`], with a relay in front of each broker.

@@ -15,7 +15,7 @@ use crossover_tests::fault_table::Table;
 use crossover_tests::faults::{Outcome, STEPS, owner, stop_behind};
 use crossover_tests::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
 use crossover_tests::measure::machine_load;
-use crossover_tests::{one_at_a_time, relayed_rig, rig};
+use crossover_tests::{one_at_a_time, relayed_rig, rig, setting};
 use std::collections::HashMap;
 use std::path::Path;
 use std::thread::sleep;
@@ -61,13 +61,12 @@ fn r13_killed_proxy() -> Result<()> {
 #[test]
 fn bare_kafka() -> Result<()> {
     let _turn = one_at_a_time();
-    let elections: u32 = std::env::var("CROSSOVER_FLIPS").map_or(Ok(100), |n| n.parse())?;
+    let elections = setting("CROSSOVER_FLIPS", 100)?;
     let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
     rig.keep = true;
     create_topic(&rig)?;
     let bootstrap = rig.source.bootstrap();
-    let relayed = rig.source.relay_addresses(RELAYED).into_iter().map(|(_, at, _)| at.to_string());
-    let direct = std::mem::replace(&mut rig.bootstrap, relayed.collect::<Vec<_>>().join(","));
+    let direct = std::mem::replace(&mut rig.bootstrap, rig.source.relay_bootstrap(RELAYED));
     let readers = ["java-4.3.1", "librdkafka", "franz"];
     let kinds: Vec<Kind> = KINDS[1..4].iter().filter(|k| readers.contains(&k.name)).copied().collect();
     let traffic = Traffic::start(&rig, &kinds, 4 * RATE)?;
@@ -105,7 +104,7 @@ fn backwards(history: &Path) -> Result<usize> {
 
 fn every_step(failures: &[Failure], clients: Clients) -> Result<()> {
     let _turn = one_at_a_time();
-    let repeats: usize = std::env::var("CROSSOVER_REPEATS").map_or(Ok(1), |n| n.parse())?;
+    let repeats: usize = setting("CROSSOVER_REPEATS", 1)?;
     let table = Table::open()?;
     for step in steps() {
         let open: Vec<(Failure, usize)> = failures

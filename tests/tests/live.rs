@@ -7,22 +7,14 @@ mod plan_refusals;
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use crossover_tests::live::{KINDS, Traffic, create_topic, group, wait_end};
 use crossover_tests::measure::machine_load;
-use crossover_tests::{one_at_a_time, rig};
+use crossover_tests::{one_at_a_time, rig, setting};
 
 /// Records per second of one producer.
 const RATE: u32 = 60;
 const BETWEEN: Duration = Duration::from_secs(5);
-
-/// `CROSSOVER_FLIPS`, or what is affordable for every change.
-fn flips(default: usize) -> Result<usize> {
-    match std::env::var("CROSSOVER_FLIPS") {
-        Ok(text) => text.parse().context("CROSSOVER_FLIPS is not a number"),
-        Err(_) => Ok(default),
-    }
-}
 
 /// Every client library, one topic, a cutover and a rollback: nothing lost, duplicated, reordered, skipped, and no error.
 #[test]
@@ -33,7 +25,7 @@ fn live_slice() -> Result<()> {
     create_topic(&rig)?;
     let mut traffic = Traffic::start(&rig, &KINDS, RATE)?;
     println!("all clients work; {}", machine_load());
-    let flips = traffic.flip(&rig, flips(2)?, BETWEEN)?;
+    let flips = traffic.flip(&rig, setting("CROSSOVER_FLIPS", 2)?, BETWEEN)?;
     let histories = traffic.finish()?;
     histories.pauses(&flips)?.iter().for_each(|client| println!("{client}"));
     histories.judge(&rig)?;
@@ -51,7 +43,7 @@ fn history_from_earliest() -> Result<()> {
     // The writers' own groups are not needed here.
     let writers = KINDS.map(|kind| crossover_tests::live::Kind { has_group: false, ..kind });
     let mut traffic = Traffic::start(&rig, &writers[..3], RATE)?;
-    traffic.flip(&rig, flips(3)?, Duration::from_secs(3))?;
+    traffic.flip(&rig, setting("CROSSOVER_FLIPS", 3)?, Duration::from_secs(3))?;
     let mut histories = traffic.finish()?;
     let all = histories.written.to_string();
     let readers = KINDS.iter().filter(|kind| kind.has_group);

@@ -5,11 +5,11 @@
 //! list of names as in `KINDS`) the clients. Four brokers and all clients saturate two cores: then the brokers'
 //! acknowledgements, which DRAIN waits for, take longer than everything the proxy does.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::live::{KINDS, Traffic, chosen, create_topic, median};
 use crossover_tests::measure::{cpu_seconds, machine_load};
-use crossover_tests::{one_at_a_time, rig, wait_count};
+use crossover_tests::{one_at_a_time, rig, setting, wait_count};
 use std::time::{Duration, Instant};
 
 /// With the command itself, ten seconds from flip to flip.
@@ -19,13 +19,6 @@ const WARM_MAX: Duration = Duration::from_secs(60);
 const HOLD_MEDIAN_MAX_MS: f64 = 10.0;
 const MEDIAN_EXCESS_MAX_MS: f64 = 50.0;
 const MAX_EXCESS_MAX_MS: f64 = 500.0;
-
-fn setting(name: &str, default: u32) -> Result<u32> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().with_context(|| format!("{name} is not a number")),
-        Err(_) => Ok(default),
-    }
-}
 
 /// Traffic of their own for both clusters: a broker that nobody has produced to or fetched from takes a second for its
 /// first requests, and a cluster in use has that behind it.
@@ -50,7 +43,7 @@ fn warm(rig: &Rig) -> Result<()> {
 #[test]
 fn clients_notice_nothing() -> Result<()> {
     let _turn = one_at_a_time();
-    let (rate, flips) = (setting("CROSSOVER_RATE", 5_000)?, setting("CROSSOVER_FLIPS", 12)?);
+    let (rate, flips) = (setting("CROSSOVER_RATE", 5_000_u32)?, setting("CROSSOVER_FLIPS", 12_u32)?);
     let mut rig = rig("3.9.2", "4.3.1", 2)?;
     rig.keep = true;
     create_topic(&rig)?;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use crossover_harness::relay::Fault;
 use crossover_tests::live::{KINDS, PARTITIONS, TOPIC, create_topic, group};
-use crossover_tests::{check, flip, one_at_a_time, relayed_rig, wait_count};
+use crossover_tests::{check, flip, one_at_a_time, relayed_rig, setting, wait_count};
 use std::time::Duration;
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ fn r01_without_the_rule_the_order_is_lost() -> Result<()> {
 /// What the checker says.
 fn leave_companions() -> Result<String> {
     let _turn = one_at_a_time();
-    let moves: usize = std::env::var("CROSSOVER_FLIPS").map_or(Ok(100), |n| n.parse())?;
+    let moves: usize = setting("CROSSOVER_FLIPS", 100)?;
     let mut rig = relayed_rig("3.9.2", "4.3.1", 1, &[])?;
     rig.keep = true;
     create_topic(&rig)?;

@@ -3,7 +3,7 @@
 //! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
 //!
 //! `CROSSOVER_FAULTS` (default 8), `CROSSOVER_RECORDS` (default 100,000) and `CROSSOVER_RATE` (records per second of each
-//! producer, default 100) say how long: until there were as many failures, and as many records. `CROSSOVER_MINUTES` ends it
+//! producer, default 150) say how long: until there were as many failures, and as many records. `CROSSOVER_MINUTES` ends it
 //! earlier.
 
 use anyhow::{Context, Result, ensure};
@@ -13,12 +13,14 @@ use crossover_tests::fault_run::{Clients, Failure, Hit, Run};
 use crossover_tests::faults::STEPS;
 use crossover_tests::history::{acknowledged, lines, reads_once_in_order};
 use crossover_tests::live::{PARTITIONS, TOPIC, create_topic_named};
-use crossover_tests::{end, one_at_a_time, wait_count, wait_more};
+use crossover_tests::{end, one_at_a_time, setting, wait_count, wait_more};
 use std::time::{Duration, Instant};
 
 const PAYMENTS: &str = "payments";
 const COPIES: &str = "copies";
 const WAIT: Duration = Duration::from_secs(120);
+/// Less than what the application copies on a busy machine: two members with a transaction a second, of 20 records.
+const PAYMENTS_RATE: &str = "25";
 /// For the application to copy what has piled up: on a busy machine a transaction takes half a second.
 const CATCH_UP_MAX: Duration = Duration::from_secs(900);
 /// Of the application: transactions and records between two flips.
@@ -40,10 +42,8 @@ const FAILURES: [Failure; 8] = [
 #[test]
 fn everything_together() -> Result<()> {
     let _turn = one_at_a_time();
-    let [faults, records, rate] =
-        [("FAULTS", 8), ("RECORDS", 100_000), ("RATE", 100)].map(|(name, otherwise)| number(name, otherwise));
-    let (faults, records) = (faults?, records?);
-    let mut run = Run::start(Clients::SomeImpatient, u32::try_from(rate?)?)?;
+    let (faults, records) = (setting("CROSSOVER_FAULTS", 8)?, setting("CROSSOVER_RECORDS", 100_000)?);
+    let mut run = Run::start(Clients::SomeImpatient, setting("CROSSOVER_RATE", 150)?)?;
     for topic in [PAYMENTS, COPIES] {
         create_topic_named(&run.rig, topic)?;
     }
@@ -51,7 +51,7 @@ fn everything_together() -> Result<()> {
     let mut application = Application::start(&run.rig)?;
     let began = Instant::now();
     let mut done = 0;
-    let minutes_max = number("MINUTES", usize::MAX)?;
+    let minutes_max = setting("CROSSOVER_MINUTES", usize::MAX)?;
     let is_over =
         |began: Instant| began.elapsed().as_secs() / 60 >= u64::try_from(minutes_max).unwrap_or(u64::MAX);
     while (done < faults || written(&mut run, &mut application) < records) && !is_over(began) {
@@ -65,10 +65,6 @@ fn everything_together() -> Result<()> {
     println!("{done} failures in as many flips, {} records", written(&mut run, &mut application));
     application.judge(&run.rig)?;
     run.finish(Clients::SomeImpatient).map(|_| ())
-}
-
-fn number(name: &str, otherwise: usize) -> Result<usize> {
-    std::env::var(format!("CROSSOVER_{name}")).map_or(Ok(otherwise), |text| Ok(text.parse()?))
 }
 
 /// Every failure behind every step, of either owner: they come round at different times.
@@ -94,7 +90,8 @@ struct Application {
 impl Application {
     fn start(rig: &Rig) -> Result<Application> {
         let writer = WRITER.to_string();
-        let args = ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", "50", "--writer", &writer];
+        let args =
+            ["--topic", PAYMENTS, "--partitions", PARTITIONS, "--rate", PAYMENTS_RATE, "--writer", &writer];
         let producer = rig.driver("java-4.3.1", "producer", "payments", &args)?;
         let member = |(number, kind): (usize, &&str)| {
             let (id, name) = (format!("copy-{number}"), format!("copy-{number}"));

@@ -119,6 +119,12 @@ impl Cluster {
         self.nodes.iter().filter_map(of).collect()
     }
 
+    /// Like [`Cluster::listener_bootstrap`], by the relays.
+    pub fn relay_bootstrap(&self, listener: &str) -> String {
+        let addresses = self.relay_addresses(listener).into_iter().map(|(_, at, _)| at.to_string());
+        addresses.collect::<Vec<_>>().join(",")
+    }
+
     /// Ascending.
     pub fn broker_ids(&self) -> Vec<i32> {
         self.nodes.keys().copied().collect()

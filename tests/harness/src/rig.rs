@@ -303,9 +303,8 @@ fn relays(cluster: &Cluster) -> Result<BTreeMap<i32, Relay>> {
 }
 
 fn seen_by_proxy(cluster: &Cluster) -> String {
-    let relayed: Vec<String> =
-        cluster.relay_addresses(RELAYED).iter().map(|(_, listen, _)| listen.to_string()).collect();
-    if relayed.is_empty() { cluster.bootstrap() } else { relayed.join(",") }
+    let relayed = cluster.relay_bootstrap(RELAYED);
+    if relayed.is_empty() { cluster.bootstrap() } else { relayed }
 }
 
 fn start_proxy(crossover: &Path, directory: &Path) -> Result<Child> {

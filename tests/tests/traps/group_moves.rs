@@ -7,7 +7,7 @@ use crossover_tests::commits::{Positions, resolve_all};
 use crossover_tests::history::{At, ends, lines, written};
 use crossover_tests::live::{TOPIC, create_topic};
 use crossover_tests::measure::machine_load;
-use crossover_tests::{check, end, flip, one_at_a_time, rig, text, wait_count, wait_for, wait_more};
+use crossover_tests::{check, end, flip, one_at_a_time, rig, setting, text, wait_count, wait_for, wait_more};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -72,7 +72,7 @@ const GROUPS: [Group; 9] = [
 #[test]
 fn groups_that_move_to_and_fro_under_load_lose_nothing_and_are_told_nothing() -> Result<()> {
     let _turn = one_at_a_time();
-    let moves: usize = std::env::var("CROSSOVER_MOVES").map_or(Ok(MOVES), |n| n.parse())?;
+    let moves: usize = setting("CROSSOVER_MOVES", MOVES)?;
     let mut rig = rig("3.9.2", "4.3.1", 2)?;
     rig.keep = true;
     create_topic(&rig)?;

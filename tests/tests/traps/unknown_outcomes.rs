@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::Cluster;
 use crossover_harness::relay::{Cut, Fault};
 use crossover_harness::rig::{Rig, count};
+use crossover_tests::fault_run::{PROPERTIES, victim};
 use crossover_tests::faults::{Outcome, Stopped, flip_when_allowed, owner, stop_behind, wait_until_well};
 use crossover_tests::live::{Histories, Kind, TOPIC, Traffic, create_topic};
 use crossover_tests::measure::machine_load;
@@ -14,8 +15,6 @@ use serde_json::Value;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-const PROPERTIES: [(&str, &str); 2] =
-    [("min.insync.replicas", "2"), ("auto.leader.rebalance.enable", "false")];
 const RATE: u32 = 30;
 const WAIT: Duration = Duration::from_secs(90);
 /// `limits.hold_ms_max`, and as long again for a loaded machine.
@@ -114,7 +113,7 @@ impl Run {
 
     fn dies_unanswered(&mut self) -> Result<()> {
         let (verb, side) = self.next()?;
-        let victim = self.victim(side)?;
+        let victim = victim(self.cluster(side))?;
         let before = self.cluster(side).log_ends(TOPIC)?;
         self.relay(side, victim, Fault::DropClientAnswers)?;
         self.wait_unanswered(side)?;
@@ -172,15 +171,6 @@ impl Run {
     fn relay(&self, side: usize, broker: i32, fault: Fault) -> Result<()> {
         self.rig.relays[side].get(&broker).context("no such relay")?.set(fault);
         Ok(())
-    }
-
-    /// A leader that is not the only voter of the controllers' quorum.
-    fn victim(&self, side: usize) -> Result<i32> {
-        let cluster = self.cluster(side);
-        let topic = cluster.topic(TOPIC)?.context("the topic is gone")?;
-        let first = cluster.broker_ids().first().copied();
-        let mut leaders = topic.partitions.iter().map(|p| p.leader);
-        leaders.find(|leader| Some(*leader) != first).context("one broker leads everything")
     }
 
     /// Waits until enough produce requests have met the fault.

@@ -90,8 +90,7 @@ impl Plan for DescribeProducers {
         }
         let mut asks = Vec::new();
         for (upstream, topics) in bodies {
-            let mut body = self.request.clone();
-            body.reset("Topics");
+            let mut body = self.request.clone_without(&["Topics"]);
             for (name, indexes) in topics {
                 let mut topic = body.new_element("Topics");
                 topic.set("Name", common::physical_name(cx, &name, upstream.node.side));

@@ -93,10 +93,7 @@ impl Plan for DescribeTopicPartitions {
             let mine: Vec<&String> =
                 self.wanted.iter().filter(|n| cx.snapshot.routes.owner(n) == side).collect();
             let Some(upstream) = view::upstream(cx, side).filter(|_| !mine.is_empty()) else { continue };
-            let mut body = self.request.clone();
-            body.reset("Topics");
-            body.reset("Cursor");
-            body.reset("ResponsePartitionLimit");
+            let mut body = self.request.clone_without(&["Topics", "Cursor", "ResponsePartitionLimit"]);
             for name in mine {
                 let mut topic = body.new_element("Topics");
                 topic.set("Name", common::physical_name(cx, name, side));

@@ -84,10 +84,12 @@ fn r26_committed_positions_of_a_frozen_route_are_unstable() {
         topic.set("Name", TOPIC);
         let mut partition = topic.new_element("Partitions");
         partition.set("CommittedOffset", 7_i64);
+        partition.set("Metadata", "tag of a position that is not told");
         topic.push("Partitions", partition);
         body.push("Topics", topic);
     });
     let reply = rig.reply().expect("answered");
     let partition = only(&reply, "Topics");
     assert_eq!((partition.i16("ErrorCode"), partition.i64("CommittedOffset")), (88, -1));
+    assert_eq!(partition.str("Metadata"), "");
 }

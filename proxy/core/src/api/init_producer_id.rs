@@ -29,10 +29,7 @@ impl InitProducerId {
 
     /// The cluster is asked for its consent (authorization, quota); its id is not used.
     fn idempotent_request(&self) -> Struct {
-        let mut body = self.request.clone();
-        body.reset("ProducerId");
-        body.reset("ProducerEpoch");
-        body
+        self.request.clone_without(&["ProducerId", "ProducerEpoch"])
     }
 
     fn ask_other_side(&self, cx: &mut Cx<'_>) -> Step {

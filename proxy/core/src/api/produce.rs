@@ -7,7 +7,7 @@ use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::producer::batch::{self, BatchHeader};
-use crate::producer::carry::{self, CarryVerdict};
+use crate::producer::carry;
 use crate::producer::gate::{
     Admission, BatchId, HoldId, HoldReason, Kept, Outcome, Refusal, Submission, Ticket,
 };
@@ -292,7 +292,7 @@ impl Produce {
     /// The part of the request that goes to one upstream, in that cluster's names, ids and producer ids.
     fn request_for(&self, cx: &Cx<'_>, upstream: UpstreamKey, parts: &[usize]) -> Struct {
         let side = upstream.node.side;
-        let mut body = self.request.clone();
+        let mut body = self.request.clone_without(&["TopicData"]);
         let waited = cx.now_ms - self.arrived_ms;
         body.set("TimeoutMs", (i64::from(body.i32("TimeoutMs")) - waited).max(1));
         if let Some(id) = self.request.opt_str("TransactionalId") {
@@ -302,7 +302,7 @@ impl Produce {
             let mine: Vec<&Part> =
                 parts.iter().map(|p| &self.parts[*p]).filter(|p| p.topic == index).collect();
             let first = mine.first()?;
-            let mut topic = topic.clone();
+            let mut topic = topic.clone_without(&["PartitionData"]);
             if let Some(route) = cx.snapshot.routes.topic(&first.at.0) {
                 common::to_physical(&mut topic, "Name", "TopicId", route, side);
             }
@@ -646,8 +646,8 @@ impl Part {
                 return self.again(cx);
             }
         }
-        let is_echo = is_hidden || cx.core.produce.is_repeating(&self.key());
         if lacks_predecessor {
+            let is_echo = is_hidden || cx.core.produce.is_repeating(&self.key());
             if is_echo && in_time {
                 return self.again(cx);
             }
@@ -674,13 +674,7 @@ impl Part {
     fn lacks_predecessor(&self, cx: &Cx<'_>) -> bool {
         let Some(batch) = self.batch else { return false };
         let gate = cx.shared.gates.get(&self.at.0, self.at.1);
-        let gate = crate::session::lock(&gate);
-        let is_gap = match gate.carry().judge(batch.pid, batch.epoch, batch.first, batch.last) {
-            CarryVerdict::Gap | CarryVerdict::Unknown => true,
-            CarryVerdict::NewEpoch => batch.first != 0,
-            _ => false,
-        };
-        is_gap && gate.awaits_failed(cx.now_ms, batch.pid)
+        crate::session::lock(&gate).explains_gap(cx.now_ms, batch)
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.

@@ -261,6 +261,7 @@ mod tests {
             registry.park("g", member, true, 0);
         }
         registry.left("g", "c");
+        registry.left("g", "of whom nobody knows");
         assert_eq!(registry.coming("g"), 2, "c has gone while it was parked");
         for member in ["a", "b"] {
             registry.park("g", member, false, 1);

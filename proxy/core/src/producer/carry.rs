@@ -83,6 +83,14 @@ pub enum CarryVerdict {
     Gap,
 }
 
+impl CarryVerdict {
+    /// Whether a batch with this first sequence lacks one before it.
+    #[must_use]
+    pub fn lacks_predecessor(self, first: i32) -> bool {
+        self == CarryVerdict::Gap || (self == CarryVerdict::NewEpoch && first != 0)
+    }
+}
+
 /// The carry of one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Carry {

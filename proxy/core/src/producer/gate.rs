@@ -36,9 +36,9 @@ pub const GAP_WAIT_MS: i64 = 300;
 pub const GAP_WINDOW_MS: i64 = 5_000;
 
 /// How long a gap is taken for a predecessor that is to come again, in milliseconds: after a flip or a start, and after a
-/// batch of the producer failed. A client repeats what failed within seconds; one that has given
-/// it up learns after this that it must begin anew. Less than Java's `delivery.timeout.ms` (120 s), and far more than any
-/// library's `retry.backoff`.
+/// batch of the producer failed. A client repeats what failed within seconds; one that has given it up learns after this
+/// that it must begin anew. Less than Java's `delivery.timeout.ms` (120 s), and far more than any library's
+/// `retry.backoff`.
 pub const FAILED_WINDOW_MS: i64 = 30_000;
 
 /// When a batch that was planned with another route table asks again, in milliseconds.
@@ -264,7 +264,8 @@ impl PartitionGate {
             // Nothing was re-based: the owner has this producer's whole history and judges for itself.
             return self.forward(submission);
         }
-        match self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last) {
+        let verdict = self.judge(batch);
+        match verdict {
             _ if bug::is(Bug::R4NoCarry) => {}
             CarryVerdict::Duplicate(Some(offset)) if bug::is(Bug::R4Offset) => {
                 return Admission::Duplicate(Some(VirtualOffset(offset.0 + 1)));
@@ -279,10 +280,7 @@ impl PartitionGate {
             CarryVerdict::Overlap => {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
-            CarryVerdict::NewEpoch if batch.first != 0 && alone => {
-                return self.gap(now_ms, submission, batch.pid);
-            }
-            CarryVerdict::Gap if alone && !bug::is(Bug::R3Gap) => {
+            _ if verdict.lacks_predecessor(batch.first) && alone && !bug::is(Bug::R3Gap) => {
                 return self.gap(now_ms, submission, batch.pid);
             }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
@@ -320,9 +318,21 @@ impl PartitionGate {
         })
     }
 
-    /// Whether what is missing of a producer has lately failed, or may have, and is therefore to come again.
+    /// Whether a batch that a broker misses before this one has lately failed, or may have, and is therefore to come again.
+    /// Of a producer that is not carried only the broker knows what is missing.
     #[must_use]
-    pub fn awaits_failed(&self, now_ms: i64, pid: i64) -> bool {
+    pub fn explains_gap(&self, now_ms: i64, batch: BatchId) -> bool {
+        let verdict = self.judge(batch);
+        let is_gap = verdict == CarryVerdict::Unknown || verdict.lacks_predecessor(batch.first);
+        is_gap && self.awaits_failed(now_ms, batch.pid)
+    }
+
+    fn judge(&self, batch: BatchId) -> CarryVerdict {
+        self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last)
+    }
+
+    /// Whether what is missing of a producer has lately failed, or may have.
+    fn awaits_failed(&self, now_ms: i64, pid: i64) -> bool {
         let failed_ms = self.pids.get(&pid).and_then(|state| state.failed_ms);
         let last = [self.flipped_at_ms, self.started_at_ms, failed_ms].into_iter().flatten().max();
         last.is_some_and(|at| now_ms - at < FAILED_WINDOW_MS) && !bug::is(Bug::R8Echo)

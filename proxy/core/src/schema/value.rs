@@ -3,7 +3,7 @@
 //! The accessors take a field's name and know its type from the table. A name the table does not have, or an accessor
 //! of another type, is a programmer's error and panics with both names; nothing that comes from the wire can cause it.
 
-use super::table::{DefaultValue, Field, Type};
+use super::table::{Field, Type};
 use super::text::Str;
 use crate::ids::TopicId;
 use bytes::Bytes;
@@ -65,20 +65,10 @@ impl Value {
 
     /// Whether this is what [`Struct::new`] would put into the field.
     pub(super) fn is_default_of(&self, field: &Field) -> bool {
-        let null = field.default == DefaultValue::Null;
-        match self {
-            Value::Bool(value) => *value == (field.default == DefaultValue::True),
-            Value::Int(value) => match field.default {
-                DefaultValue::Int(default) => *value == default,
-                _ => *value == 0,
-            },
-            Value::Float(value) => value.to_bits() == 0,
-            Value::Uuid(value) => *value == [0; 16],
-            Value::String(None) | Value::Bytes(None) | Value::Array(None) | Value::Struct(None) => null,
-            Value::String(Some(value)) => !null && value.as_bytes().is_empty(),
-            Value::Bytes(Some(value)) => !null && value.is_empty(),
-            Value::Array(Some(value)) => !null && value.is_empty(),
-            Value::Struct(Some(value)) => !null && value.is_default(),
+        match (self, &field.value) {
+            (Value::Float(value), _) => value.to_bits() == 0,
+            (Value::Struct(Some(value)), Value::Struct(Some(_))) => value.is_default(),
+            (value, default) => value == default,
         }
     }
 

@@ -77,6 +77,17 @@ impl Rig {
         self.session.core.client_key()
     }
 
+    /// What the proxy knows of a cluster.
+    pub(crate) fn topology(&mut self, side: ClusterSide) -> &mut Topology {
+        Arc::make_mut(&mut self.snapshot.topologies[side.index()])
+    }
+
+    /// Publishes that the home of a group is `to`, and of no other one; the session is not woken.
+    pub(crate) fn move_home(&mut self, group: &str, to: ClusterSide) {
+        let homes = [(Arc::from(group), to)].into();
+        self.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    }
+
     /// Publishes a flip of all partitions; the session is not woken.
     pub(crate) fn flip(&mut self, to: ClusterSide, old_end: i64, new_start: i64) {
         let mut routes = (*self.snapshot.routes).clone();

@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(begin(&all, "b", &["orders"], 0), Begun::Hold);
         assert_eq!(begin(&all, "b", &["other"], 0), Begun::Again);
         assert_eq!(all.open_on(&orders).len(), 1);
-        assert!(all.end("a") && all.end("b") && !all.end("b"));
+        assert!(all.end("a") && all.end("b") && !all.end("b") && !all.end("never begun"));
         assert!(all.open_on(&orders).is_empty());
         assert_eq!(all.written_to(&orders).len(), 1);
         // Its first request may be about offsets only.

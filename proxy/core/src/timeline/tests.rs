@@ -613,6 +613,9 @@ fn r22_older_epochs_are_answered_without_the_owner() {
     assert_eq!(end(-1, -1), (-1, VirtualOffset(-1)));
     assert_eq!([end(-1, 6), end(4, -1)], [(-1, VirtualOffset(6)), (4, VirtualOffset(-1))], "undefined");
     assert_eq!(end(3, 0), (57 + 1024, VirtualOffset(10)), "the first of the era");
+    let new_topic = Timeline::initial(ID, Source).seal(&boundary(Target, 10, 0)).expect("a plain flip");
+    let end = new_topic.epoch_end_to_virtual(0, NativeOffset(5));
+    assert_eq!(end, Ok((1024, VirtualOffset(15))), "leaders begin with epoch 0");
 }
 
 #[test]
@@ -737,6 +740,29 @@ fn r27_over_the_metadata_limit_the_position_comes_first() {
 }
 
 #[test]
+fn r27_metadata_that_fits_behind_its_tag_to_the_byte_keeps_it() {
+    let timeline = four_eras();
+    let (tag, user) = ("xo1:c0ffee:12:", "x".repeat(30));
+    let store = |max| to_stored(&timeline, Source, VirtualOffset(12), &user, max);
+    let exact = store(tag.len() + user.len());
+    assert_eq!((exact.tagged, exact.metadata), (true, format!("{tag}{user}")));
+    assert!(!store(tag.len() + user.len() - 1).tagged, "a byte less, and it is read again from before");
+}
+
+#[test]
+fn r27_over_the_metadata_limit_the_end_of_an_era_is_a_number_that_re_reads_nothing() {
+    // Somebody has written three records to the source while it was idle.
+    let timeline = Timeline::initial(ID, Source)
+        .seal(&boundary(Target, 10, 0))
+        .and_then(|timeline| timeline.seal(&boundary(Source, 5, 13)))
+        .expect("two flips");
+    let user = "x".repeat(30);
+    let stored = to_stored(&timeline, Source, VirtualOffset(10), &user, 40);
+    assert_eq!(stored, StoredCommit { native: 10, metadata: user, tagged: false });
+    assert_eq!(resolve(&timeline, Source, stored.native, "").position, VirtualOffset(10));
+}
+
+#[test]
 fn decode_names_what_is_wrong() {
     let bytes = four_eras().encode();
     let edited = |at: usize, value: u8| {
@@ -750,6 +776,8 @@ fn decode_names_what_is_wrong() {
     assert_eq!(edited(21, 4), Err(DecodeError::Flags(4)));
     assert_eq!(edited(29, 7), Err(DecodeError::FirstEra));
     assert_eq!(edited(21, 1), Err(DecodeError::Era(SealError::SameSide(Target))));
+    let not_rising = Err(DecodeError::Era(SealError::EpochNotRising(0x300)));
+    assert_eq!(edited(65, 3), not_rising, "above the era before, but not by a gap");
     assert_eq!(Timeline::decode(&[]), Err(DecodeError::Length));
     let longer = [bytes.as_slice(), &[0]].concat();
     assert_eq!(Timeline::decode(&longer), Err(DecodeError::Length));

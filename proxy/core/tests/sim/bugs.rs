@@ -16,7 +16,6 @@ pub(crate) enum Bug {
     Core(CoreBug),
 }
 
-#[cfg(feature = "bug-flags")]
 /// What only a rare meeting of failures shows.
 #[cfg(feature = "bug-flags")]
 const RARE: &[Bug] = &[Bug::Core(CoreBug::R3OtherPath), Bug::R2NoGrace, Bug::Core(CoreBug::R5NoOverlay)];

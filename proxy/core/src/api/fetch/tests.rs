@@ -336,9 +336,7 @@ fn a_companion_is_asked_with_the_newest_epoch_that_the_proxy_knows() {
 #[test]
 fn a_broker_without_an_address_is_looked_for() {
     let mut rig = Rig::new(Source, 0);
-    let mut topology = (*rig.snapshot.topologies[Source.index()]).clone();
-    topology.brokers.remove(&0);
-    rig.snapshot.topologies[Source.index()] = Arc::new(topology);
+    rig.topology(Source).brokers.remove(&0);
     fetch(&mut rig, WAIT_MS, &[(0, 0)]);
     assert!(rig.sent().is_empty() && rig.refreshed.contains(&Source));
 }
@@ -348,9 +346,7 @@ fn a_leader_that_is_to_tell_its_log_start_is_looked_for() {
     let mut rig = Rig::new(Source, 0);
     rig.flip(Target, 100, 10);
     rig.flip(Source, 30, 100);
-    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
-    topology.brokers.remove(&0);
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.topology(Target).brokers.remove(&0);
     fetch(&mut rig, WAIT_MS, &[(0, 0)]);
     let sent = rig.one();
     answer(&mut rig, &sent, &[error(0, code::OFFSET_OUT_OF_RANGE)]);

@@ -10,8 +10,7 @@ const COORDINATOR: i32 = 1;
 /// A client of the source's node whose group lives at the target.
 fn moved() -> Rig {
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig
 }
 
@@ -164,8 +163,7 @@ fn a_member_that_moves_leaves_its_old_home_also_a_static_one() {
         let alive = rig.one();
         assert_eq!(alive.api_key, key::HEARTBEAT, "it is parked");
         answer(&mut rig, &alive, code::NONE);
-        let homes = [(Arc::from("g"), Target)].into();
-        rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+        rig.move_home("g", Target);
         rig.handle(Event::Wake);
         let left = rig.sent().into_iter().find(|sent| sent.api_key == key::LEAVE_GROUP);
         let left = left.unwrap_or_else(|| panic!("{instance:?}: it is still a member of the old home"));
@@ -186,8 +184,7 @@ fn spliced(rig: &mut Rig) -> Sent {
         body.set("ProtocolType", "consumer");
     });
     rig.shared.groups.park("g", "b", true, rig.now_ms);
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig.sent();
     rig.handle(Event::Wake);
     let lookup = rig.sent().into_iter().find(|sent| sent.api_key == key::FIND_COORDINATOR).unwrap();
@@ -215,7 +212,9 @@ fn r29_no_member_leads_the_new_home_before_the_others_have_come() {
     assert_eq!((join.api_key, join.node.side, join.body.str("MemberId")), (key::JOIN_GROUP, Target, ""));
     lead(&mut rig, &join, 1);
     assert!(rig.reply().is_none(), "it would be given what the other member reads");
-    rig.pass(50);
+    rig.pass(49);
+    assert!(rig.sent().is_empty(), "the others need a moment");
+    rig.pass(1);
     let again = rig.one();
     assert_eq!((again.api_key, again.body.str("MemberId")), (key::JOIN_GROUP, "new-id"));
     lead(&mut rig, &again, 2);
@@ -272,6 +271,42 @@ fn r29_a_coordinator_that_has_moved_says_so_in_each_partition() {
     rig.answer(&sent, |body| committed(body, code::NONE));
     let reply = rig.reply().expect("an answer that says nothing of the kind is the client's");
     assert_eq!(crate::session::testing::only(&reply, "Topics").i16("ErrorCode"), code::NONE);
+}
+
+#[test]
+fn r29_a_coordinator_that_has_moved_says_so_in_any_place_of_its_answer() {
+    let (gone, other) = (code::NOT_COORDINATOR, code::REBALANCE_IN_PROGRESS);
+    let commit = |errors: &[&[i16]]| {
+        let message = schema::response(key::OFFSET_COMMIT).unwrap();
+        let mut body = Struct::new(message.fields);
+        for of_topic in errors {
+            let mut topic = body.new_element("Topics");
+            for error in *of_topic {
+                let mut partition = topic.new_element("Partitions");
+                partition.set("ErrorCode", *error);
+                topic.push("Partitions", partition);
+            }
+            body.push("Topics", topic);
+        }
+        is_elsewhere(&body)
+    };
+    assert!(!commit(&[]) && !commit(&[&[]]) && !commit(&[&[code::NONE, other], &[other]]));
+    assert!(commit(&[&[code::NONE, gone]]) && commit(&[&[gone, other]]), "in one partition of several");
+    assert!(
+        commit(&[&[code::NONE], &[gone]]) && commit(&[&[gone], &[], &[other]]),
+        "in one topic of several"
+    );
+    let groups = |errors: &[i16]| {
+        let message = schema::response(key::OFFSET_FETCH).unwrap();
+        let mut body = Struct::new(message.fields);
+        for error in errors {
+            let mut group = body.new_element("Groups");
+            group.set("ErrorCode", *error);
+            body.push("Groups", group);
+        }
+        is_elsewhere(&body)
+    };
+    assert!(!groups(&[code::NONE, other]) && groups(&[code::NONE, gone]) && groups(&[gone, other]));
 }
 
 #[test]
@@ -338,13 +373,10 @@ fn a_coordinator_is_looked_for_until_it_is_found_or_patience_ends() {
 #[test]
 fn a_side_of_which_no_broker_is_known_is_asked_for_them() {
     let mut rig = moved();
-    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
-    let brokers = std::mem::take(&mut topology.brokers);
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology.clone());
+    let brokers = std::mem::take(&mut rig.topology(Target).brokers);
     heartbeat(&mut rig);
     assert!(rig.sent().is_empty() && rig.refreshed.contains(&Target));
-    topology.brokers = brokers;
-    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    rig.topology(Target).brokers = brokers;
     rig.refreshed.clear();
     rig.pass(RETRY_MS);
     look_up(&mut rig);
@@ -365,8 +397,7 @@ fn at_the_homes_own_side_the_clients_broker_judges_for_itself() {
     assert!(rig.closed.is_some());
     // A transactional id's home is its own, whatever that of a group of the same name.
     let mut rig = Rig::new(Source, 0);
-    let homes = [(Arc::from("pay"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("pay", Target);
     rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
     assert_eq!(rig.one().node, rig.node());
 }
@@ -392,4 +423,20 @@ fn only_what_changes_something_is_seen_through_when_its_client_has_gone() {
     rig.handle(Event::ClientGone);
     answer(&mut rig, &ended, code::NONE);
     assert!(rig.shared.transactions.all_open().is_empty(), "a flip waits for it");
+    let mut rig = Rig::new(Source, 0);
+    heartbeat(&mut rig);
+    assert_eq!(rig.sent().len(), 1);
+    rig.handle(Event::ClientGone);
+    assert!(rig.session.is_finished(), "nobody waits for this one's answer");
+}
+
+#[test]
+fn a_cluster_whose_versions_are_not_known_is_asked_for_a_coordinator_in_the_first() {
+    let mut rig = moved();
+    let mut topology = (*rig.snapshot.topologies[Target.index()]).clone();
+    topology.api_ranges.0.clear();
+    rig.snapshot.topologies[Target.index()] = Arc::new(topology);
+    heartbeat(&mut rig);
+    let lookup = rig.one();
+    assert_eq!((lookup.api_key, lookup.version), (key::FIND_COORDINATOR, 0));
 }

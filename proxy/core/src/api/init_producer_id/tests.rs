@@ -79,6 +79,15 @@ fn r30_the_other_side_is_asked_once() {
 }
 
 #[test]
+fn r30_a_client_comes_again_when_neither_side_can_be_asked() {
+    let mut rig = Rig::new(Source, 1);
+    rig.topology(Target).brokers.clear();
+    let sent = ask(&mut rig);
+    rig.lose(&sent);
+    assert!(rig.closed.is_some() && rig.sent().is_empty());
+}
+
+#[test]
 fn trap_7_a_new_producer_ends_what_was_open_and_is_shown_its_homes_id() {
     for home in ClusterSide::BOTH {
         let mut rig = Rig::new(home, 0);

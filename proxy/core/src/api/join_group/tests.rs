@@ -21,8 +21,7 @@ fn moving(side: ClusterSide) -> Rig {
 
 /// The group is at the target from now on.
 fn moved(rig: &mut Rig) {
-    let homes = [(Arc::from("g"), Target)].into();
-    rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    rig.move_home("g", Target);
     rig.handle(Event::Wake);
 }
 
@@ -49,7 +48,7 @@ fn spliced() -> (Rig, Sent) {
     let _ = rig.one();
     moved(&mut rig);
     let sent = rig.sent();
-    assert_eq!(sent[0].api_key, key::LEAVE_GROUP);
+    assert_eq!((sent[0].api_key, sent[0].body.str("GroupId")), (key::LEAVE_GROUP, "g"));
     look_up(&mut rig, &sent[1], COORDINATOR);
     let joined = rig.one();
     assert_eq!(
@@ -263,6 +262,50 @@ fn a_coordinator_that_is_not_found_is_looked_for_again_and_not_for_ever() {
     assert!(rig.sent().is_empty());
     rig.pass(5_000);
     assert_eq!(told(&mut rig), Some(code::COORDINATOR_LOAD_IN_PROGRESS));
+}
+
+#[test]
+fn a_member_that_is_answered_for_want_of_a_coordinator_is_told_its_own_name() {
+    let mut rig = Rig::new(Source, 0);
+    rig.move_home("g", Target);
+    join(&mut rig, MEMBER);
+    rig.pass(5_000);
+    let reply = rig.reply().expect("patience is over");
+    assert_eq!(reply.i16("ErrorCode"), code::COORDINATOR_LOAD_IN_PROGRESS);
+    assert_eq!((reply.str("MemberId"), reply.str("ProtocolName")), (MEMBER, ""));
+}
+
+#[test]
+fn a_member_is_joined_once_however_many_ways_its_coordinator_is_found() {
+    let mut rig = Rig::new(Source, 0);
+    rig.move_home("g", Target);
+    // Two requests of one connection look for it, each by itself.
+    join(&mut rig, MEMBER);
+    join(&mut rig, "another");
+    let lookups = rig.sent();
+    assert_eq!(lookups.len(), 2);
+    look_up(&mut rig, &lookups[0], COORDINATOR);
+    assert_eq!(rig.one().body.str("MemberId"), MEMBER);
+    // The second one is woken, and goes where the first was told; then its own lookup is answered, too.
+    rig.handle(Event::Wake);
+    assert_eq!(rig.one().body.str("MemberId"), "another");
+    look_up(&mut rig, &lookups[1], COORDINATOR);
+    assert!(rig.sent().is_empty(), "it has joined already");
+}
+
+#[test]
+fn while_it_is_parked_a_member_is_kept_alive_wherever_its_old_coordinator_is() {
+    // A client of the target's node: the old home's coordinator is to be looked for.
+    let mut rig = moving(Target);
+    join(&mut rig, MEMBER);
+    let lookup = rig.one();
+    assert_eq!((lookup.api_key, lookup.node.side), (key::FIND_COORDINATOR, Source));
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+    assert!(rig.sent().is_empty(), "it is parked until the move is over");
+    rig.pass(KEEP_ALIVE_MS);
+    let alive = rig.one();
+    assert_eq!((alive.api_key, alive.node.side, alive.node.broker), (key::HEARTBEAT, Source, COORDINATOR));
+    assert_eq!(alive.body.str("MemberId"), MEMBER);
 }
 
 #[test]

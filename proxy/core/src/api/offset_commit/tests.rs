@@ -147,8 +147,7 @@ fn r27_positions_go_home_in_its_own_numbers_and_topics_in_its_own_names_and_ids(
         let by_id = version >= 10;
         let mut rig = Rig::new(Target, 0);
         rig.flip(Target, 100, 40);
-        let homes = [(Arc::from("g"), Target)].into();
-        rig.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+        rig.move_home("g", Target);
         ask(&mut rig, version, &["unknown"]);
         let sent = rig.one();
         assert_eq!((sent.node.side, sent.version), (Target, version));
@@ -250,4 +249,28 @@ fn r28_only_what_the_home_has_accepted_is_copied_and_can_fail_to_be() {
     let sent = rig.one();
     rig.answer(&sent, |body| topics(body, [(0, code::ILLEGAL_GENERATION), (1, code::ILLEGAL_GENERATION)]));
     assert!(rig.reply().is_some() && rig.errand().is_none());
+}
+
+#[test]
+fn r27_a_position_in_a_partition_that_nobody_knows_is_stored_nowhere_nor_are_those_beside_it() {
+    let mut rig = Rig::new(Source, 0);
+    rig.flip(Target, 100, 40);
+    rig.ask(key::OFFSET_COMMIT, 7, |body| {
+        body.set("GroupId", "g");
+        body.set("GenerationIdOrMemberEpoch", 3);
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", TOPIC);
+        for index in [0, 7] {
+            let mut partition = topic.new_element("Partitions");
+            partition.set("PartitionIndex", index);
+            topic.push("Partitions", partition);
+        }
+        body.push("Topics", topic);
+    });
+    assert!(rig.sent().is_empty(), "it could not be told in virtual terms");
+    let reply = rig.reply().expect("answered here");
+    let refused = (TOPIC.to_owned(), code::UNKNOWN_TOPIC_OR_PARTITION);
+    assert_eq!(told(&reply, false), [refused.clone(), refused]);
+    let partitions = reply.structs("Topics").flat_map(|topic| topic.structs("Partitions"));
+    assert_eq!(partitions.map(|p| p.i32("PartitionIndex")).collect::<Vec<_>>(), [0, 7]);
 }

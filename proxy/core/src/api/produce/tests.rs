@@ -472,15 +472,7 @@ fn r01_a_batch_that_is_repeated_keeps_its_place_before_what_came_later() {
     let mut rig = stale();
     produce(&mut rig, -1, -1, -1);
     let first = rig.one();
-    let later = Submission {
-        session: SessionId(2),
-        client: rig.client_key(),
-        path: PathId(2),
-        era: 1,
-        batch: None,
-        hold: None,
-        arrived_ms: rig.now_ms,
-    };
+    let later = of_another_session(&rig, 1, None);
     let waits = |rig: &Rig| matches!(lock(&gate_of(rig)).admit(rig.now_ms, &later), Admission::Hold { .. });
     assert!(waits(&rig), "while the first one is under way");
     answer(&mut rig, &first, code::NOT_LEADER_OR_FOLLOWER, -1);
@@ -585,6 +577,8 @@ fn each_leader_gets_its_own_partitions_and_the_client_one_answer() {
             .map(|p| (p.i32("Index"), p.i16("ErrorCode"), p.i64("BaseOffset")))
             .collect();
         assert_eq!(rows, [(0, 0, 100), (1, 0, 105)]);
+        let (name, id) = if version >= 13 { ("", [1; 16]) } else { (TOPIC, [0; 16]) };
+        assert_eq!((topic.str("Name"), topic.uuid("TopicId")), (name, id), "as the client calls it");
         assert_eq!(reply.i32("ThrottleTimeMs"), 20, "the longest");
     }
 }
@@ -830,15 +824,279 @@ fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_late
     produce(&mut rig, -1, -1, -1);
     assert!(rig.sent().is_empty());
     answer(&mut rig, &first, 0, 7);
-    let later = Submission {
+    let later = Submission { arrived_ms: rig.now_ms + 1, ..of_another_session(&rig, 0, None) };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+}
+
+/// The same client's next batch, which comes by another connection.
+fn of_another_session(rig: &Rig, era: u32, sequence: Option<i32>) -> Submission {
+    Submission {
         session: SessionId(2),
         client: rig.client_key(),
         path: PathId(2),
-        era: 0,
-        batch: None,
+        era,
+        batch: sequence.map(|first| BatchId { pid: PID, epoch: 0, first, last: first }),
         hold: None,
-        arrived_ms: rig.now_ms + 1,
+        arrived_ms: rig.now_ms,
+    }
+}
+
+/// The sessions that are to be woken, since this was last asked.
+fn woken(rig: &mut Rig) -> Vec<SessionId> {
+    let others = rig.others().into_iter();
+    others
+        .flat_map(|effect| if let Effect::Wake(sessions) = effect { sessions } else { Vec::new() })
+        .collect()
+}
+
+#[test]
+fn r03_what_another_connection_keeps_behind_a_batch_is_woken_by_its_outcome() {
+    for error in [code::NONE, code::REQUEST_TIMED_OUT] {
+        let mut rig = stale();
+        produce(&mut rig, -1, PID, 0);
+        let sent = rig.one();
+        let next = of_another_session(&rig, 1, Some(1));
+        let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
+        assert!(matches!(admission, Admission::Hold { reason: HoldReason::OtherPath, .. }), "{admission:?}");
+        assert!(woken(&mut rig).is_empty());
+        answer(&mut rig, &sent, error, 40);
+        assert!(woken(&mut rig).contains(&SessionId(2)), "after {error}");
+    }
+}
+
+#[test]
+fn a_flip_is_told_when_the_last_batch_behind_its_fence_is_answered() {
+    let mut rig = stale();
+    produce(&mut rig, -1, PID, 0);
+    produce(&mut rig, -1, PID + (1 << 20), 0);
+    let sent = rig.sent();
+    lock(&gate_of(&rig)).fence();
+    let drained = |rig: &mut Rig| rig.others().iter().any(|effect| matches!(effect, Effect::GateDrained));
+    answer(&mut rig, &sent[0], 0, 40);
+    assert!(!drained(&mut rig), "the second one is under way");
+    answer(&mut rig, &sent[1], 0, 41);
+    assert!(drained(&mut rig));
+}
+
+#[test]
+fn r08_what_waits_behind_a_batch_that_is_given_up_is_told_at_once() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(1_000);
+    produce(&mut rig, -1, PID, 1);
+    // The hold bound of the first one. That of the second is a second later, which is too late to keep their order.
+    rig.pass(4_000);
+    let refused = Some((code::NOT_LEADER_OR_FOLLOWER, -1));
+    assert_eq!(reply(&mut rig), refused);
+    assert!(woken(&mut rig).contains(&SessionId(1)));
+    rig.handle(Event::Wake);
+    assert_eq!(reply(&mut rig), refused);
+    assert!(woken(&mut rig).is_empty(), "nothing waits any more");
+}
+
+#[test]
+fn while_a_flip_is_prepared_a_connection_that_is_free_again_goes_on_at_once() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    // Two partitions: the gate of the one knows nothing of what waits for the other.
+    produce_to(&mut rig, VERSION, &[(1, PID, 0)]);
+    let first = rig.one();
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty() && woken(&mut rig).is_empty());
+    // Whatever it says.
+    rig.answer(&first, |_| {});
+    assert_eq!(woken(&mut rig), [SessionId(1)]);
+    rig.handle(Event::Wake);
+    assert_eq!(partitions_of(&rig.one()), [0]);
+}
+
+#[test]
+fn r08_the_echo_of_a_failure_that_is_hidden_once_is_hidden_too() {
+    let mut rig = Rig::new(Source, 0);
+    append(&mut rig, 0, 40);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    // Only the first one was held.
+    produce(&mut rig, -1, PID, 2);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    answer(&mut rig, &sent[1], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    assert_eq!(repeated(&mut rig), [Some((0, 41)), Some((0, 42))]);
+}
+
+#[test]
+fn r08_a_failure_is_hidden_until_its_own_repetition_ends_and_not_that_of_another_batch() {
+    let mut rig = Rig::new(Source, 0);
+    append(&mut rig, 0, 40);
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 1);
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    produce(&mut rig, -1, PID, 2);
+    produce(&mut rig, -1, PID, 3);
+    let sent = rig.sent();
+    answer(&mut rig, &sent[0], code::NOT_LEADER_OR_FOLLOWER, -1);
+    // This one is the client's to repeat. The third misses the first, which the client does not know to have failed.
+    answer(&mut rig, &sent[1], code::REQUEST_TIMED_OUT, -1);
+    answer(&mut rig, &sent[2], code::OUT_OF_ORDER_SEQUENCE_NUMBER, -1);
+    rig.pass(60);
+    let again = rig.one();
+    assert_eq!(batch_of(&again), (PID, 1));
+    answer(&mut rig, &again, 0, 41);
+    let timed_out = Some((code::REQUEST_TIMED_OUT, -1));
+    assert_eq!([reply(&mut rig), reply(&mut rig), reply(&mut rig)], [Some((0, 41)), timed_out, timed_out]);
+}
+
+#[test]
+fn r08_what_fails_with_a_batch_is_all_that_comes_behind_the_earliest_that_failed() {
+    let batch = |first| Some(BatchId { pid: PID, epoch: 0, first, last: first });
+    let key = || ((Arc::from(TOPIC), 0), Some(PID));
+    let after = |failed: &[(i32, i16)]| {
+        let mut held = HeldPartitions::default();
+        failed.iter().for_each(|&(first, error)| held.fail(key(), error, batch(first)));
+        [1, 3, 5, 7].map(|first| held.failure(&key(), batch(first)))
     };
-    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    let (six, seven) = (Some(code::NOT_LEADER_OR_FOLLOWER), Some(code::REQUEST_TIMED_OUT));
+    assert_eq!(after(&[(5, code::REQUEST_TIMED_OUT)]), [None, None, seven, seven]);
+    let both = [(5, code::REQUEST_TIMED_OUT), (3, code::NOT_LEADER_OR_FOLLOWER)];
+    assert_eq!(after(&both), [None, six, six, six], "with the error of the earliest");
+    assert_eq!(after(&[both[1], both[0]]), [None, six, six, six], "whichever failed first");
+}
+
+#[test]
+fn a_leader_that_a_client_is_told_of_comes_with_its_address() {
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let sent = rig.one();
+    rig.answer(&sent, |body| {
+        let mut topic = body.new_element("Responses");
+        topic.set("Name", TOPIC);
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("ErrorCode", code::NOT_LEADER_OR_FOLLOWER);
+        partition.set("BaseOffset", -1_i64);
+        let mut leader = partition.new_element("CurrentLeader");
+        leader.set("LeaderId", 1);
+        leader.set("LeaderEpoch", 6);
+        partition.set("CurrentLeader", Value::Struct(Some(leader)));
+        topic.push("PartitionResponses", partition);
+        body.push("Responses", topic);
+        let mut broker = body.new_element("NodeEndpoints");
+        broker.set("NodeId", 1);
+        broker.set("Host", "source");
+        broker.set("Port", 9092);
+        body.push("NodeEndpoints", broker);
+    });
+    let reply = rig.reply().expect("answered");
+    let node = crate::ids::VirtualNode::new(Source, 1);
+    let endpoints: Vec<(i32, &str, i32)> =
+        reply.structs("NodeEndpoints").map(|e| (e.i32("NodeId"), e.str("Host"), e.i32("Port"))).collect();
+    assert_eq!(endpoints, [(node.to_virtual(), "proxy", 9100 + node.to_virtual())], "the proxy's");
+}
+
+#[test]
+fn r07_what_is_asked_behind_silent_produce_is_what_every_broker_answers() {
+    let mut rig = stale();
+    produce(&mut rig, 0, -1, -1);
+    let probe = rig.sent().pop().expect("asked");
+    assert_eq!((probe.api_key, probe.version), (key::API_VERSIONS, 0));
+}
+
+#[test]
+fn produce_to_an_owner_of_which_no_broker_is_known_waits_until_one_is() {
+    let mut rig = stale();
+    let brokers = std::mem::take(&mut rig.topology(Target).brokers);
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty() && rig.reply().is_none());
+    assert!(rig.refreshed.contains(&Target));
+    rig.topology(Target).brokers = brokers;
+    rig.pass(RETRY_MS);
+    assert_eq!(batch_of(&rig.one()), (PID, 0));
+}
+
+#[test]
+fn r03_what_waits_behind_a_batch_of_a_client_that_goes_is_woken() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    lock(&gate_of(&rig)).release_unchanged();
+    let next = of_another_session(&rig, 1, Some(1));
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+    assert!(woken(&mut rig).is_empty());
+    rig.handle(Event::ClientGone);
+    assert_eq!(woken(&mut rig), [SessionId(2)]);
+}
+
+#[test]
+fn r03_a_gap_is_waited_for_after_a_flip_and_refused_at_once_after_a_start() {
+    let refused = |flipped_at_ms: Option<i64>| {
+        let mut rig = Rig::new(Target, 0);
+        rig.flip(Target, ENDS.0, ENDS.1);
+        let mut carry = carry::Carry::default();
+        carry.record_ack(PID, 0, 0, 0, None, 0);
+        let mut gate = crate::producer::gate::PartitionGate::restored(1, carry.clone());
+        gate.seed(&[], 0, 1_000);
+        rig.shared.gates.restore(&Arc::from(TOPIC), 0, gate);
+        if let Some(at) = flipped_at_ms {
+            let _ = lock(&gate_of(&rig)).release(at, 1, carry);
+        }
+        produce(&mut rig, -1, PID, 2);
+        assert!(rig.sent().is_empty());
+        reply(&mut rig)
+    };
+    assert_eq!(refused(Some(1_000)), None, "its predecessor may be on its way by another connection");
+    assert_eq!(refused(None), Some((code::NOT_LEADER_OR_FOLLOWER, -1)), "its client is to send it again");
+}
+
+#[test]
+fn r08_the_first_offset_of_a_log_is_a_place_too_when_a_leader_steps_down() {
+    let mut rig = Rig::new(Source, 0);
+    flip(&mut rig, Target, 100, 0);
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, 0);
+    rig.pass(60);
+    assert!(rig.sent().is_empty(), "it may be in the log, which would take it twice");
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+}
+
+#[test]
+fn r09_the_operator_is_told_what_a_batch_was_held_for_until_the_bound() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, -1, PID, 0);
+    rig.pass(5_000);
+    let expired = rig.others().into_iter().find_map(|effect| match effect {
+        Effect::HoldExpired { topic, partition, reason } => Some((topic, partition, reason)),
+        _ => None,
+    });
+    assert_eq!(expired, Some((Arc::from(TOPIC), 0, Some(HoldReason::Fence))));
+}
+
+#[test]
+fn everything_that_waits_behind_a_fence_is_counted_as_held() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    (0..3).for_each(|sequence| produce(&mut rig, -1, PID, sequence));
+    assert_eq!(lock(&gate_of(&rig)).held(), 3, "also what queues behind the first of its connection");
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    assert_eq!((rig.sent().len(), lock(&gate_of(&rig)).held()), (1, 2), "one, to begin with");
+}
+
+#[test]
+fn r14_a_batch_that_was_planned_with_another_route_table_asks_again_a_moment_later() {
+    let mut rig = Rig::new(Source, 0);
+    // The gate is in the new era; this session has not seen its routes yet.
+    let _ = lock(&gate_of(&rig)).release(0, 1, carry::Carry::default());
+    produce(&mut rig, -1, PID, 0);
+    assert!(rig.sent().is_empty());
+    assert_eq!(rig.session.next_deadline_ms(), Some(rig.now_ms + 1));
+    rig.flip(Target, ENDS.0, ENDS.1);
+    rig.pass(1);
+    assert_eq!(rig.one().node.side, Target);
 }

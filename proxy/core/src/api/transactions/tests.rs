@@ -186,6 +186,29 @@ fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
     assert!(rig.sent().is_empty());
 }
 
+#[test]
+fn trap_7_a_transaction_is_open_until_its_coordinator_says_that_it_is_not() {
+    let over = [
+        code::NONE,
+        code::INVALID_TXN_STATE,
+        code::INVALID_PRODUCER_EPOCH,
+        code::INVALID_PRODUCER_ID_MAPPING,
+        code::PRODUCER_FENCED,
+    ];
+    let still_open = [code::CONCURRENT_TRANSACTIONS, code::NOT_COORDINATOR, code::REQUEST_TIMED_OUT];
+    let cases = over.map(|error| (error, 0)).into_iter().chain(still_open.map(|error| (error, 1)));
+    for (error, open) in cases {
+        let mut rig = Rig::new(Source, 0);
+        let topics = [Arc::from(TOPIC)].into();
+        rig.shared.transactions.begin(ID, &topics, rig.snapshot.revision, 0);
+        end(&mut rig, CLIENT);
+        let sent = rig.one();
+        rig.answer(&sent, |body| body.set("ErrorCode", error));
+        assert_eq!(rig.reply().map(|reply| reply.i16("ErrorCode")), Some(error));
+        assert_eq!(rig.shared.transactions.all_open().len(), open, "after {error}");
+    }
+}
+
 fn add_offsets(rig: &mut Rig) {
     rig.ask(key::ADD_OFFSETS_TO_TXN, 3, |body| {
         body.set("TransactionalId", ID);

@@ -242,6 +242,17 @@ fn r13_while_seal_may_be_durable_the_gates_stay_fenced() {
 }
 
 #[test]
+fn r13_gates_that_were_left_closed_are_not_opened_by_what_is_told_afterwards() {
+    let mut case = Case::to(Step::Seal);
+    case.tell(Event::Committed(true));
+    assert_eq!(case.tell(Event::Stored(Stored::Unknown)), Action::End(Outcome::Unknown));
+    for event in [Event::Stored(Stored::Durable), Event::Published, Event::Released] {
+        case.tell(event);
+        assert!(case.is_fenced());
+    }
+}
+
+#[test]
 fn r16_an_abort_is_obeyed_until_the_point_of_no_return() {
     let asked = Now { abort_asked: true, ..START };
     assert_eq!(Case::to(Step::Prepare).tell(leads()), Action::Read { after_ms: 0 });
@@ -382,6 +393,26 @@ fn r12_a_side_whose_end_nobody_has_told_is_no_new_owner() {
     readings.new.clear();
     let why = case.aborted(START, Event::Read(readings));
     assert_eq!(why, Abort::Start { part: part(), why: StartError::Unknown });
+}
+
+#[test]
+fn r12_a_side_whose_end_was_not_known_before_is_no_new_owner_even_if_it_is_empty() {
+    let mut case = Case::new();
+    case.tell(leads());
+    let mut first = readings(9, 0);
+    first.new.clear();
+    for event in [
+        Event::Read(first),
+        Event::Settled,
+        Event::NoTransactions,
+        Event::Closed,
+        Event::IntentStored,
+        Event::Looked,
+    ] {
+        case.tell(event);
+    }
+    let why = case.aborted(START, Event::Read(readings(10, 0)));
+    assert_eq!(why, Abort::Start { part: part(), why: StartError::Grew { prepared: -1, now: 0 } });
 }
 
 #[test]

@@ -145,6 +145,13 @@ fn r05_rows_overlay_only_what_they_are_ahead_of() {
 }
 
 #[test]
+fn r05_rows_that_name_no_producer_or_no_sequence_are_passed_over() {
+    let mut carry = Carry::default();
+    assert_eq!(carry.overlay_described(&[row(-1, 0, 5), row(5, 0, -2), row(-1, 0, -2)], 0, 0), 0);
+    assert!(carry.is_empty());
+}
+
+#[test]
 fn r05_a_row_ahead_keeps_the_batches_that_were_seen() {
     let mut carry = acked(&[(10, 11, at(60))]);
     carry.overlay_described(&[row(P, 1, 20)], 0, 0);
@@ -164,6 +171,15 @@ fn r05_a_new_row_has_no_offsets_and_an_empty_epoch_starts_at_zero() {
     assert_eq!(carry.judge(5, 0, 8, 8), Next);
     assert_eq!(carry.judge(6, 3, 0, 2), Next);
     assert_eq!(carry.judge(6, 3, 1, 2), Gap);
+}
+
+#[test]
+fn r05_the_first_producer_and_the_first_epoch_of_a_cluster_count_like_any_other() {
+    let mut carry = Carry::default();
+    assert_eq!(carry.overlay_described(&[row(0, 0, 0)], 0, 0), 1);
+    assert_eq!(carry.judge(0, 0, 0, 0), AlreadyAppended);
+    carry.record_ack(0, 0, 1, 1, at(0), 0);
+    assert_eq!(carry.judge(0, 0, 1, 1), Duplicate(at(0)), "the first of a log");
 }
 
 #[test]
@@ -209,6 +225,17 @@ fn r05_merging_is_cumulative() {
     let expected = later_epoch.clone();
     later_epoch.merge(&previous);
     assert_eq!(later_epoch, expected);
+
+    // So is the count of those that there was no room for.
+    let crowded = || {
+        let mut carry = Carry::with_limit(1);
+        (0..3).for_each(|pid| carry.record_ack(pid, 0, 0, 0, None, pid));
+        carry
+    };
+    let mut both = Carry::default();
+    both.merge(&crowded());
+    both.merge(&crowded());
+    assert_eq!((crowded().evicted(), both.evicted()), (2, 4));
 }
 
 #[test]
@@ -269,6 +296,19 @@ fn r05_the_size_is_capped_and_the_oldest_go() {
 }
 
 #[test]
+fn r05_up_to_the_limit_nobody_goes_and_beyond_it_a_few_at_once() {
+    let mut carry = Carry::with_limit(128);
+    assert!(carry.is_empty());
+    (0..128).for_each(|pid| carry.record_ack(pid, 0, 0, 0, None, pid));
+    assert_eq!((carry.len(), carry.evicted(), carry.is_empty()), (128, 0, false));
+    carry.set_limit(128);
+    assert_eq!(carry.len(), 128);
+    carry.record_ack(128, 0, 0, 0, None, 128);
+    assert_eq!((carry.len(), carry.evicted()), (127, 2), "a 64th part of the limit");
+    assert_eq!(carry.iter().next().map(|(pid, _)| pid), Some(2), "the oldest");
+}
+
+#[test]
 fn r05_the_default_cap_holds_under_many_producers() {
     let mut carry = Carry::default();
     for pid in 0..25_000 {
@@ -313,6 +353,12 @@ fn decoding_refuses_what_encoding_does_not_write() {
     for (bytes, expected) in cases {
         assert_eq!(Carry::decode(&bytes), Err(expected));
     }
+    // One without batches, which has written nothing in its epoch: before that there is nothing.
+    let mut empty = Carry::default();
+    empty.overlay_described(&[row(P, 3, -1)], 0, 5);
+    let mut before = empty.encode();
+    before[15..19].copy_from_slice(&(-2_i32).to_be_bytes());
+    assert_eq!(Carry::decode(&before), Err(CarryDecodeError::Entry(P)));
     let twice = [&[1, 0, 0, 0, 2], &good[5..], &good[5..]].concat();
     assert_eq!(Carry::decode(&twice), Err(CarryDecodeError::Entry(P)));
 }
