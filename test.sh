@@ -3,6 +3,8 @@
 # usage: ./test.sh
 set -euo pipefail
 cd "$(dirname "$0")"
+# A failed test ends with its error, not with where that was made.
+export RUST_LIB_BACKTRACE=0
 
 step() {
   printf '\n=== %s (%s s)\n' "$1" "$SECONDS"

@@ -8,7 +8,7 @@ use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::producer::transaction::Identity;
 use crate::schema::Struct;
-use crate::session::{Answer, Begun, Cx, Effect, Errand, ErrandDone, Operation, Step};
+use crate::session::{Answer, Begun, Cx, Effect, Errand, ErrandDone, Operation, Step, TransactionPlan};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -95,16 +95,16 @@ pub(super) struct Begin<A> {
     call: GroupCall<A>,
     arrived_ms: i64,
     stage: Stage,
-    /// The transaction begins with this request.
-    is_first: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Not let in: a flip closes the topics.
+    /// Not let in: a flip closes the topics, or another request moves the transactional id.
     Held,
     /// The transactional id is being moved.
-    Moving,
+    Moving {
+        to: ClusterSide,
+    },
     /// The group's commits are being moved.
     MovingOffsets,
     /// The group's commits are being moved for another transaction.
@@ -114,7 +114,7 @@ enum Stage {
 
 impl<A: Beginning> Begin<A> {
     pub(super) fn new(api: A) -> Begin<A> {
-        Begin { call: GroupCall::new(api), arrived_ms: 0, stage: Stage::Held, is_first: false }
+        Begin { call: GroupCall::new(api), arrived_ms: 0, stage: Stage::Held }
     }
 
     fn begin(&mut self, cx: &mut Cx<'_>) -> Step {
@@ -131,11 +131,10 @@ impl<A: Beginning> Begin<A> {
         if let (None, Some(error)) = (to, cannot_join) {
             return self.refuse(cx, error);
         }
-        let revision = cx.snapshot.revision;
-        let begun = cx.shared.transactions.begin(&id, &topics, revision, cx.now_ms);
-        self.is_first = begun == Begun::First;
         let home = cx.snapshot.transaction_home(&id);
         let to = to.unwrap_or(home);
+        let plan = TransactionPlan { revision: cx.snapshot.revision, home, to };
+        let begun = cx.shared.transactions.begin(&id, &topics, plan, cx.now_ms);
         match (begun, cannot_join) {
             (Begun::Hold, _) if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max => {
                 self.refuse(cx, code::CONCURRENT_TRANSACTIONS)
@@ -145,11 +144,11 @@ impl<A: Beginning> Begin<A> {
                 Step::Pending
             }
             // It is open elsewhere: a transaction cannot span clusters.
-            (Begun::Again, Some(error)) if home != to => self.refuse(cx, error),
+            (Begun::Again, Some(error)) if home != to => self.cannot_begin(cx, error),
             (Begun::Again, _) => self.take_offsets(cx),
             (Begun::First, _) if home == to => self.take_offsets(cx),
             (Begun::First, _) => {
-                self.stage = Stage::Moving;
+                self.stage = Stage::Moving { to };
                 let client = self.call.api().producer();
                 cx.run_errand(HOME, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
                 Step::Pending
@@ -180,21 +179,33 @@ impl<A: Beginning> Begin<A> {
 
     fn let_in(&mut self, cx: &mut Cx<'_>) -> Step {
         self.stage = Stage::LetIn;
-        self.call.start(cx)
+        let step = self.call.start(cx);
+        self.settled(cx, step)
+    }
+
+    /// Notes what an answer says of the transaction.
+    fn settled(&self, cx: &mut Cx<'_>, step: Step) -> Step {
+        if let Step::Reply(response) = &step {
+            self.answered(cx, !self.call.api().is_refused(response));
+        }
+        step
+    }
+
+    /// A transaction that others are in stays open.
+    fn cannot_begin(&mut self, cx: &mut Cx<'_>, error: i16) -> Step {
+        self.answered(cx, false);
+        self.stage = Stage::Held;
+        self.refuse(cx, error)
+    }
+
+    fn answered(&self, cx: &mut Cx<'_>, taken: bool) {
+        if cx.shared.transactions.answered(&self.call.api().group(), taken) {
+            cx.emit(Effect::GateDrained);
+        }
     }
 
     fn refuse(&self, cx: &mut Cx<'_>, error: i16) -> Step {
         self.call.api().refusal(cx, error).map_or(Step::Done, Step::Reply)
-    }
-
-    /// A transaction that is open already stays so.
-    fn cannot_begin(&mut self, cx: &mut Cx<'_>, error: i16) -> Step {
-        if self.is_first {
-            let id = self.call.api().group();
-            ended(cx, &id);
-        }
-        self.stage = Stage::Held;
-        self.refuse(cx, error)
     }
 }
 
@@ -213,16 +224,13 @@ impl<A: Beginning> Operation for Begin<A> {
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
         let step = self.call.on_answer(cx, part, answer);
-        if let Step::Reply(response) = &step
-            && self.is_first
-            && self.call.api().is_refused(response)
-        {
-            ended(cx, &self.call.api().group());
-        }
-        step
+        self.settled(cx, step)
     }
 
     fn on_errand_done(&mut self, cx: &mut Cx<'_>, part: u32, done: ErrandDone) -> Step {
+        if let (Stage::Moving { to }, Ok(true)) = (self.stage, &done) {
+            cx.shared.transactions.moved(&self.call.api().group(), to);
+        }
         match done {
             Ok(true) => self.take_offsets(cx),
             Ok(false) if part == OFFSETS => self.take_offsets(cx),
@@ -238,12 +246,15 @@ impl<A: Beginning> Operation for Begin<A> {
                 cx.deadline_ms = None;
                 self.begin(cx)
             }
-            Stage::Moving | Stage::MovingOffsets => Step::Pending,
+            Stage::Moving { .. } | Stage::MovingOffsets => Step::Pending,
             Stage::AwaitingOffsets => {
                 cx.deadline_ms = None;
                 self.take_offsets(cx)
             }
-            Stage::LetIn => self.call.on_wake(cx),
+            Stage::LetIn => {
+                let step = self.call.on_wake(cx);
+                self.settled(cx, step)
+            }
         }
     }
 
@@ -251,12 +262,11 @@ impl<A: Beginning> Operation for Begin<A> {
         // What is sent may still begin a transaction: then only its coordinator ends it.
         let is_unsent = match self.stage {
             Stage::Held => false,
-            Stage::Moving | Stage::MovingOffsets | Stage::AwaitingOffsets => true,
+            Stage::Moving { .. } | Stage::MovingOffsets | Stage::AwaitingOffsets => true,
             Stage::LetIn => !self.call.is_sent(),
         };
-        if is_unsent && self.is_first {
-            let id = self.call.api().group();
-            ended(cx, &id);
+        if is_unsent {
+            self.answered(cx, false);
         }
         Step::Done
     }

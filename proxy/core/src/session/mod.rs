@@ -20,7 +20,7 @@ pub use shared::{
     GateRegistry, LogStartRegistry, Seen, SeenRegistry, Shared, SharedGate, TopicTraffic, Traffic,
     TruncationRegistry, lock,
 };
-pub use transactions::{Begun, TransactionRegistry, TransactionSeen};
+pub use transactions::{Begun, TransactionPlan, TransactionRegistry, TransactionSeen};
 pub use upstream::{Class, UpstreamId, UpstreamKey};
 
 use crate::api;

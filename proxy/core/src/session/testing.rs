@@ -1,6 +1,9 @@
 //! A session between a client and brokers that the test plays: what the session sends is looked at, answered, or left.
 
-use super::{CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, Ticket, UpstreamId};
+use super::{
+    CloseReason, Effect, Errand, ErrandDone, Event, Limits, Session, Shared, Ticket, TransactionPlan,
+    UpstreamId,
+};
 use crate::ids::{ClusterSide, NativeOffset, Revision, TopicId, VirtualNode};
 use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crate::producer::gate::{ClientKey, SessionId};
@@ -86,6 +89,13 @@ impl Rig {
     pub(crate) fn move_home(&mut self, group: &str, to: ClusterSide) {
         let homes = [(Arc::from(group), to)].into();
         self.snapshot.groups = Arc::new(GroupTable { homes, ..GroupTable::default() });
+    }
+
+    /// A transaction is open that takes in `topics`, at the home of its id.
+    pub(crate) fn begin_transaction(&self, id: &str, topics: &BTreeSet<Arc<str>>) {
+        let home = self.snapshot.transaction_home(id);
+        let plan = TransactionPlan { revision: self.snapshot.revision, home, to: home };
+        self.shared.transactions.begin(id, topics, plan, 0);
     }
 
     /// Publishes a flip of all partitions; the session is not woken.

@@ -5,7 +5,7 @@
 //! fence could not end (protocol.md §3.6).
 
 use super::shared::lock;
-use crate::ids::Revision;
+use crate::ids::{ClusterSide, Revision};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -26,9 +26,33 @@ pub struct TransactionSeen {
     pub last_ms: i64,
 }
 
+/// What a request is planned with: where its transactional id is at home, and where all it takes in is.
+#[derive(Clone, Copy, Debug)]
+pub struct TransactionPlan {
+    pub revision: Revision,
+    pub home: ClusterSide,
+    pub to: ClusterSide,
+}
+
+/// What is known of an open transaction for those that join it on other connections: some clients add partitions on several
+/// at once.
+#[derive(Debug)]
+struct Opening {
+    /// Of the plan it began with.
+    revision: Revision,
+    /// Where it is open. `None`: its transactional id is being moved.
+    at: Option<ClusterSide>,
+    /// Requests that may yet take something in.
+    asked: u32,
+    /// One of them has.
+    taken: bool,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     seen: HashMap<Arc<str>, TransactionSeen>,
+    /// By transactional id; as many as are open.
+    openings: HashMap<Arc<str>, Opening>,
     closed: BTreeSet<Arc<str>>,
     /// Groups whose commits are being moved.
     closed_groups: BTreeSet<Arc<str>>,
@@ -61,11 +85,15 @@ pub enum Begun {
 }
 
 impl TransactionRegistry {
-    /// A transaction of `id` takes in `topics`, planned with the route table of `revision`.
-    pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, revision: Revision, now_ms: i64) -> Begun {
+    /// A transaction of `id` takes in `topics`. Whoever is let in says with [`Self::answered`] what became of it, and, where
+    /// its plan moves the transactional id, with [`Self::moved`] that this is done.
+    pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, plan: TransactionPlan, now_ms: i64) -> Begun {
         let mut inner = lock(&self.inner);
-        let is_open = inner.seen.get(id).is_some_and(|seen| seen.open_ms.is_some());
-        let is_late = !is_open && revision < inner.since;
+        let is_open = inner.openings.contains_key(id);
+        let is_late = match inner.openings.get(id) {
+            None => plan.revision < inner.since,
+            Some(opening) => plan.revision < opening.revision || opening.at != Some(plan.home),
+        };
         if is_late || inner.must_wait(id, topics, is_open) {
             return Begun::Hold;
         }
@@ -75,16 +103,37 @@ impl TransactionRegistry {
         seen.last_ms = now_ms;
         seen.topics.extend(topics.iter().cloned());
         seen.written.extend(topics.iter().cloned());
+        let at = (plan.home == plan.to).then_some(plan.to);
+        let opening = inner.openings.entry(Arc::from(id)).or_insert(Opening {
+            revision: plan.revision,
+            at,
+            asked: 0,
+            taken: false,
+        });
+        opening.asked += 1;
         if is_open { Begun::Again } else { Begun::First }
+    }
+
+    /// The transactional id has come to where its open transaction is to be.
+    pub fn moved(&self, id: &str, to: ClusterSide) {
+        if let Some(opening) = lock(&self.inner).openings.get_mut(id) {
+            opening.at = Some(to);
+        }
+    }
+
+    /// A request that was let in has `taken` something in, or not. True if with it a transaction is over that nothing else
+    /// is in, nor may yet be.
+    pub fn answered(&self, id: &str, taken: bool) -> bool {
+        let mut inner = lock(&self.inner);
+        let Some(opening) = inner.openings.get_mut(id) else { return false };
+        opening.asked = opening.asked.saturating_sub(1);
+        opening.taken |= taken;
+        !opening.taken && opening.asked == 0 && inner.end(id)
     }
 
     /// The transaction is over. True if one was open.
     pub fn end(&self, id: &str) -> bool {
-        let mut inner = lock(&self.inner);
-        let Some(seen) = inner.seen.get_mut(id) else { return false };
-        seen.topics.clear();
-        seen.groups.clear();
-        seen.open_ms.take().is_some()
+        lock(&self.inner).end(id)
     }
 
     /// From now on no transaction that writes to these topics begins. Those under way go on.
@@ -170,6 +219,14 @@ impl Inner {
         if is_open { takes_in && !is_of_them } else { takes_in || is_of_them }
     }
 
+    fn end(&mut self, id: &str) -> bool {
+        self.openings.remove(id);
+        let Some(seen) = self.seen.get_mut(id) else { return false };
+        seen.topics.clear();
+        seen.groups.clear();
+        seen.open_ms.take().is_some()
+    }
+
     fn make_room(&mut self, id: &str) {
         if self.seen.len() < REMEMBERED_MAX || self.seen.contains_key(id) {
             return;
@@ -184,13 +241,54 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::ClusterSide::{Source, Target};
 
     fn topics(names: &[&str]) -> BTreeSet<Arc<str>> {
         names.iter().map(|name| Arc::from(*name)).collect()
     }
 
     fn begin(all: &TransactionRegistry, id: &str, names: &[&str], revision: u64) -> Begun {
-        all.begin(id, &topics(names), Revision(revision), 5)
+        all.begin(id, &topics(names), at_source(revision), 5)
+    }
+
+    fn at_source(revision: u64) -> TransactionPlan {
+        TransactionPlan { revision: Revision(revision), home: Source, to: Source }
+    }
+
+    #[test]
+    fn trap_7_those_that_join_wait_until_the_transactional_id_has_moved() {
+        let all = TransactionRegistry::default();
+        let (before, after) =
+            (at_source(3), TransactionPlan { revision: Revision(3), home: Target, to: Target });
+        let moving = TransactionPlan { to: Target, ..before };
+        let join = |plan| all.begin("a", &topics(&["orders"]), plan, 5);
+        assert_eq!(join(moving), Begun::First);
+        assert_eq!(join(moving), Begun::Hold);
+        all.moved("a", Target);
+        assert_eq!(join(moving), Begun::Hold, "planned before that");
+        assert_eq!(join(after), Begun::Again);
+        // The owner of what it takes in is known from the same table.
+        assert_eq!(join(TransactionPlan { revision: Revision(2), ..after }), Begun::Hold);
+        assert!(all.end("a"));
+        all.moved("a", Source);
+        assert_eq!(join(after), Begun::First, "what has ended leaves nothing behind");
+    }
+
+    #[test]
+    fn trap_7_a_transaction_is_open_as_long_as_one_request_may_have_begun_it() {
+        let all = TransactionRegistry::default();
+        let orders = ["orders"];
+        assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
+        assert!(all.answered("a", false), "nothing was taken in");
+        assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
+        assert_eq!(begin(&all, "a", &orders, 0), Begun::Again);
+        assert!(!all.answered("a", false), "the other one may have been");
+        assert!(!all.answered("a", true));
+        assert_eq!(begin(&all, "a", &orders, 0), Begun::Again);
+        assert!(!all.answered("a", false) && !all.answered("a", false));
+        assert!(all.end("a") && !all.answered("a", false) && !all.answered("never begun", true));
+        assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
+        assert!(all.answered("a", false), "what the last one has taken in is over");
     }
 
     #[test]
@@ -254,8 +352,8 @@ mod tests {
     #[test]
     fn an_open_transaction_tells_what_it_has_taken_in_and_since_when_it_is_open() {
         let all = TransactionRegistry::default();
-        assert_eq!(all.begin("a", &topics(&["orders"]), Revision(0), 5), Begun::First);
-        assert_eq!(all.begin("a", &topics(&["other"]), Revision(0), 9), Begun::Again);
+        assert_eq!(all.begin("a", &topics(&["orders"]), at_source(0), 5), Begun::First);
+        assert_eq!(all.begin("a", &topics(&["other"]), at_source(0), 9), Begun::Again);
         assert!(all.take_offsets("a", "g"));
         let both = topics(&["orders", "other"]);
         let seen = TransactionSeen {
@@ -270,7 +368,7 @@ mod tests {
         assert_eq!(all.written_to(&[Arc::from("nothing"), Arc::from("other")]).len(), 1);
         assert_eq!(all.written_to(&[Arc::from("nothing")]).len(), 0);
         // The next one has taken in nothing yet.
-        assert_eq!(all.begin("a", &topics(&[]), Revision(0), 20), Begun::First);
+        assert_eq!(all.begin("a", &topics(&[]), at_source(0), 20), Begun::First);
         let next = TransactionSeen {
             open_ms: Some(20),
             topics: topics(&[]),
@@ -292,7 +390,7 @@ mod tests {
         all.open(&[other], Revision(3));
         assert_eq!(begin(&all, "b", &["other"], 6), Begun::Hold, "7 has been published before");
         assert_eq!(begin(&all, "b", &["other"], 7), Begun::First);
-        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::Again, "what is open goes on");
+        assert_eq!(begin(&all, "a", &["orders"], 7), Begun::Again, "what is open goes on");
     }
 
     #[test]
@@ -310,7 +408,7 @@ mod tests {
         assert_eq!(begin(&all, &format!("id-{}", REMEMBERED_MAX + 49), &["orders"], 0), Begun::First);
         assert_eq!(lock(&all.inner).seen.len(), REMEMBERED_MAX);
         assert!(all.end(&format!("id-{}", REMEMBERED_MAX + 49)));
-        assert_eq!(all.begin("early", &topics(&[]), Revision(0), 1), Begun::First);
+        assert_eq!(all.begin("early", &topics(&[]), at_source(0), 1), Begun::First);
         assert!(all.end("early"));
         assert_eq!(begin(&all, "late", &["orders"], 0), Begun::First);
         assert!(!lock(&all.inner).seen.contains_key("early"));

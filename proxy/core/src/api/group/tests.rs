@@ -419,7 +419,7 @@ fn only_what_changes_something_is_seen_through_when_its_client_has_gone() {
     rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
     let ended = rig.one();
     let topics = [Arc::from(TOPIC)].into();
-    rig.shared.transactions.begin("pay", &topics, rig.snapshot.revision, 0);
+    rig.begin_transaction("pay", &topics);
     rig.handle(Event::ClientGone);
     answer(&mut rig, &ended, code::NONE);
     assert!(rig.shared.transactions.all_open().is_empty(), "a flip waits for it");

@@ -40,7 +40,7 @@ fn told(rig: &mut Rig) -> Option<(i16, i64, i16)> {
 
 /// A transaction of the producer is open, as far as requests tell.
 fn begin(rig: &Rig) {
-    rig.shared.transactions.begin(ID, &[Arc::from(TOPIC)].into(), rig.snapshot.revision, 0);
+    rig.begin_transaction(ID, &[Arc::from(TOPIC)].into());
 }
 
 #[test]

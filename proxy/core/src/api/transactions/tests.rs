@@ -147,6 +147,34 @@ fn trap_7_a_transaction_that_is_open_elsewhere_cannot_take_the_topic_in() {
 }
 
 #[test]
+fn trap_7_a_request_that_joins_waits_until_the_first_one_has_taken_the_id_to_its_home() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, TOPIC);
+    let (ticket, errand) = rig.errand().expect("the id is to be moved");
+    // As franz-go does for each broker it produces to.
+    add_partitions(&mut rig, TOPIC);
+    assert!(rig.errand().is_none() && rig.sent().is_empty());
+    move_home(&mut rig);
+    rig.run_errand((ticket, errand), Ok(true));
+    assert_eq!(look_up(&mut rig).body.str("V3AndBelowTransactionalId"), "pay.__crossover.2");
+    rig.pass(RETRY_MS);
+    let joined = rig.one();
+    assert_eq!((joined.api_key, joined.node.side), (key::ADD_PARTITIONS_TO_TXN, Target));
+    assert_eq!(rig.shared.transactions.all_open().len(), 1);
+}
+
+#[test]
+fn trap_7_what_a_fenced_producer_asks_for_begins_nothing() {
+    let mut rig = flipped();
+    let other = Identity { epoch: CLIENT.epoch + 1, ..CLIENT };
+    let route = TransactionRoute { home: Target, aliases: [0, 2], client: other, native: NATIVE };
+    rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
+    add_partitions(&mut rig, TOPIC);
+    assert_eq!(refusal(&mut rig), Some(code::PRODUCER_FENCED));
+    assert!(rig.shared.transactions.all_open().is_empty());
+}
+
+#[test]
 fn trap_7_while_a_flip_closes_the_topic_a_beginning_waits_and_then_goes_to_the_new_owner() {
     let mut rig = Rig::new(Source, 0);
     let topics = [Arc::from(TOPIC)];
@@ -200,7 +228,7 @@ fn trap_7_a_transaction_is_open_until_its_coordinator_says_that_it_is_not() {
     for (error, open) in cases {
         let mut rig = Rig::new(Source, 0);
         let topics = [Arc::from(TOPIC)].into();
-        rig.shared.transactions.begin(ID, &topics, rig.snapshot.revision, 0);
+        rig.begin_transaction(ID, &topics);
         end(&mut rig, CLIENT);
         let sent = rig.one();
         rig.answer(&sent, |body| body.set("ErrorCode", error));
@@ -281,7 +309,7 @@ fn trap_7_a_transaction_that_begins_with_offsets_begins_where_it_wrote_before() 
     let mut rig = flipped();
     move_offsets(&mut rig, Source);
     let topics = [Arc::from(TOPIC)].into();
-    rig.shared.transactions.begin(ID, &topics, rig.snapshot.revision, 0);
+    rig.begin_transaction(ID, &topics);
     rig.shared.transactions.end(ID);
     add_offsets(&mut rig);
     assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
