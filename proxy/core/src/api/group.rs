@@ -12,6 +12,7 @@ use crate::schema::{self, Struct};
 use crate::session::{Answer, Class, CloseReason, Cx, ErrandDone, Operation, Step, UpstreamKey};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::Hash;
 
 /// How long a coordinator is looked for, milliseconds.
 const PATIENCE_MS: i64 = 5_000;
@@ -23,10 +24,42 @@ pub(super) const REQUEST: u32 = 1;
 /// Calls whose answer does not matter.
 pub(super) const IGNORED: u32 = 2;
 
-/// Coordinators that this connection has looked up, by side, and group or transactional id.
+/// Groups and transactional ids that one connection is remembered for; few clients have more than one.
+const REMEMBERED_MAX: usize = 1_000;
+
+/// What is remembered of the groups and transactional ids that this connection speaks for.
 #[derive(Debug, Default)]
 pub struct Members {
+    /// Coordinators that were looked up.
     coordinators: HashMap<(ClusterSide, CoordinatorType, String), i32>,
+    /// The place of the last commit that was sent on, by group.
+    commits: HashMap<String, u64>,
+}
+
+impl Members {
+    /// The commit at `place` among the connection's requests is sent on now, perhaps once more. False: a later one was sent,
+    /// behind which it would take the group back.
+    pub(super) fn sends_commit(&mut self, group: &str, place: u64) -> bool {
+        if self.commits.get(group).is_some_and(|last| *last > place) {
+            return false;
+        }
+        let group = group.to_owned();
+        make_room(&mut self.commits, &group);
+        self.commits.insert(group, place);
+        true
+    }
+
+    fn found(&mut self, key: (ClusterSide, CoordinatorType, String), broker: i32) {
+        make_room(&mut self.coordinators, &key);
+        self.coordinators.insert(key, broker);
+    }
+}
+
+/// Whoever speaks for more is remembered anew.
+fn make_room<K: Hash + Eq, V>(map: &mut HashMap<K, V>, key: &K) {
+    if map.len() >= REMEMBERED_MAX && !map.contains_key(key) {
+        map.clear();
+    }
 }
 
 /// Finds the connection for a group, or for a transactional id.
@@ -103,7 +136,7 @@ impl Finder {
             && let Ok(response) = cx.decode(key::FIND_COORDINATOR, &frame, body_at, version)
             && response.i16("ErrorCode") == code::NONE
         {
-            cx.core.members.coordinators.insert(self.key(home), response.i32("NodeId"));
+            cx.core.members.found(self.key(home), response.i32("NodeId"));
             return true;
         }
         cx.wake_at(cx.now_ms + RETRY_MS);
@@ -165,6 +198,11 @@ pub(super) trait GroupApi: Send {
         None
     }
 
+    /// An answer in the place of sending it now, or once more.
+    fn is_late(&mut self, _cx: &mut Cx<'_>) -> Option<Step> {
+        None
+    }
+
     /// The request in the home's terms.
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct;
 
@@ -213,6 +251,9 @@ impl<A: GroupApi> GroupCall<A> {
             Found::Later => Step::Pending,
             Found::Nowhere => self.api.unavailable(cx),
             Found::At(upstream) => {
+                if let Some(step) = self.api.is_late(cx) {
+                    return step;
+                }
                 let body = self.api.request(cx, self.home);
                 self.sent_to = Some(upstream);
                 if cx.forward(upstream, &body, REQUEST) { Step::Pending } else { self.without_address(cx) }

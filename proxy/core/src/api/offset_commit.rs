@@ -70,6 +70,13 @@ impl GroupApi for OffsetCommit {
         self.refuse_all(cx, unknown_topic(by_id))
     }
 
+    /// Clients commit without waiting for the answer before; one whose coordinator was not found, or was lost, is sent again.
+    fn is_late(&mut self, cx: &mut Cx<'_>) -> Option<Step> {
+        let place = cx.place();
+        let is_last = cx.core.members.sends_commit(self.original.str("GroupId"), place);
+        if is_last { None } else { self.refuse_all(cx, code::COORDINATOR_NOT_AVAILABLE) }
+    }
+
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
         let mut request = self.original.clone();
         self.plan = to_home(&cx.snapshot.routes, home, &mut request, cx.header.api_version >= 10);

@@ -84,6 +84,12 @@ impl<'a> Cx<'a> {
         Cx { core, snapshot, shared, now_ms, header, deadline_ms, slot }
     }
 
+    /// The request's place among those of its connection.
+    #[must_use]
+    pub fn place(&self) -> u64 {
+        self.slot
+    }
+
     /// The connection a request for `broker` of `side` goes by: the client's own where that is its broker.
     #[must_use]
     pub fn upstream(&self, side: ClusterSide, broker: i32, class: Class) -> UpstreamKey {

@@ -2,7 +2,7 @@ use super::*;
 use crate::ids::TopicId;
 use crate::node::Topology;
 use crate::route::{GroupTable, LinkMode, RouteRule, RouteRules, RuleMatch};
-use crate::session::testing::{Rig, Source, TOPIC, Target};
+use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
 use std::collections::HashMap;
 
 #[test]
@@ -273,4 +273,51 @@ fn r27_a_position_in_a_partition_that_nobody_knows_is_stored_nowhere_nor_are_tho
     assert_eq!(told(&reply, false), [refused.clone(), refused]);
     let partitions = reply.structs("Topics").flat_map(|topic| topic.structs("Partitions"));
     assert_eq!(partitions.map(|p| p.i32("PartitionIndex")).collect::<Vec<_>>(), [0, 7]);
+}
+
+/// A client commits again and again without waiting. What was committed first must not come to stand behind what follows.
+#[test]
+fn r28_a_commit_that_a_later_one_has_overtaken_is_not_sent() {
+    let mut rig = Rig::new(Source, 0);
+    rig.move_home("g", Target);
+    let errors = |rig: &mut Rig| rig.reply().map(|reply| told(&reply, false));
+    let answered = |error| Some(vec![(TOPIC.to_owned(), error)]);
+    ask(&mut rig, 7, &[]);
+    ask(&mut rig, 7, &[]);
+    let lookups = rig.sent();
+    assert_eq!(lookups.iter().map(|lookup| lookup.api_key).collect::<Vec<_>>(), [key::FIND_COORDINATOR; 2]);
+    rig.answer(&lookups[0], |body| body.set("ErrorCode", code::COORDINATOR_NOT_AVAILABLE));
+    rig.answer(&lookups[1], |body| body.set("NodeId", 1));
+    let second = rig.one();
+    accept(&mut rig, &second);
+    rig.pass(200);
+    assert!(rig.sent().is_empty(), "the first one has come too late");
+    assert_eq!(errors(&mut rig), answered(code::COORDINATOR_NOT_AVAILABLE));
+    assert_eq!(errors(&mut rig), answered(code::NONE));
+
+    // Lost together, the last one alone is sent again.
+    ask(&mut rig, 7, &[]);
+    ask(&mut rig, 7, &[]);
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 2);
+    rig.lose(&sent[1]);
+    rig.pass(200);
+    for lookup in rig.sent() {
+        rig.answer(&lookup, |body| body.set("NodeId", 1));
+    }
+    let again = rig.sent();
+    accept(&mut rig, again.last().expect("the last one"));
+    assert_eq!((again.len(), errors(&mut rig)), (1, answered(code::COORDINATOR_NOT_AVAILABLE)));
+    assert_eq!(errors(&mut rig), answered(code::NONE));
+}
+
+fn accept(rig: &mut Rig, commit: &Sent) {
+    assert_eq!(commit.api_key, key::OFFSET_COMMIT);
+    rig.answer(commit, |body| {
+        let mut topic = body.new_element("Topics");
+        topic.set("Name", TOPIC);
+        let partition = topic.new_element("Partitions");
+        topic.push("Partitions", partition);
+        body.push("Topics", topic);
+    });
 }
