@@ -177,6 +177,8 @@ impl Flip {
             action = machine.flip.on(now, event, &self.control.runtime.shared);
             if is_fencing {
                 self.held_since = Some(Instant::now());
+                // Where nothing is in flight nobody will say that it has ended: the first look is for that.
+                self.control.runtime.drained.notify_one();
             }
             if matches!(action, Action::Release | Action::End(Outcome::Aborted(_))) {
                 self.transactions = None;

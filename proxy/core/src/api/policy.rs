@@ -182,17 +182,23 @@ impl ApiKey {
             ApiKey::Fetch => {
                 (Translate, "Each partition from the side that holds the position, in virtual offsets.")
             }
-            ApiKey::ListOffsets => (Translate, "Asked of the sides that hold the partition's eras."),
+            ApiKey::ListOffsets => (
+                Translate,
+                "Asked of the sides that hold the partition's eras. Until a side has got to a DeleteRecords, a time that it answers with a deleted record gives the new log start (read again rather than skipped), and the newest time may be the other side's.",
+            ),
             ApiKey::Metadata => {
                 (BothSides, "Each topic from its owner; the brokers of both sides at the proxy's addresses.")
             }
             ApiKey::OffsetDelete => {
                 (Translate, "At the group's home side, then the copies of the commits at the other side.")
             }
-            ApiKey::OffsetCommit | ApiKey::OffsetFetch => (
+            ApiKey::OffsetCommit => (
                 Translate,
-                "At the group's home side; positions are stored native with a tag and shown virtual.",
+                "At the group's home side; positions are stored native with a tag. One that a later commit of its connection has overtaken, because its coordinator had to be looked for, is answered COORDINATOR_NOT_AVAILABLE.",
             ),
+            ApiKey::OffsetFetch => {
+                (Translate, "At the group's home side; what is stored native, with a tag, is shown virtual.")
+            }
             ApiKey::FindCoordinator => {
                 (Translate, "Groups and transactional ids at their home sides; share groups are refused.")
             }
