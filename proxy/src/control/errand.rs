@@ -36,7 +36,7 @@ impl Control {
         match errand {
             Errand::RaiseFloors(floors) => self.raise_floors(floors).await,
             Errand::TopicsChanged(changed) => self.topics_changed(&changed).await,
-            Errand::MirrorCommits(commits) => Ok(self.mirror_now(commits).await),
+            Errand::MirrorCommits(commits) => Ok(self.mirror_now(&commits).await),
             Errand::ForgetCommits { group, partitions } => {
                 self.forget_commits(&group, partitions.as_deref()).await
             }

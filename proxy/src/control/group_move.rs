@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::client::{Address, request};
+use crate::runtime::Runtime;
 use anyhow::{Context, ensure};
 use crossover_admin_api::model::{OperationState, OperationView, Step};
 use crossover_core::api::key;
@@ -23,6 +24,10 @@ const DRAIN_LOOK: Duration = Duration::from_millis(10);
 const STABLE_MAX: Duration = Duration::from_secs(10);
 const STABLE_LOOK: Duration = Duration::from_millis(100);
 
+/// How long a coordinator may take to answer a commit.
+const COMMITS_MAX: Duration = Duration::from_secs(3);
+const COMMITS_LOOK: Duration = Duration::from_millis(2);
+
 /// How the members of a group are coordinated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
@@ -33,6 +38,18 @@ enum Protocol {
 
 /// `ConsumerGroupHeartbeatRequest.LEAVE_GROUP_MEMBER_EPOCH`
 const LEAVES: i32 = -1;
+
+/// A group whose commits wait in the proxy.
+pub(crate) struct ClosedCommits {
+    runtime: Arc<Runtime>,
+    group: Arc<str>,
+}
+
+impl Drop for ClosedCommits {
+    fn drop(&mut self) {
+        self.runtime.shared.groups.open_commits(&self.group);
+    }
+}
 
 impl Control {
     /// Moves one group; `view` is shown as it goes.
@@ -101,6 +118,7 @@ impl Control {
             ensure!(Instant::now() < deadline, "not all members came to the rebalance within {DRAIN_MAX:?}");
             sleep(DRAIN_LOOK).await;
         }
+        let _closed = self.close_commits(group).await?;
         let _turn = self.commits.lock().await;
         let count = if commits_stay { 0 } else { self.copy_commits(group, to).await? };
         // Inside a flip it is passed already.
@@ -132,6 +150,22 @@ impl Control {
             warn!(%group, "its members are still known to the {from}, until their sessions end: {problem:#}");
         }
         Ok(revision)
+    }
+
+    /// From now on, until what this returns is dropped, no commit is sent to the group's home; those that were are there.
+    ///
+    /// # Errors
+    /// One is still not answered after [`COMMITS_MAX`].
+    pub(crate) async fn close_commits(&self, group: &Arc<str>) -> anyhow::Result<ClosedCommits> {
+        let closed = ClosedCommits { runtime: Arc::clone(&self.runtime), group: Arc::clone(group) };
+        let registry = &self.runtime.shared.groups;
+        registry.close_commits(group);
+        let deadline = Instant::now() + COMMITS_MAX;
+        while registry.has_sent_commits(group) {
+            ensure!(Instant::now() < deadline, "a commit is not answered yet by its coordinator");
+            sleep(COMMITS_LOOK).await;
+        }
+        Ok(closed)
     }
 
     /// Every living member has come to the rebalance, or owns nothing any more.

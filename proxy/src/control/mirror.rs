@@ -11,7 +11,7 @@ use crossover_core::api::key;
 use crossover_core::error_code as code;
 use crossover_core::ids::{ClusterSide, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
-use crossover_core::session::CommitMirror;
+use crossover_core::session::{CommitMirror, Errand};
 use crossover_core::timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -114,6 +114,11 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
                     commits.into_iter().for_each(|commit| pending.add(commit));
                 }
                 Some(ControlEvent::Errand { ticket, errand, asker }) => {
+                    if let Errand::MirrorCommits(commits) = &errand {
+                        // Here, for tasks do not run in the order they were begun.
+                        let mut pending = control.pending_mirrors();
+                        commits.iter().cloned().for_each(|commit| pending.add(commit));
+                    }
                     let control = Arc::clone(&control);
                     tokio::spawn(async move {
                         let done = control.run_errand(errand).await.map_err(|problem| format!("{problem:#}"));
@@ -136,15 +141,11 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
 }
 
 impl Control {
-    /// Copies what tools have committed, before they are told that it is done (RULES R28). Waits no longer than
-    /// [`SYNCHRONOUS_MAX`]: what a side cannot take now is copied later.
-    pub(crate) async fn mirror_now(self: &Arc<Self>, commits: Vec<CommitMirror>) -> bool {
+    /// Copies what tools have committed, and what is pending with it, before they are told that it is done (RULES R28).
+    /// Waits no longer than [`SYNCHRONOUS_MAX`]: what a side cannot take now is copied later.
+    pub(crate) async fn mirror_now(self: &Arc<Self>, commits: &[CommitMirror]) -> bool {
         let groups: BTreeSet<Arc<str>> = commits.iter().map(|commit| Arc::clone(&commit.group)).collect();
         let groups: Vec<Arc<str>> = groups.into_iter().collect();
-        {
-            let mut pending = self.pending_mirrors();
-            commits.into_iter().for_each(|commit| pending.add(commit));
-        }
         let control = Arc::clone(self);
         let copying = tokio::spawn(async move { control.flush_mirrors(&groups).await });
         timeout(SYNCHRONOUS_MAX, copying).await.is_ok_and(|copied| copied.unwrap_or(false))

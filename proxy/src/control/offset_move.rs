@@ -27,6 +27,10 @@ impl Control {
     /// # Errors
     /// Not now; it may be asked for again.
     pub(crate) async fn move_offsets(&self, group: &Arc<str>, to: ClusterSide) -> anyhow::Result<bool> {
+        if self.runtime.snapshot().groups.offset_homes.get(group) == Some(&to) {
+            return Ok(true);
+        }
+        let _closed = self.close_commits(group).await?;
         let _turn = self.commits.lock().await;
         if self.runtime.snapshot().groups.offset_homes.get(group) == Some(&to) {
             return Ok(true);

@@ -489,7 +489,10 @@ impl Control {
         from: ClusterSide,
     ) -> Option<(String, &'static str)> {
         let snapshot = self.runtime.snapshot();
-        let stays = |topic: &&Arc<str>| !topics.contains(topic) && snapshot.routes.owner(topic) == from;
+        let stays = |topic: &&Arc<str>| {
+            let route = snapshot.routes.topic(topic).filter(|_| !topics.contains(topic));
+            route.is_some_and(|route| route.owner == from)
+        };
         let topic = seen.written.iter().find(stays)?;
         let problem = format!(
             "transactional id {id} writes to {topic} too, which stays on the {from}: its transactions would be refused"

@@ -22,6 +22,8 @@ use tokio::time::timeout;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// So long a request that begins a transaction may be under way to a coordinator that has not heard of it, milliseconds.
 const BEGINNING_MS: i64 = 2_000;
+/// `transaction.max.timeout.ms` of brokers with defaults: then a coordinator has aborted what its client left.
+const TRANSACTION_MAX_MS: i64 = 15 * 60 * 1_000;
 
 /// The transactions of these states hold partitions (`org.apache.kafka.coordinator.transaction.TransactionState`).
 const OPEN_STATES: [&str; 4] = ["Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"];
@@ -140,16 +142,18 @@ impl Control {
 
     /// A client that has died does not end its transaction; its coordinator does, after the transaction's timeout.
     fn forget_ended(&self, side: ClusterSide, found: &Transactions) {
-        if found.incomplete.is_some() || found.ids.is_empty() {
+        if found.incomplete.is_some() {
             return;
         }
+        // Before Kafka 3.0 nobody can ask.
+        let silent_ms = if found.ids.is_empty() { TRANSACTION_MAX_MS } else { BEGINNING_MS };
         let now = self.runtime.now_ms();
         let open: BTreeSet<&str> = found.open_ids.iter().map(|id| transaction::of_physical(id)).collect();
         let (registry, snapshot) = (&self.runtime.shared.transactions, self.runtime.snapshot());
         let of_side = registry.all_open().into_iter().filter(|(id, _)| snapshot.transaction_home(id) == side);
         for (id, seen) in of_side {
-            if now - seen.last_ms > BEGINNING_MS && !open.contains(&*id) {
-                registry.end(&id);
+            if now - seen.last_ms > silent_ms && !open.contains(&*id) {
+                registry.end_unless_asked(&id);
             }
         }
     }

@@ -77,6 +77,13 @@ pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32) -> Option<Produc
     Some(ProduceTarget { upstream, era })
 }
 
+/// Whether the owner has the topic, but not this partition of it, as far as its topology is known.
+pub fn lacks_partition(cx: &Cx<'_>, topic: &str, partition: i32) -> bool {
+    let Some(route) = cx.snapshot.routes.topic(topic) else { return false };
+    let (topology, physical) = (cx.snapshot.topology(route.owner), route.physical(route.owner));
+    topology.topic(physical).is_some() && topology.partition(physical, partition).is_none()
+}
+
 /// The connection to a partition's owner: the client's own where its broker is of that side, which then judges its
 /// leadership itself.
 ///

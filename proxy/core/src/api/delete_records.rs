@@ -17,7 +17,6 @@ use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};
 use crate::route::TopicRoute;
 use crate::schema::Struct;
 use crate::session::{Change, ChangeKind, Class, Cx, Errand, ErrandDone, Step, UpstreamKey};
-use crate::timeline::Timeline;
 use std::sync::Arc;
 
 /// The owner's high watermark, as DeleteRecords and as ListOffsets call it.
@@ -51,11 +50,21 @@ enum Floors {
 }
 
 /// How far `side` is deleted. `None`: nothing of it lies there.
-fn boundary(timeline: &Timeline, side: ClusterSide, position: VirtualOffset) -> Option<NativeOffset> {
+fn boundary(
+    cx: &Cx<'_>,
+    route: &TopicRoute,
+    index: i32,
+    side: ClusterSide,
+    position: VirtualOffset,
+) -> Option<NativeOffset> {
+    let timeline = route.timeline(index)?;
     if bug::is(Bug::R25OwnerOnly) && side != timeline.current().side {
         return None;
     }
-    timeline.native_boundary_for_delete(side, position)
+    let native = timeline.native_boundary_for_delete(side, position)?;
+    // A log that was truncated has no records up to the end of its era.
+    let end = cx.shared.truncations.get(&route.name, index, side);
+    Some(end.map_or(native, |end| native.min(end)))
 }
 
 /// The connection to a partition's leader on one side; `None` while there is none.
@@ -137,7 +146,7 @@ impl DeleteRecords {
         let index = partition.i32("PartitionIndex");
         let timeline = route.timeline(index).ok_or(code::NOT_LEADER_OR_FOLLOWER)?;
         for side in ClusterSide::BOTH {
-            if boundary(timeline, side, position).is_none() {
+            if boundary(cx, route, index, side, position).is_none() {
                 continue;
             }
             let answer = match deletions.of(cx, route, index, side) {
@@ -232,9 +241,8 @@ impl Plan for DeleteRecords {
         self.each(cx, |cx, route, partition| {
             let (Some(Ok(position)), Some(route)) = (agreed.next(), route) else { return };
             let index = partition.i32("PartitionIndex");
-            let Some(timeline) = route.timeline(index) else { return };
             for side in ClusterSide::BOTH {
-                let Some(native) = boundary(timeline, side, position) else { continue };
+                let Some(native) = boundary(cx, route, index, side, position) else { continue };
                 let mut element = partition.clone();
                 element.set("Offset", native.0);
                 if let Some(upstream) = upstream(cx, route, index, side) {

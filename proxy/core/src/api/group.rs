@@ -68,8 +68,8 @@ pub(super) struct Finder {
     kind: CoordinatorType,
     pub(super) class: Class,
     until_ms: Option<i64>,
-    /// A lookup is under way: a second one would send the request twice.
-    looking: bool,
+    /// The side that a lookup is under way at: a second one would send the request twice.
+    looking: Option<ClusterSide>,
     /// The lookup's part among the operation's calls.
     lookup: u32,
     /// Ask for the coordinator even on the home's side.
@@ -88,7 +88,7 @@ pub(super) enum Found {
 impl Finder {
     pub(super) fn new(group: String, class: Class) -> Finder {
         let kind = CoordinatorType::Group;
-        Finder { group, kind, class, until_ms: None, looking: false, lookup: LOOKUP, exact: false }
+        Finder { group, kind, class, until_ms: None, looking: None, lookup: LOOKUP, exact: false }
     }
 
     /// For an operation that looks up several.
@@ -110,7 +110,7 @@ impl Finder {
         }
         // A broker that says nothing is not waited for longer than one that says no.
         cx.wake_at(until);
-        if self.looking {
+        if self.looking.is_some() {
             return Found::Later;
         }
         let version =
@@ -121,7 +121,7 @@ impl Finder {
             body.set("KeyType", self.kind as i8);
             cx.call(upstream, key::FIND_COORDINATOR, version, &body, self.lookup)
         });
-        self.looking = asked;
+        self.looking = asked.then_some(home);
         if !asked {
             cx.refresh(home);
             cx.wake_at(cx.now_ms + RETRY_MS);
@@ -131,7 +131,8 @@ impl Finder {
 
     /// Takes in the answer of a lookup. False: look again at the next wake.
     pub(super) fn found(&mut self, cx: &mut Cx<'_>, home: ClusterSide, answer: Answer) -> bool {
-        self.looking = false;
+        // The group may have moved since it was asked.
+        let home = self.looking.take().unwrap_or(home);
         if let Answer::Frame { frame, body_at, version } = answer
             && let Ok(response) = cx.decode(key::FIND_COORDINATOR, &frame, body_at, version)
             && response.i16("ErrorCode") == code::NONE
@@ -198,8 +199,8 @@ pub(super) trait GroupApi: Send {
         None
     }
 
-    /// An answer in the place of sending it now, or once more.
-    fn is_late(&mut self, _cx: &mut Cx<'_>) -> Option<Step> {
+    /// What is to be done in the place of sending it now, or once more.
+    fn instead(&mut self, _cx: &mut Cx<'_>) -> Option<Step> {
         None
     }
 
@@ -234,15 +235,31 @@ pub(super) struct GroupCall<A> {
     finder: Finder,
     home: ClusterSide,
     sent_to: Option<UpstreamKey>,
+    /// A coordinator may have carried it out, whatever became of the connection.
+    was_sent: bool,
 }
 
 impl<A: GroupApi> GroupCall<A> {
     pub(super) fn new(api: A) -> GroupCall<A> {
         let finder = Finder { kind: api.kind(), ..Finder::new(api.group(), api.class()) };
-        GroupCall { api, finder, home: ClusterSide::Source, sent_to: None }
+        GroupCall { api, finder, home: ClusterSide::Source, sent_to: None, was_sent: false }
+    }
+
+    /// At the home as it is now: it may have moved while this request waited.
+    fn at_home(&mut self, cx: &mut Cx<'_>) -> Option<Step> {
+        self.home = self.api.home(cx);
+        // The client has chosen its node for the members' coordinator.
+        self.finder.exact |= self.finder.kind == CoordinatorType::Group
+            && self.home != cx.snapshot.group_home(&self.finder.group);
+        self.api.local(cx, self.home)
     }
 
     fn go(&mut self, cx: &mut Cx<'_>) -> Step {
+        if self.api.home(cx) != self.home
+            && let Some(step) = self.at_home(cx)
+        {
+            return step;
+        }
         if let Some(wait_ms) = self.api.waits_ms(cx) {
             cx.wake_at(cx.now_ms + wait_ms);
             return Step::Pending;
@@ -251,12 +268,16 @@ impl<A: GroupApi> GroupCall<A> {
             Found::Later => Step::Pending,
             Found::Nowhere => self.api.unavailable(cx),
             Found::At(upstream) => {
-                if let Some(step) = self.api.is_late(cx) {
+                if let Some(step) = self.api.instead(cx) {
                     return step;
                 }
                 let body = self.api.request(cx, self.home);
                 self.sent_to = Some(upstream);
-                if cx.forward(upstream, &body, REQUEST) { Step::Pending } else { self.without_address(cx) }
+                if !cx.forward(upstream, &body, REQUEST) {
+                    return self.without_address(cx);
+                }
+                self.was_sent = true;
+                Step::Pending
             }
         }
     }
@@ -264,11 +285,7 @@ impl<A: GroupApi> GroupCall<A> {
 
 impl<A: GroupApi> Operation for GroupCall<A> {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
-        self.home = self.api.home(cx);
-        // The client has chosen its node for the members' coordinator.
-        self.finder.exact |= self.finder.kind == CoordinatorType::Group
-            && self.home != cx.snapshot.group_home(&self.finder.group);
-        match self.api.local(cx, self.home) {
+        match self.at_home(cx) {
             Some(step) => step,
             None => self.go(cx),
         }
@@ -342,8 +359,8 @@ impl<A> GroupCall<A> {
         &mut self.api
     }
 
-    pub(super) fn is_sent(&self) -> bool {
-        self.sent_to.is_some()
+    pub(super) fn was_sent(&self) -> bool {
+        self.was_sent
     }
 }
 

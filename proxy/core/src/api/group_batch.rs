@@ -9,7 +9,7 @@ use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::schema::{Struct, Value};
 use crate::session::{Answer, Class, CloseReason, Cx, Errand, ErrandDone, Operation, Step, UpstreamKey};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Two calls for each bundle: the lookup of its coordinator, and the request.
@@ -70,7 +70,10 @@ impl GroupBatch {
 
     fn bundles(&self, cx: &Cx<'_>) -> Vec<Bundle> {
         let (mut own, mut others) = (Vec::new(), Vec::new());
-        for group in self.request.strs(self.names).map(str::to_owned) {
+        let mut seen = BTreeSet::new();
+        // A name that comes again has the same answer.
+        let names = self.request.strs(self.names).filter(|name| seen.insert(*name));
+        for group in names.map(str::to_owned) {
             match cx.snapshot.group_home(&group) {
                 home if home == cx.core.node.side => own.push(group),
                 home => others.push((home, vec![group])),
@@ -135,12 +138,17 @@ impl GroupBatch {
             return Step::Pending;
         }
         if !std::mem::replace(&mut self.copies_asked, true) && self.deletes {
-            for (part, name) in (0..).zip(self.request.strs(self.names).map(Arc::<str>::from)) {
+            let told = self.told();
+            let mut gone = Vec::new();
+            for (part, name) in (0..).zip(self.request.strs(self.names)) {
                 // One that is not at its home any more may have left copies: its deletion was cut short.
-                if [code::NONE, code::GROUP_ID_NOT_FOUND].contains(&self.told(&name).1) {
-                    self.copies.insert(part, None);
-                    cx.run_errand(part, Errand::ForgetCommits { group: name, partitions: None });
+                if [code::NONE, code::GROUP_ID_NOT_FOUND].contains(&error_of(told.get(name).copied())) {
+                    gone.push((part, Arc::from(name)));
                 }
+            }
+            for (part, group) in gone {
+                self.copies.insert(part, None);
+                cx.run_errand(part, Errand::ForgetCommits { group, partitions: None });
             }
         }
         if self.copies.values().any(Option::is_none) {
@@ -149,15 +157,14 @@ impl GroupBatch {
         self.reply(cx)
     }
 
-    /// What a group's home says of it, and the error in it.
-    fn told(&self, group: &str) -> (Option<&Struct>, i16) {
-        let bundle = self.bundles.iter().find(|b| b.groups.iter().any(|g| g == group));
-        let response = bundle.and_then(|b| match &b.state {
-            State::Answered(response) => response.as_ref(),
+    /// What the groups' homes say of them.
+    fn told(&self) -> HashMap<&str, &Struct> {
+        let answered = self.bundles.iter().filter_map(|b| match &b.state {
+            State::Answered(Some(response)) => Some(response),
             _ => None,
         });
-        let found = response.and_then(|r| r.structs(self.results).find(|g| g.str("GroupId") == group));
-        (found, found.map_or(code::COORDINATOR_NOT_AVAILABLE, |g| g.i16("ErrorCode")))
+        let groups = answered.flat_map(|response| response.structs(self.results));
+        groups.map(|group| (group.str("GroupId"), group)).collect()
     }
 
     fn reply(&self, cx: &Cx<'_>) -> Step {
@@ -167,8 +174,10 @@ impl GroupBatch {
             _ => None,
         });
         response.set("ThrottleTimeMs", fan::throttle_ms(&answers.collect::<Vec<_>>()));
+        let told = self.told();
         for (part, group) in (0..).zip(self.request.strs(self.names)) {
-            let (found, error) = self.told(group);
+            let found = told.get(group).copied();
+            let error = error_of(found);
             let mut out = found.cloned().unwrap_or_else(|| response.new_element(self.results));
             let error = match self.copies.get(&part).cloned().flatten() {
                 Some(Err(_)) => code::COORDINATOR_NOT_AVAILABLE,
@@ -181,6 +190,11 @@ impl GroupBatch {
         }
         Step::Reply(response)
     }
+}
+
+/// The error in what a group's home says of it.
+fn error_of(group: Option<&Struct>) -> i16 {
+    group.map_or(code::COORDINATOR_NOT_AVAILABLE, |group| group.i16("ErrorCode"))
 }
 
 impl Operation for GroupBatch {

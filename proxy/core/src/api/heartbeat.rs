@@ -9,6 +9,16 @@ use crate::session::{Class, Cx, Step};
 
 pub(super) struct Heartbeat(pub(super) Struct);
 
+impl Heartbeat {
+    fn alive(&self, cx: &Cx<'_>) {
+        let (group, member) = (self.0.str("GroupId"), self.0.str("MemberId"));
+        cx.shared.groups.alive(group, member, self.0.i32("GenerationId"), None, cx.now_ms);
+        if let Some(instance) = self.0.opt_str("GroupInstanceId") {
+            cx.shared.groups.stands_for(group, instance, member);
+        }
+    }
+}
+
 impl GroupApi for Heartbeat {
     fn group(&self) -> String {
         self.0.str("GroupId").to_owned()
@@ -16,11 +26,12 @@ impl GroupApi for Heartbeat {
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
         let (group, member) = (self.0.str("GroupId"), self.0.str("MemberId"));
-        cx.shared.groups.alive(group, member, self.0.i32("GenerationId"), None, cx.now_ms);
-        if let Some(instance) = self.0.opt_str("GroupInstanceId") {
-            cx.shared.groups.stands_for(group, instance, member);
+        let is_moving = cx.snapshot.groups.moving.contains_key(group);
+        // Whom nobody knows is a member when its coordinator says so.
+        if is_moving || cx.shared.groups.member(group, member).is_some() {
+            self.alive(cx);
         }
-        if !cx.snapshot.groups.moving.contains_key(group) {
+        if !is_moving {
             return None;
         }
         let mut finder = Finder::new(group.to_owned(), Class::Produce);
@@ -37,8 +48,10 @@ impl GroupApi for Heartbeat {
     }
 
     fn response(&mut self, cx: &mut Cx<'_>, _home: ClusterSide, response: Struct) -> Step {
-        if response.i16("ErrorCode") == code::UNKNOWN_MEMBER_ID {
-            cx.shared.groups.left(self.0.str("GroupId"), self.0.str("MemberId"));
+        match response.i16("ErrorCode") {
+            code::NONE | code::REBALANCE_IN_PROGRESS => self.alive(cx),
+            code::UNKNOWN_MEMBER_ID => cx.shared.groups.left(self.0.str("GroupId"), self.0.str("MemberId")),
+            _ => {}
         }
         Step::Reply(response)
     }

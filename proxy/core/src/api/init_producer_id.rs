@@ -89,6 +89,11 @@ impl GroupApi for InitTransactions {
         CoordinatorType::Transaction
     }
 
+    /// While the id is moved for a transaction of another instance: where it was, that one would not be fenced any more.
+    fn waits_ms(&self, cx: &Cx<'_>) -> Option<i64> {
+        cx.shared.transactions.is_moving(self.0.str("TransactionalId")).then_some(transactions::RETRY_MS)
+    }
+
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
         if !self.has_producer() || !transactions::is_fenced(cx, &self.0, home, NAMES) {
             return None;

@@ -25,6 +25,8 @@ pub(super) struct JoinGroup {
     /// Since when it waits for the new home.
     parked_ms: Option<i64>,
     next_keep_alive_ms: i64,
+    /// It has waited: it goes to the group's home, wherever that is.
+    has_waited: bool,
     /// The request goes to the new home, on the member's behalf.
     spliced: bool,
     /// What it was called at the old home.
@@ -43,9 +45,23 @@ impl JoinGroup {
             sent_to: None,
             parked_ms: None,
             next_keep_alive_ms: 0,
+            has_waited: false,
             spliced: false,
             old_member: String::new(),
             gather_until_ms: None,
+        }
+    }
+
+    /// A move may have begun, or be over, while the coordinator was looked for.
+    fn go_on(&mut self, cx: &mut Cx<'_>) -> Step {
+        if self.has_waited {
+            self.go(cx)
+        } else if self.is_moving(cx) {
+            self.park(cx)
+        } else if cx.snapshot.group_home(self.request.str("GroupId")) != self.home {
+            self.unpark(cx)
+        } else {
+            self.go(cx)
         }
     }
 
@@ -107,6 +123,7 @@ impl JoinGroup {
         let group = self.request.str("GroupId").to_owned();
         let member = self.request.str("MemberId").to_owned();
         self.parked_ms = None;
+        self.has_waited = true;
         cx.deadline_ms = None;
         cx.shared.groups.park(&group, &member, false, cx.now_ms);
         let now = cx.snapshot.group_home(&group);
@@ -220,7 +237,7 @@ impl JoinGroup {
 impl Operation for JoinGroup {
     fn start(&mut self, cx: &mut Cx<'_>) -> Step {
         self.home = cx.snapshot.group_home(self.request.str("GroupId"));
-        if self.is_moving(cx) { self.park(cx) } else { self.go(cx) }
+        self.go_on(cx)
     }
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, part: u32, answer: Answer) -> Step {
@@ -228,7 +245,7 @@ impl Operation for JoinGroup {
             LOOKUP if self.parked_ms.is_none() && self.sent_to.is_some() => Step::Pending,
             LOOKUP if self.parked_ms.is_none() => {
                 if self.finder.found(cx, self.home, answer) {
-                    self.go(cx)
+                    self.go_on(cx)
                 } else {
                     Step::Pending
                 }
@@ -253,7 +270,7 @@ impl Operation for JoinGroup {
             return Step::Pending;
         }
         cx.deadline_ms = None;
-        let step = self.go(cx);
+        let step = self.go_on(cx);
         self.told(cx, step)
     }
 

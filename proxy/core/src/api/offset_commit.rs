@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// The brokers' default `offset.metadata.max.bytes`.
 pub(super) const METADATA_MAX: usize = 4096;
 
+/// Between two looks whether commits may be sent, milliseconds.
+const LOOK_AGAIN_MS: i64 = 10;
+
 pub(super) struct OffsetCommit {
     original: Struct,
     plan: Plan,
@@ -20,6 +23,10 @@ pub(super) struct OffsetCommit {
     response: Option<Struct>,
     /// The commits of the group are read at the other side.
     is_apart: bool,
+    /// When it came, and the group's home then.
+    arrived: Option<(i64, ClusterSide)>,
+    /// Sent, and not answered yet: who copies the group's commits waits for it.
+    under_way: Option<Arc<()>>,
 }
 
 /// What the answer is put together from.
@@ -33,12 +40,29 @@ struct Plan {
 
 impl OffsetCommit {
     pub(super) fn new(request: Struct) -> OffsetCommit {
-        OffsetCommit { original: request, plan: Plan::default(), response: None, is_apart: false }
+        OffsetCommit {
+            original: request,
+            plan: Plan::default(),
+            response: None,
+            is_apart: false,
+            arrived: None,
+            under_way: None,
+        }
     }
 
     /// Whether it comes from outside of the group's membership: a tool, or a consumer that assigns itself.
     fn is_simple(&self) -> bool {
         self.original.i32("GenerationIdOrMemberEpoch") == -1
+    }
+
+    /// A member of a classic group that the proxy takes to its new home, or that does not know yet that it will be. There
+    /// it would be told that it is no member, and lose its partitions for that.
+    fn is_between_homes(&self, cx: &Cx<'_>, home: ClusterSide) -> bool {
+        let [group, member] = ["GroupId", "MemberId"].map(|field| self.original.str(field));
+        let generation = self.original.i32("GenerationIdOrMemberEpoch");
+        let has_moved = self.arrived.is_some_and(|(_, before)| before != home);
+        cx.shared.groups.is_spliced(group, member, generation)
+            || has_moved && cx.shared.groups.member(group, member).is_some()
     }
 
     fn refuse_all(&self, cx: &Cx<'_>, error: i16) -> Option<Step> {
@@ -54,7 +78,11 @@ impl GroupApi for OffsetCommit {
         self.original.str("GroupId").to_owned()
     }
 
-    fn local(&mut self, cx: &mut Cx<'_>, _home: ClusterSide) -> Option<Step> {
+    fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
+        if self.is_between_homes(cx, home) {
+            return self.refuse_all(cx, code::REBALANCE_IN_PROGRESS);
+        }
+        self.arrived.get_or_insert((cx.now_ms, home));
         let moving = cx.snapshot.groups.moving.contains_key(self.original.str("GroupId"));
         if moving && self.is_simple() {
             return self.refuse_all(cx, code::UNKNOWN_MEMBER_ID);
@@ -70,11 +98,19 @@ impl GroupApi for OffsetCommit {
         self.refuse_all(cx, unknown_topic(by_id))
     }
 
-    /// Clients commit without waiting for the answer before; one whose coordinator was not found, or was lost, is sent again.
-    fn is_late(&mut self, cx: &mut Cx<'_>) -> Option<Step> {
+    /// While the group's commits are copied to another home none is sent: nobody would copy it. And clients commit without
+    /// waiting for the answer before: one whose coordinator was not found, or was lost, is not sent behind a later one.
+    fn instead(&mut self, cx: &mut Cx<'_>) -> Option<Step> {
+        let group = self.original.str("GroupId").to_owned();
+        self.under_way = cx.shared.groups.send_commit(&group);
+        let until = self.arrived.map_or(0, |(at, _)| at) + cx.core.limits.hold_ms_max;
+        if self.under_way.is_none() && cx.now_ms < until {
+            cx.wake_at(cx.now_ms + LOOK_AGAIN_MS);
+            return Some(Step::Pending);
+        }
         let place = cx.place();
-        let is_last = cx.core.members.sends_commit(self.original.str("GroupId"), place);
-        if is_last { None } else { self.refuse_all(cx, code::COORDINATOR_NOT_AVAILABLE) }
+        let may_go = self.under_way.is_some() && cx.core.members.sends_commit(&group, place);
+        if may_go { None } else { self.refuse_all(cx, code::COORDINATOR_NOT_AVAILABLE) }
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {

@@ -239,6 +239,13 @@ impl Produce {
             return None;
         }
         cx.wake_at(hold_until);
+        if common::lacks_partition(cx, &at.0, at.1) {
+            // It is new, or the client is mistaken: nothing is kept for it until its cluster has it.
+            if first_time {
+                cx.refresh(cx.snapshot.routes.owner(&at.0));
+            }
+            return part.wait(cx, cx.now_ms + RETRY_MS);
+        }
         let gate = cx.shared.gates.get(&at.0, at.1);
         let target = common::produce_target(cx, &at.0, at.1);
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));

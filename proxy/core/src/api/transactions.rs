@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Between two attempts to begin, where nobody wakes the connection, milliseconds.
-const RETRY_MS: i64 = 50;
+pub(super) const RETRY_MS: i64 = 50;
 
 /// The errands of a beginning.
 const HOME: u32 = 0;
@@ -133,7 +133,8 @@ impl<A: Beginning> Begin<A> {
         }
         let home = cx.snapshot.transaction_home(&id);
         let to = to.unwrap_or(home);
-        let plan = TransactionPlan { revision: cx.snapshot.revision, home, to };
+        let producer = self.call.api().producer();
+        let plan = TransactionPlan { revision: cx.snapshot.revision, home, to, producer };
         let begun = cx.shared.transactions.begin(&id, &topics, plan, cx.now_ms);
         match (begun, cannot_join) {
             (Begun::Hold, _) if cx.now_ms >= self.arrived_ms + cx.core.limits.hold_ms_max => {
@@ -143,8 +144,11 @@ impl<A: Beginning> Begin<A> {
                 cx.wake_at(cx.now_ms + RETRY_MS);
                 Step::Pending
             }
-            // It is open elsewhere: a transaction cannot span clusters.
-            (Begun::Again, Some(error)) if home != to => self.cannot_begin(cx, error),
+            // It is open elsewhere: a transaction cannot span clusters. The next one may begin where this was refused.
+            (Begun::Again, Some(error)) if home != to => {
+                cx.shared.transactions.turns_to(&id, &topics);
+                self.cannot_begin(cx, error)
+            }
             (Begun::Again, _) => self.take_offsets(cx),
             (Begun::First, _) if home == to => self.take_offsets(cx),
             (Begun::First, _) => {
@@ -185,8 +189,11 @@ impl<A: Beginning> Begin<A> {
 
     /// Notes what an answer says of the transaction.
     fn settled(&self, cx: &mut Cx<'_>, step: Step) -> Step {
-        if let Step::Reply(response) = &step {
-            self.answered(cx, !self.call.api().is_refused(response));
+        match &step {
+            Step::Pending => {}
+            Step::Reply(response) => self.answered(cx, !self.call.api().is_refused(response)),
+            // Nobody knows what the coordinator has made of it.
+            _ => self.answered(cx, self.call.was_sent()),
         }
         step
     }
@@ -199,7 +206,8 @@ impl<A: Beginning> Begin<A> {
     }
 
     fn answered(&self, cx: &mut Cx<'_>, taken: bool) {
-        if cx.shared.transactions.answered(&self.call.api().group(), taken) {
+        let api = self.call.api();
+        if cx.shared.transactions.answered(&api.group(), api.producer(), taken, cx.now_ms) {
             cx.emit(Effect::GateDrained);
         }
     }
@@ -259,14 +267,9 @@ impl<A: Beginning> Operation for Begin<A> {
     }
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
-        // What is sent may still begin a transaction: then only its coordinator ends it.
-        let is_unsent = match self.stage {
-            Stage::Held => false,
-            Stage::Moving { .. } | Stage::MovingOffsets | Stage::AwaitingOffsets => true,
-            Stage::LetIn => !self.call.is_sent(),
-        };
-        if is_unsent {
-            self.answered(cx, false);
+        // What was sent may have begun a transaction, or still will: then only its coordinator ends it.
+        if self.stage != Stage::Held {
+            self.answered(cx, self.call.was_sent());
         }
         Step::Done
     }

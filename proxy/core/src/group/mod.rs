@@ -1,11 +1,13 @@
 //! What all sessions know of classic consumer groups: the members seen alive, and which of them have come to the
 //! rebalance that moves the group's home.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Members remembered per process at most; more are served, but a group with forgotten members cannot be drained.
+/// Living members remembered per process at most; more are served, but a group with an overlooked one cannot be drained.
 const MEMBERS_MAX: usize = 100_000;
+/// Groups whose commits are counted before those that have none under way any more are looked for.
+const COUNTED_MIN: usize = 1_000;
 
 /// One member of a classic group.
 #[derive(Clone, Debug)]
@@ -32,14 +34,52 @@ struct Group {
     spliced: HashMap<String, i32>,
     /// Members of the consumer protocol that were told to own nothing, and whether they do (KIP-848).
     emptied: HashMap<String, bool>,
-    /// As many as there are copies of it, commits of members of one side are under way to the other.
-    commits_under_way: Arc<()>,
+    /// A member was seen for whom there was no room.
+    overlooks: bool,
+}
+
+/// As long as somebody holds one, a commit is under way.
+type UnderWay = Arc<()>;
+
+/// Commits that are under way, by group.
+#[derive(Debug, Default)]
+struct Commits {
+    counted: HashMap<Arc<str>, UnderWay>,
+    look_at: usize,
+}
+
+impl Commits {
+    fn one(&mut self, group: &str) -> UnderWay {
+        if let Some(counted) = self.counted.get(group) {
+            return Arc::clone(counted);
+        }
+        if self.counted.len() >= self.look_at.max(COUNTED_MIN) {
+            self.counted.retain(|_, counted| Arc::strong_count(counted) > 1);
+            self.look_at = 2 * self.counted.len();
+        }
+        Arc::clone(self.counted.entry(Arc::from(group)).or_default())
+    }
+
+    fn any(&self, group: &str) -> bool {
+        self.counted.get(group).is_some_and(|counted| Arc::strong_count(counted) > 1)
+    }
+}
+
+#[derive(Debug, Default)]
+struct SentCommits {
+    under_way: Commits,
+    /// Groups that take none, and how many have asked for that.
+    closed: BTreeMap<Arc<str>, u32>,
 }
 
 /// Groups that have been seen since the start.
 #[derive(Debug, Default)]
 pub struct GroupRegistry {
     groups: Mutex<HashMap<Arc<str>, Group>>,
+    /// Of members of one side, to the other.
+    across: Mutex<Commits>,
+    /// To the group's home.
+    sent: Mutex<SentCommits>,
 }
 
 impl GroupRegistry {
@@ -97,8 +137,12 @@ impl GroupRegistry {
             known.session_timeout_ms = session_timeout_ms.unwrap_or(known.session_timeout_ms);
             return;
         }
+        if groups.values().map(|g| g.members.len()).sum::<usize>() >= MEMBERS_MAX {
+            groups.values_mut().for_each(|group| group.forget_dead(now_ms));
+        }
         let total: usize = groups.values().map(|g| g.members.len()).sum();
         let group = groups.entry(Arc::from(group)).or_default();
+        group.overlooks |= total >= MEMBERS_MAX;
         if total < MEMBERS_MAX {
             let session_timeout_ms = session_timeout_ms.unwrap_or(45_000);
             let known = Member { generation, seen_ms: now_ms, session_timeout_ms, parked: false };
@@ -170,14 +214,42 @@ impl GroupRegistry {
 
     /// A commit of a member of one side goes to the other side. It is under way until what this returns is dropped.
     #[must_use]
-    pub fn commit_under_way(&self, group: &str) -> Arc<()> {
-        Arc::clone(&self.lock().entry(Arc::from(group)).or_default().commits_under_way)
+    pub fn commit_under_way(&self, group: &str) -> UnderWay {
+        lock(&self.across).one(group)
     }
 
     /// Whether commits of members of one side are under way to the other: what is read now may be older than they are.
     #[must_use]
     pub fn has_commits_under_way(&self, group: &str) -> bool {
-        self.lock().get(group).is_some_and(|group| Arc::strong_count(&group.commits_under_way) > 1)
+        lock(&self.across).any(group)
+    }
+
+    /// A commit is sent to the group's home, and under way until what this returns is dropped. `None`: not now, for the
+    /// commits are being copied to another home.
+    #[must_use]
+    pub fn send_commit(&self, group: &str) -> Option<UnderWay> {
+        let mut sent = lock(&self.sent);
+        if sent.closed.contains_key(group) { None } else { Some(sent.under_way.one(group)) }
+    }
+
+    /// From now on no commit of the group is sent to its home. Those under way go on.
+    pub fn close_commits(&self, group: &Arc<str>) {
+        *lock(&self.sent).closed.entry(Arc::clone(group)).or_default() += 1;
+    }
+
+    /// Commits of the group may be sent again, as far as whoever calls this is concerned.
+    pub fn open_commits(&self, group: &str) {
+        let closed = &mut lock(&self.sent).closed;
+        if let Some(count) = closed.get_mut(group) {
+            *count -= 1;
+            closed.retain(|_, count| *count > 0);
+        }
+    }
+
+    /// Whether a commit was sent to the group's home and is not answered yet.
+    #[must_use]
+    pub fn has_sent_commits(&self, group: &str) -> bool {
+        lock(&self.sent).under_way.any(group)
     }
 
     pub fn park(&self, group: &str, member: &str, parked: bool, now_ms: i64) {
@@ -215,13 +287,23 @@ impl GroupRegistry {
     pub fn missing(&self, group: &str, now_ms: i64) -> usize {
         let mut groups = self.lock();
         let Some(group) = groups.get_mut(group) else { return 0 };
-        group.members.retain(|_, m| m.parked || now_ms - m.seen_ms < m.session_timeout_ms);
-        group.members.values().filter(|m| !m.parked).count()
+        group.forget_dead(now_ms);
+        group.members.values().filter(|m| !m.parked).count() + usize::from(group.overlooks)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.groups)
     }
+}
+
+impl Group {
+    fn forget_dead(&mut self, now_ms: i64) {
+        self.members.retain(|_, m| m.parked || now_ms - m.seen_ms < m.session_timeout_ms);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -314,19 +396,24 @@ mod tests {
     #[test]
     fn so_many_members_are_remembered_over_all_groups() {
         let registry = GroupRegistry::default();
-        for number in 0..MEMBERS_MAX {
-            registry.lock().entry(Arc::from(format!("g{}", number % 2))).or_default().members.insert(
-                number.to_string(),
-                Member { generation: 1, seen_ms: 0, session_timeout_ms: 1, parked: false },
-            );
-        }
-        registry.alive("g0", "one more", 1, None, 0);
-        registry.alive("g1", "1", 7, None, 0);
-        assert!(registry.member("g0", "one more").is_none());
+        let fill = |seen_ms| {
+            for number in 0..MEMBERS_MAX {
+                registry.lock().entry(Arc::from(format!("g{}", number % 2))).or_default().members.insert(
+                    number.to_string(),
+                    Member { generation: 1, seen_ms, session_timeout_ms: 10, parked: false },
+                );
+            }
+        };
+        fill(0);
+        registry.alive("g0", "one more", 1, None, 10);
+        assert!(registry.member("g0", "one more").is_some(), "the dead make room");
+        assert_eq!((registry.missing("g0", 10), registry.missing("g1", 10)), (1, 0));
+        fill(20);
+        registry.alive("g2", "another", 1, None, 29);
+        registry.alive("g1", "1", 7, None, 29);
+        assert!(registry.member("g2", "another").is_none());
+        assert!(!registry.is_drained("g2", 29), "nobody knows when it comes to the rebalance");
         assert_eq!(registry.member("g1", "1").map(|known| known.generation), Some(7));
-        registry.left("g1", "1");
-        registry.alive("g0", "one more", 1, None, 0);
-        assert!(registry.member("g0", "one more").is_some());
     }
 
     #[test]
@@ -376,5 +463,35 @@ mod tests {
         assert!(registry.has_commits_under_way("g") && !registry.has_commits_under_way("h"));
         drop(another);
         assert!(!registry.has_commits_under_way("g"));
+    }
+
+    #[test]
+    fn r28_commits_are_sent_until_those_there_are_copied() {
+        let registry = GroupRegistry::default();
+        let sent = registry.send_commit("g");
+        assert!(sent.is_some() && registry.has_sent_commits("g") && !registry.has_sent_commits("h"));
+        registry.close_commits(&Arc::from("g"));
+        assert!(registry.send_commit("g").is_none() && registry.send_commit("h").is_some());
+        assert!(registry.has_sent_commits("g"), "what is under way is waited for");
+        drop(sent);
+        assert!(!registry.has_sent_commits("g"));
+        registry.close_commits(&Arc::from("g"));
+        registry.open_commits("g");
+        assert!(registry.send_commit("g").is_none(), "somebody else copies them");
+        registry.open_commits("g");
+        registry.open_commits("never closed");
+        assert!(registry.send_commit("g").is_some());
+    }
+
+    #[test]
+    fn commits_of_any_number_of_groups_are_counted_while_they_are_under_way() {
+        let registry = GroupRegistry::default();
+        let kept = registry.send_commit("kept");
+        for number in 0..3 * COUNTED_MIN {
+            assert!(registry.send_commit(&number.to_string()).is_some());
+        }
+        assert!(registry.has_sent_commits("kept"));
+        assert!(lock(&registry.sent).under_way.counted.len() <= 2 * COUNTED_MIN);
+        drop(kept);
     }
 }

@@ -22,6 +22,9 @@ pub struct PathId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientKey(pub u64);
 
+/// Producers of a partition before those that have expired are looked for.
+const PRODUCERS_MIN: usize = 10_000;
+
 /// Names an admitted batch until its outcome is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(u64);
@@ -188,6 +191,8 @@ pub struct PartitionGate {
     next_id: u64,
     carry: Carry,
     pids: HashMap<i64, PidState>,
+    /// At so many producers those that have not written for long are looked for.
+    expire_at: usize,
     in_flight: BTreeMap<Ticket, InFlight>,
     held: BTreeMap<HoldId, SessionId>,
     /// Batches that are kept, for whatever reason, in the order they came: those of one client, or of one producer,
@@ -203,6 +208,12 @@ impl PartitionGate {
     #[must_use]
     pub fn restored(era: u32, carry: Carry) -> PartitionGate {
         PartitionGate { era, carry, ..PartitionGate::default() }
+    }
+
+    /// The gate of a log that has the place of another one: what it numbers is not taken for the other's.
+    #[must_use]
+    pub fn numbered_from(first: u64) -> PartitionGate {
+        PartitionGate { next_id: first, ..PartitionGate::default() }
     }
 
     /// Decides about one batch.
@@ -408,6 +419,7 @@ impl PartitionGate {
             if let Outcome::Appended(offset) = outcome {
                 state.confirmed_era = Some(entry.era);
                 self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
+                self.make_room(now_ms);
             } else if outcome != Outcome::OutOfOrder {
                 state.failed_ms = Some(now_ms);
             }
@@ -416,6 +428,20 @@ impl PartitionGate {
             self.unknown_since_ms = Some(now_ms);
         }
         GateSignal { wake: self.take_waiting(), drained: self.is_drained() }
+    }
+
+    /// Producers come and go; what has not written for as long as brokers remember it is forgotten here too.
+    fn make_room(&mut self, now_ms: i64) {
+        if self.pids.len() < self.expire_at.max(PRODUCERS_MIN) {
+            return;
+        }
+        self.carry.expire(now_ms);
+        let carry = &self.carry;
+        let has_failed = |state: &PidState| state.failed_ms.is_some_and(|at| now_ms - at < FAILED_WINDOW_MS);
+        self.pids.retain(|pid, state| {
+            !state.in_flight.is_empty() || has_failed(state) || carry.get(*pid).is_some()
+        });
+        self.expire_at = 2 * self.pids.len();
     }
 
     /// As [`PartitionGate::complete`] for a batch that was not acknowledged and may be sent again: it keeps its place

@@ -6,7 +6,11 @@ use crate::ids::{ClusterSide, NativeOffset};
 use crate::producer::gate::{PartitionGate, SessionId};
 use crate::timeline::LogStarts;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// Leaves each gate a trillion numbers, and room for sixteen million deletions of topics.
+const FORGOTTEN_SHIFT: u32 = 40;
 
 /// One partition's gate, shared by every session that produces to it.
 pub type SharedGate = Arc<Mutex<PartitionGate>>;
@@ -20,6 +24,8 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 pub struct GateRegistry {
     gates: RwLock<HashMap<(Arc<str>, i32), SharedGate>>,
+    /// How often a topic was forgotten: numbers of its gates are those of no gate before.
+    forgotten: AtomicU64,
 }
 
 impl GateRegistry {
@@ -30,7 +36,9 @@ impl GateRegistry {
             return Arc::clone(gate);
         }
         let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(gates.entry(key).or_default())
+        let first = self.forgotten.load(Ordering::Relaxed) << FORGOTTEN_SHIFT;
+        let gate = || Arc::new(Mutex::new(PartitionGate::numbered_from(first)));
+        Arc::clone(gates.entry(key).or_insert_with(gate))
     }
 
     /// Puts a restored gate in place, before any session runs.
@@ -41,6 +49,7 @@ impl GateRegistry {
 
     /// Forgets a topic's gates. Batches in flight of it are of a log that is gone.
     fn forget(&self, topic: &str) {
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
         self.gates.write().unwrap_or_else(PoisonError::into_inner).retain(|(t, _), _| **t != *topic);
     }
 
@@ -207,5 +216,6 @@ impl Shared {
             .retain(|(t, _), _| **t != *topic);
         lock(&self.traffic.topics).remove(topic);
         self.groups.forget_topic(topic);
+        self.transactions.forget_topic(topic);
     }
 }

@@ -7,6 +7,7 @@ use super::{
 use crate::ids::{ClusterSide, NativeOffset, Revision, TopicId, VirtualNode};
 use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crate::producer::gate::{ClientKey, SessionId};
+use crate::producer::transaction::Identity;
 use crate::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines};
 use crate::schema::{self, Str, Struct};
 use crate::timeline::Boundary;
@@ -93,9 +94,10 @@ impl Rig {
 
     /// A transaction is open that takes in `topics`, at the home of its id.
     pub(crate) fn begin_transaction(&self, id: &str, topics: &BTreeSet<Arc<str>>) {
-        let home = self.snapshot.transaction_home(id);
-        let plan = TransactionPlan { revision: self.snapshot.revision, home, to: home };
+        let (home, producer) = (self.snapshot.transaction_home(id), Identity { pid: 1, epoch: 0 });
+        let plan = TransactionPlan { revision: self.snapshot.revision, home, to: home, producer };
         self.shared.transactions.begin(id, topics, plan, 0);
+        self.shared.transactions.answered(id, producer, true, 0);
     }
 
     /// Publishes a flip of all partitions; the session is not woken.

@@ -6,11 +6,14 @@
 
 use super::shared::lock;
 use crate::ids::{ClusterSide, Revision};
+use crate::producer::transaction::Identity;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 /// Transactional ids that are remembered when they have no transaction open. The oldest are forgotten first.
 const REMEMBERED_MAX: usize = 10_000;
+/// Topics that are remembered of one transactional id, and of one transaction. What is beyond is known to its cluster only.
+const TOPICS_MAX: usize = 10_000;
 
 /// What was seen of one transactional id. Times are milliseconds of the caller's clock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,12 +35,15 @@ pub struct TransactionPlan {
     pub revision: Revision,
     pub home: ClusterSide,
     pub to: ClusterSide,
+    /// Whose request it is, as the client knows itself.
+    pub producer: Identity,
 }
 
 /// What is known of an open transaction for those that join it on other connections: some clients add partitions on several
 /// at once.
 #[derive(Debug)]
 struct Opening {
+    producer: Identity,
     /// Of the plan it began with.
     revision: Revision,
     /// Where it is open. `None`: its transactional id is being moved.
@@ -101,16 +107,16 @@ impl TransactionRegistry {
         let seen = inner.seen.entry(Arc::from(id)).or_default();
         seen.open_ms.get_or_insert(now_ms);
         seen.last_ms = now_ms;
-        seen.topics.extend(topics.iter().cloned());
-        seen.written.extend(topics.iter().cloned());
+        extend(&mut seen.topics, topics);
         let at = (plan.home == plan.to).then_some(plan.to);
         let opening = inner.openings.entry(Arc::from(id)).or_insert(Opening {
+            producer: plan.producer,
             revision: plan.revision,
             at,
             asked: 0,
             taken: false,
         });
-        opening.asked += 1;
+        opening.asked += u32::from(opening.producer == plan.producer);
         if is_open { Begun::Again } else { Begun::First }
     }
 
@@ -121,14 +127,50 @@ impl TransactionRegistry {
         }
     }
 
-    /// A request that was let in has `taken` something in, or not. True if with it a transaction is over that nothing else
-    /// is in, nor may yet be.
-    pub fn answered(&self, id: &str, taken: bool) -> bool {
-        let mut inner = lock(&self.inner);
-        let Some(opening) = inner.openings.get_mut(id) else { return false };
+    /// A request of `producer` that was let in has `taken` something in, or may have, or has not. True if with it a
+    /// transaction is over that nothing else is in, nor may yet be.
+    pub fn answered(&self, id: &str, producer: Identity, taken: bool, now_ms: i64) -> bool {
+        let inner = &mut *lock(&self.inner);
+        // Its transactional id has another producer by now, with a transaction of its own.
+        let Some(opening) = inner.openings.get_mut(id).filter(|opening| opening.producer == producer) else {
+            return false;
+        };
         opening.asked = opening.asked.saturating_sub(1);
         opening.taken |= taken;
+        if let Some(seen) = inner.seen.get_mut(id).filter(|_| taken) {
+            extend(&mut seen.written, &seen.topics);
+            seen.last_ms = now_ms;
+        }
         !opening.taken && opening.asked == 0 && inner.end(id)
+    }
+
+    /// Its cluster knows of no transaction of `id`. One that may yet be begun by what is under way goes on.
+    pub fn end_unless_asked(&self, id: &str) {
+        let mut inner = lock(&self.inner);
+        if inner.openings.get(id).is_none_or(|opening| opening.asked == 0) {
+            inner.end(id);
+        }
+    }
+
+    /// Whether the transactional id is being moved for a transaction that begins.
+    #[must_use]
+    pub fn is_moving(&self, id: &str) -> bool {
+        lock(&self.inner).openings.get(id).is_some_and(|opening| opening.at.is_none())
+    }
+
+    /// Transactions of `id` would write to `topics` now, and could not with what they wrote to before.
+    pub fn turns_to(&self, id: &str, topics: &BTreeSet<Arc<str>>) {
+        if let Some(seen) = lock(&self.inner).seen.get_mut(id) {
+            seen.written.clone_from(topics);
+        }
+    }
+
+    /// The topic was deleted.
+    pub(super) fn forget_topic(&self, topic: &str) {
+        for seen in lock(&self.inner).seen.values_mut() {
+            seen.written.remove(topic);
+            seen.topics.remove(topic);
+        }
     }
 
     /// The transaction is over. True if one was open.
@@ -206,6 +248,11 @@ impl TransactionRegistry {
     }
 }
 
+fn extend(known: &mut BTreeSet<Arc<str>>, more: &BTreeSet<Arc<str>>) {
+    let room = TOPICS_MAX.saturating_sub(known.len());
+    known.extend(more.iter().take(room).cloned());
+}
+
 impl Inner {
     /// A transaction that is open and writes to a closed topic, or has written to it before, is waited for: it goes on. No
     /// other one takes in a closed topic, nor does one begin that most likely will.
@@ -251,15 +298,20 @@ mod tests {
         all.begin(id, &topics(names), at_source(revision), 5)
     }
 
+    const PRODUCER: Identity = Identity { pid: 7, epoch: 0 };
+
     fn at_source(revision: u64) -> TransactionPlan {
-        TransactionPlan { revision: Revision(revision), home: Source, to: Source }
+        TransactionPlan { revision: Revision(revision), home: Source, to: Source, producer: PRODUCER }
+    }
+
+    fn answered(all: &TransactionRegistry, id: &str, taken: bool) -> bool {
+        all.answered(id, PRODUCER, taken, 5)
     }
 
     #[test]
     fn trap_7_those_that_join_wait_until_the_transactional_id_has_moved() {
         let all = TransactionRegistry::default();
-        let (before, after) =
-            (at_source(3), TransactionPlan { revision: Revision(3), home: Target, to: Target });
+        let (before, after) = (at_source(3), TransactionPlan { home: Target, to: Target, ..at_source(3) });
         let moving = TransactionPlan { to: Target, ..before };
         let join = |plan| all.begin("a", &topics(&["orders"]), plan, 5);
         assert_eq!(join(moving), Begun::First);
@@ -275,20 +327,63 @@ mod tests {
     }
 
     #[test]
+    fn trap_7_what_a_producer_of_before_is_told_ends_no_transaction_of_the_next_one() {
+        let all = TransactionRegistry::default();
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        assert!(all.end("a"), "its successor has asked for an identity");
+        let next = Identity { epoch: 1, ..PRODUCER };
+        let plan = TransactionPlan { producer: next, ..at_source(0) };
+        assert_eq!(all.begin("a", &topics(&["orders"]), plan, 5), Begun::First);
+        assert!(!answered(&all, "a", false) && all.all_open().len() == 1);
+        assert!(all.answered("a", next, false, 5));
+    }
+
+    #[test]
+    fn trap_7_what_may_yet_begin_is_not_forgotten() {
+        let all = TransactionRegistry::default();
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        all.end_unless_asked("a");
+        assert_eq!(all.all_open().len(), 1);
+        assert!(!all.answered("a", PRODUCER, true, 8), "its client has gone, and perhaps it has begun");
+        assert_eq!(all.all_open().values().map(|seen| seen.last_ms).collect::<Vec<_>>(), [8]);
+        all.end_unless_asked("a");
+        all.end_unless_asked("never begun");
+        assert!(all.all_open().is_empty());
+    }
+
+    #[test]
+    fn trap_7_topics_are_written_to_when_a_coordinator_says_so_and_as_long_as_they_are_there() {
+        let all = TransactionRegistry::default();
+        assert_eq!(begin(&all, "a", &["orders", "nowhere"], 0), Begun::First);
+        assert!(answered(&all, "a", false) && all.written_by("a").is_empty());
+        assert_eq!(begin(&all, "a", &["orders", "other"], 0), Begun::First);
+        assert!(!answered(&all, "a", true));
+        all.forget_topic("other");
+        assert_eq!(all.written_by("a"), topics(&["orders"]));
+        assert_eq!(all.all_open()["a"].topics, topics(&["orders"]));
+        all.turns_to("a", &topics(&["new"]));
+        assert_eq!(all.written_by("a"), topics(&["new"]));
+        let many: BTreeSet<Arc<str>> =
+            (0..2 * TOPICS_MAX).map(|number| Arc::from(number.to_string())).collect();
+        assert_eq!(all.begin("b", &many, at_source(0), 5), Begun::First);
+        assert!(!answered(&all, "b", true) && all.written_by("b").len() == TOPICS_MAX);
+    }
+
+    #[test]
     fn trap_7_a_transaction_is_open_as_long_as_one_request_may_have_begun_it() {
         let all = TransactionRegistry::default();
         let orders = ["orders"];
         assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
-        assert!(all.answered("a", false), "nothing was taken in");
+        assert!(answered(&all, "a", false), "nothing was taken in");
         assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
         assert_eq!(begin(&all, "a", &orders, 0), Begun::Again);
-        assert!(!all.answered("a", false), "the other one may have been");
-        assert!(!all.answered("a", true));
+        assert!(!answered(&all, "a", false), "the other one may have been");
+        assert!(!answered(&all, "a", true));
         assert_eq!(begin(&all, "a", &orders, 0), Begun::Again);
-        assert!(!all.answered("a", false) && !all.answered("a", false));
-        assert!(all.end("a") && !all.answered("a", false) && !all.answered("never begun", true));
+        assert!(!answered(&all, "a", false) && !answered(&all, "a", false));
+        assert!(all.end("a") && !answered(&all, "a", false) && !answered(&all, "never begun", true));
         assert_eq!(begin(&all, "a", &orders, 0), Begun::First);
-        assert!(all.answered("a", false), "what the last one has taken in is over");
+        assert!(answered(&all, "a", false), "what the last one has taken in is over");
     }
 
     #[test]
@@ -297,6 +392,7 @@ mod tests {
         let orders = [Arc::from("orders")];
         assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
         assert_eq!(begin(&all, "b", &["other"], 0), Begun::First);
+        assert!(!answered(&all, "a", true) && !answered(&all, "b", true));
         all.close(&orders);
         assert_eq!(begin(&all, "c", &["orders", "other"], 0), Begun::Hold);
         assert_eq!(begin(&all, "new", &["other"], 0), Begun::First, "nothing says that it will write there");
@@ -323,7 +419,7 @@ mod tests {
         let all = TransactionRegistry::default();
         let orders = [Arc::from("orders")];
         assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
-        assert!(all.end("a"));
+        assert!(!answered(&all, "a", true) && all.end("a"));
         assert_eq!(begin(&all, "a", &[], 0), Begun::First);
         all.close(&orders);
         assert_eq!(all.open_on(&orders).len(), 1, "it wrote there before, and may again");
@@ -337,7 +433,7 @@ mod tests {
         let group: Arc<str> = Arc::from("g");
         assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
         assert_eq!(begin(&all, "b", &["orders"], 0), Begun::First);
-        assert!(all.take_offsets("a", "g"));
+        assert!(!answered(&all, "b", true) && all.take_offsets("a", "g"));
         all.close_group(&group);
         assert!(!all.take_offsets("b", "g"), "they are being moved");
         assert!(all.take_offsets("a", "g"), "it has them: it would not end otherwise");
@@ -354,7 +450,7 @@ mod tests {
         let all = TransactionRegistry::default();
         assert_eq!(all.begin("a", &topics(&["orders"]), at_source(0), 5), Begun::First);
         assert_eq!(all.begin("a", &topics(&["other"]), at_source(0), 9), Begun::Again);
-        assert!(all.take_offsets("a", "g"));
+        assert!(!all.answered("a", PRODUCER, true, 9) && all.take_offsets("a", "g"));
         let both = topics(&["orders", "other"]);
         let seen = TransactionSeen {
             open_ms: Some(5),

@@ -1,6 +1,6 @@
 use crate::api::key;
 use crate::error_code as code;
-use crate::ids::{ClusterSide, Revision, VirtualOffset};
+use crate::ids::{ClusterSide, NativeOffset, Revision, VirtualOffset};
 use crate::schema::Struct;
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target, only};
 use crate::session::{Errand, Event, Ticket};
@@ -237,4 +237,19 @@ fn r25_deletions_are_held_while_a_flip_fences_the_topic() {
     assert!(ask(&mut rig, 2, 40).is_empty());
     rig.pass(5_000);
     assert_eq!(reply(&mut rig).0, 6);
+}
+
+/// An unclean election has cut the old log off below its boundary, and that is known.
+#[test]
+fn r25_a_log_that_was_truncated_is_deleted_to_its_end() {
+    let mut rig = Rig::new(Target, 0);
+    rig.flip(Target, 100, 10);
+    rig.shared.truncations.note(&Arc::from(TOPIC), 0, Source, Some(NativeOffset(95)));
+    let sent = ask(&mut rig, 2, 105);
+    rehearse(&mut rig, &sent, 30);
+    let errand = floor(&mut rig);
+    rig.run_errand(errand, Ok(true));
+    let sent = rig.sent();
+    let at_source = sent.iter().find(|sent| sent.node.side == Source).expect("the old log is deleted too");
+    assert_eq!(only(&at_source.body, "Topics").i64("Offset"), 95);
 }

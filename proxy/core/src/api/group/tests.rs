@@ -440,3 +440,69 @@ fn a_cluster_whose_versions_are_not_known_is_asked_for_a_coordinator_in_the_firs
     let lookup = rig.one();
     assert_eq!((lookup.api_key, lookup.version), (key::FIND_COORDINATOR, 0));
 }
+
+/// The coordinator of the home of before is found when the group has moved.
+#[test]
+fn r29_a_request_that_waited_for_its_coordinator_goes_to_the_home_as_it_is_then() {
+    let asked: [fn(&mut Rig); 3] =
+        [heartbeat, commit, |rig| rig.ask(key::OFFSET_FETCH, 7, |body| body.set("GroupId", "g"))];
+    for ask in asked {
+        let mut rig = Rig::new(Target, 0);
+        ask(&mut rig);
+        let lookup = rig.one();
+        assert_eq!((lookup.api_key, lookup.node.side), (key::FIND_COORDINATOR, Source));
+        rig.move_home("g", Target);
+        rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+        let sent = rig.one();
+        assert_eq!((sent.node.side, sent.node.broker), (Target, 0), "the client's own node is at home now");
+        // And back: what was found before is its coordinator on that side.
+        rig.snapshot.groups = Arc::new(GroupTable::default());
+        ask(&mut rig);
+        let sent = rig.one();
+        assert_eq!((sent.node.side, sent.node.broker), (Source, COORDINATOR));
+    }
+}
+
+/// A move begins, or is over, while the coordinator is looked for.
+#[test]
+fn r29_a_member_that_waited_for_its_coordinator_takes_part_in_the_move() {
+    let mut rig = Rig::new(Target, 0);
+    join(&mut rig);
+    let lookup = rig.one();
+    let moving = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { moving, ..GroupTable::default() });
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+    assert!(rig.sent().iter().all(|sent| sent.api_key != key::JOIN_GROUP), "it waits for the new home");
+    rig.move_home("g", Target);
+    rig.handle(Event::Wake);
+    look_up(&mut rig);
+    let joined = rig.one();
+    assert_eq!((joined.api_key, joined.node.side), (key::JOIN_GROUP, Target));
+
+    let mut rig = Rig::new(Target, 0);
+    join(&mut rig);
+    let lookup = rig.one();
+    rig.move_home("g", Target);
+    rig.answer(&lookup, |body| body.set("NodeId", COORDINATOR));
+    look_up(&mut rig);
+    assert_eq!(rig.one().node.side, Target);
+}
+
+#[test]
+fn groups_and_members_are_remembered_when_their_coordinator_knows_them() {
+    let mut rig = Rig::new(Source, 0);
+    let beat = |rig: &mut Rig, error: i16| {
+        rig.ask(key::HEARTBEAT, 3, |body| {
+            body.set("GroupId", "g");
+            body.set("MemberId", "m");
+            body.set("GenerationId", 4);
+        });
+        let sent = rig.one();
+        answer(rig, &sent, error);
+        let _ = rig.reply();
+        rig.shared.groups.names().len()
+    };
+    assert_eq!(beat(&mut rig, code::UNKNOWN_MEMBER_ID), 0, "anybody can make up a name");
+    assert_eq!(beat(&mut rig, code::REBALANCE_IN_PROGRESS), 1);
+    assert_eq!(rig.shared.groups.member("g", "m").map(|member| member.generation), Some(4));
+}

@@ -177,3 +177,18 @@ fn r27_deleting_commits_deletes_their_copies_too() {
     assert_eq!(delete_offsets(Ok(true)), (0, vec![0, 86]));
     assert_eq!(delete_offsets(Err("the target cannot be reached".to_owned())), (15, vec![]));
 }
+
+#[test]
+fn a_group_that_is_named_again_is_asked_about_once_and_told_of_each_time() {
+    let mut rig = rig();
+    let sent = ask(&mut rig, key::DESCRIBE_GROUPS, 4, "Groups", &["t1", "s", "t1", "s"]);
+    assert_eq!(sent.len(), 2, "a lookup and a request");
+    let (lookup, own) = if sent[0].api_key == key::FIND_COORDINATOR { (0, 1) } else { (1, 0) };
+    assert_eq!(names(&sent[own].body, "Groups"), ["s"]);
+    let others = found(&mut rig, &sent[lookup]);
+    answer(&mut rig, &sent[own], "Groups", "Groups", 7);
+    answer(&mut rig, &others[0], "Groups", "Groups", 8);
+    let reply = rig.reply().expect("answered");
+    let rows: Vec<_> = reply.structs("Groups").map(|g| (g.str("GroupId"), g.i16("ErrorCode"))).collect();
+    assert_eq!(rows, [("t1", 8), ("s", 7), ("t1", 8), ("s", 7)]);
+}

@@ -321,3 +321,75 @@ fn accept(rig: &mut Rig, commit: &Sent) {
         body.push("Topics", topic);
     });
 }
+
+fn moving(rig: &mut Rig) {
+    let moving = [(Arc::from("g"), Target)].into();
+    rig.snapshot.groups = Arc::new(GroupTable { moving, ..GroupTable::default() });
+}
+
+/// `commitAsync(); poll();` while the group is moved: the JoinGroup waits here, and comes before the commit that was sent.
+#[test]
+fn r28_a_commit_that_is_under_way_is_waited_for_before_the_groups_commits_are_copied() {
+    let mut rig = Rig::new(Source, 0);
+    rig.shared.groups.alive("g", "m", 3, Some(10_000), rig.now_ms);
+    ask(&mut rig, 7, &[]);
+    let under_way = rig.one();
+    moving(&mut rig);
+    assert!(rig.shared.groups.has_sent_commits("g"));
+    rig.shared.groups.close_commits(&Arc::from("g"));
+    ask(&mut rig, 7, &[]);
+    rig.pass(100);
+    assert!(rig.sent().is_empty(), "nobody would copy it");
+    accept(&mut rig, &under_way);
+    assert!(!rig.shared.groups.has_sent_commits("g"));
+    assert_eq!(rig.reply().map(|reply| told(&reply, false)[0].1), Some(code::NONE));
+    // Aborted: it goes where it was to go.
+    rig.shared.groups.open_commits("g");
+    rig.pass(100);
+    assert_eq!(rig.one().node.side, Source);
+}
+
+#[test]
+fn r28_a_members_commit_that_waited_for_the_move_is_told_of_a_rebalance() {
+    let mut rig = Rig::new(Source, 0);
+    rig.shared.groups.alive("g", "", 3, Some(10_000), rig.now_ms);
+    rig.shared.groups.alive("g", "m", 3, Some(10_000), rig.now_ms);
+    let told = |rig: &mut Rig| rig.reply().map(|reply| told(&reply, false)[0].1);
+    let commit = |rig: &mut Rig, member: &str| {
+        rig.ask(key::OFFSET_COMMIT, 7, |body| {
+            body.set("GroupId", "g");
+            body.set("MemberId", member);
+            body.set("GenerationIdOrMemberEpoch", 3);
+            let mut topic = body.new_element("Topics");
+            topic.set("Name", TOPIC);
+            let partition = topic.new_element("Partitions");
+            topic.push("Partitions", partition);
+            body.push("Topics", topic);
+        });
+    };
+    moving(&mut rig);
+    rig.shared.groups.close_commits(&Arc::from("g"));
+    commit(&mut rig, "m");
+    rig.move_home("g", Target);
+    rig.shared.groups.open_commits("g");
+    rig.pass(100);
+    assert_eq!((told(&mut rig), rig.sent().len()), (Some(code::REBALANCE_IN_PROGRESS), 0));
+    // On its way to the new home it has its generation of the old one.
+    rig.shared.groups.splice("g", "m");
+    commit(&mut rig, "m");
+    assert_eq!((told(&mut rig), rig.sent().len()), (Some(code::REBALANCE_IN_PROGRESS), 0));
+    // Of whom nobody knows here, the new home judges.
+    commit(&mut rig, "somebody");
+    assert_eq!(rig.sent().len(), 1);
+}
+
+#[test]
+fn r28_a_commit_does_not_wait_for_longer_than_the_bound() {
+    let mut rig = Rig::new(Source, 0);
+    rig.shared.groups.close_commits(&Arc::from("g"));
+    ask(&mut rig, 7, &[]);
+    rig.pass(4_900);
+    assert!(rig.reply().is_none());
+    rig.pass(200);
+    assert_eq!(rig.reply().map(|reply| told(&reply, false)[0].1), Some(code::COORDINATOR_NOT_AVAILABLE));
+}

@@ -1100,3 +1100,46 @@ fn r14_a_batch_that_was_planned_with_another_route_table_asks_again_a_moment_lat
     rig.pass(1);
     assert_eq!(rig.one().node.side, Target);
 }
+
+/// The topic was deleted and created again while a batch was under way.
+#[test]
+fn r26_the_answer_of_a_log_that_is_gone_is_nobody_elses() {
+    const OTHER: i64 = PID + (1 << 20);
+    let mut rig = Rig::new(Source, 0);
+    produce(&mut rig, -1, PID, 0);
+    let of_the_old = rig.one();
+    rig.shared.forget_topic(TOPIC);
+    produce(&mut rig, -1, OTHER, 0);
+    let of_the_new = rig.one();
+    answer(&mut rig, &of_the_old, code::NONE, 5);
+    let gate = gate_of(&rig);
+    lock(&gate).fence();
+    assert!(!lock(&gate).is_drained(), "a batch is under way");
+    assert!(lock(&gate).carry().is_empty(), "the new log has acknowledged nothing");
+    answer(&mut rig, &of_the_new, code::NONE, 0);
+    assert!(lock(&gate).is_drained() && lock(&gate).carry().get(OTHER).is_some());
+}
+
+#[test]
+fn nothing_is_kept_for_partitions_that_are_not_there() {
+    let mut rig = Rig::new(Source, 0);
+    let ask = |rig: &mut Rig| {
+        rig.ask(key::PRODUCE, 9, |body| {
+            body.set("Acks", -1_i16);
+            let mut topic = body.new_element("TopicData");
+            topic.set("Name", TOPIC);
+            for index in 2..2_000 {
+                let mut partition = topic.new_element("PartitionData");
+                partition.set("Index", index);
+                partition.set("Records", Value::Bytes(Some(records(PID, 0))));
+                topic.push("PartitionData", partition);
+            }
+            body.push("TopicData", topic);
+        });
+    };
+    ask(&mut rig);
+    assert!(rig.sent().is_empty() && rig.refreshed.contains(&Source), "they may be new");
+    assert!(rig.shared.gates.of_topic(TOPIC).is_empty());
+    rig.pass(6_000);
+    assert_eq!(reply(&mut rig).map(|(error, _)| error), Some(code::NOT_LEADER_OR_FOLLOWER));
+}

@@ -343,3 +343,63 @@ fn trap_7_a_batch_of_a_transaction_of_the_other_side_is_told_to_abort_as_far_as_
     produce_in(&mut rig, 11, Some(ID));
     assert_eq!(told(&mut rig), Some(code::INVALID_PRODUCER_EPOCH));
 }
+
+/// Its coordinator may have carried it out although the connection was lost, and looks for nobody.
+#[test]
+fn trap_7_a_beginning_that_was_sent_stays_open_when_its_client_has_gone() {
+    let mut rig = Rig::new(Target, 0);
+    add_partitions(&mut rig, TOPIC);
+    let lookup = rig.one();
+    rig.answer(&lookup, |body| body.set("NodeId", 1));
+    let sent = rig.one();
+    rig.connect(&sent);
+    rig.lose(&sent);
+    rig.handle(crate::session::Event::ClientGone);
+    assert_eq!(rig.shared.transactions.all_open().len(), 1);
+    // One that was never sent has begun nothing.
+    let mut rig = Rig::new(Target, 0);
+    add_partitions(&mut rig, TOPIC);
+    rig.handle(crate::session::Event::ClientGone);
+    assert!(rig.shared.transactions.all_open().is_empty());
+}
+
+/// It wrote to a topic that stays, long ago, and only to the one that has moved since.
+#[test]
+fn trap_7_an_application_that_begins_with_offsets_begins_where_it_was_refused_before() {
+    let mut rig = Rig::new(Source, 0);
+    rig.begin_transaction(ID, &[Arc::from(TOPIC), Arc::from("another")].into());
+    rig.shared.transactions.end(ID);
+    rig.flip(Target, 100, 40);
+    move_offsets(&mut rig, Source);
+    add_offsets(&mut rig);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::ADD_OFFSETS_TO_TXN, Source));
+    rig.answer(&sent, |_| {});
+    let _ = rig.reply();
+    add_partitions(&mut rig, TOPIC);
+    assert_eq!(refusal(&mut rig), Some(code::POLICY_VIOLATION));
+    end(&mut rig, CLIENT);
+    let sent = rig.one();
+    rig.answer(&sent, |_| {});
+    let _ = rig.reply();
+    add_offsets(&mut rig);
+    assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
+}
+
+/// A new instance of the application, while a transaction of the one before takes their id along.
+#[test]
+fn trap_7_an_identity_is_asked_for_where_the_id_is_when_it_has_moved() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, TOPIC);
+    let (ticket, errand) = rig.errand().expect("the id is to be moved");
+    rig.ask(key::INIT_PRODUCER_ID, 3, |body| body.set("TransactionalId", ID));
+    rig.pass(RETRY_MS);
+    assert!(rig.sent().is_empty());
+    move_home(&mut rig);
+    rig.run_errand((ticket, errand), Ok(true));
+    assert_eq!(look_up(&mut rig).api_key, key::ADD_PARTITIONS_TO_TXN);
+    rig.pass(RETRY_MS);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::INIT_PRODUCER_ID, Target));
+    assert_eq!(sent.body.str("TransactionalId"), "pay.__crossover.2");
+}

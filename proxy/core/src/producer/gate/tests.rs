@@ -326,3 +326,19 @@ fn r04_a_new_owner_is_not_asked_for_what_lies_with_the_old_one() {
     gate.release(NOW, 2, carry);
     assert_eq!(gate.admit(NOW, &submission(1, Some((20, 29)), 2)), Admission::Duplicate(None));
 }
+
+#[test]
+fn producers_that_have_not_written_for_a_day_are_forgotten_when_there_are_many() {
+    let mut gate = PartitionGate::default();
+    let write = |gate: &mut PartitionGate, pid: i64, now_ms: i64| {
+        let mut one = submission(1, Some((0, 0)), 0);
+        one.batch = one.batch.map(|batch| BatchId { pid, ..batch });
+        let ticket = forwarded(gate.admit(now_ms, &one));
+        gate.complete(now_ms, ticket, acked(pid));
+    };
+    (0..20_000).for_each(|pid| write(&mut gate, pid, NOW));
+    let under_way = forwarded(gate.admit(NOW, &submission(2, Some((0, 0)), 0)));
+    (20_000..50_000).for_each(|pid| write(&mut gate, pid, NOW + carry::EXPIRY_MS));
+    assert!(gate.pids.len() < 40_000, "{}", gate.pids.len());
+    assert!(gate.in_flight.contains_key(&under_way) && gate.pids.contains_key(&(1 << 62)));
+}
