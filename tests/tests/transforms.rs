@@ -166,7 +166,7 @@ fn trap_7_kafka_streams_goes_on_over_flips() -> Result<()> {
         .into_iter()
         .collect::<Result<Vec<_>>>()?;
     let mut goes_on = |instances: &mut Vec<Driver>| -> Result<()> {
-        instances.iter_mut().try_for_each(|instance| wait_count(instance, "S.state", 1, WAIT))?;
+        instances.iter_mut().try_for_each(|instance| wait_count(instance, "E.note", 1, WAIT))?;
         let read = reader.count("C.poll");
         wait_count(&mut reader, "C.poll", read + 1_000, WAIT)
     };

@@ -109,7 +109,8 @@ impl Control {
         // Commits of transactions stay where the transactions are (ADR 13).
         let commits_stay = self.runtime.snapshot().groups.offset_homes.contains_key(group);
         if !commits_stay {
-            let known = self.read_commits(from, group).await.context("its commits cannot be read")?;
+            let known = self.stable_commits(from, group, STABLE_MAX).await;
+            let known = known.context("its commits cannot be read")?;
             self.check_room(&known, to, &[])?;
         }
         let deadline = Instant::now() + DRAIN_MAX;
@@ -395,9 +396,9 @@ impl Control {
     }
 }
 
-/// A transaction has commits of the group pending.
+/// Commits of the group are under way, or wait for the end of a transaction.
 #[derive(Debug, thiserror::Error)]
-#[error("a transaction has a commit of it pending")]
+#[error("a commit of it is pending, perhaps in a transaction")]
 pub(crate) struct Unstable;
 
 /// # Errors

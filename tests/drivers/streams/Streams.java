@@ -40,7 +40,7 @@ public final class Streams {
                 config.remove("commit.interval.ms");
             }
             try (KafkaStreams streams = new KafkaStreams(topology, config)) {
-                streams.setStateListener((now, before) -> history.line("S.state", now.name()));
+                streams.setStateListener((now, before) -> history.line("E.note", "state", now.name()));
                 streams.setUncaughtExceptionHandler(error -> {
                     history.error("E.error", error);
                     return StreamThreadExceptionResponse.SHUTDOWN_CLIENT;
