@@ -317,7 +317,8 @@ fn pauses(facts: &Facts, options: &Options) -> Check {
             findings.add(|| format!("{}: a record waited {waited} us ({from} to {to})", writer.name));
         }
     }
-    check("C19", "pauses within their limits", facts.writers.len(), findings)
+    let limits = [options.max_ack_gap_us, options.max_ack_latency_us].iter().flatten().count();
+    check("C19", "pauses within their limits", limits * facts.writers.len(), findings)
 }
 
 fn acked_offset_is_read_offset(facts: &Facts, options: &Options, seen: &Seen) -> Check {

@@ -86,8 +86,10 @@ async fn serve(
         looked = first_look(&control) => looked?,
         () = asked.requested() => return Ok(()),
     }
-    control.start(events);
+    // Before the pair is claimed: a start that fails here must not take it from a process that serves.
     let listeners = Listeners::bind(Arc::clone(&runtime), ending).await?;
+    control.take_over().await;
+    control.start(events);
     control.set_serving();
     println!("ready");
     std::io::stdout().flush()?;
@@ -116,9 +118,7 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
             anyhow::bail!("{}; {}", foreign.cause, foreign.remedy);
         }
         if control.topology(default).reachable {
-            control::state_copy::check_store(control).await?;
-            control.take_over().await;
-            return Ok(());
+            return control::state_copy::check_store(control).await;
         }
         tokio::time::sleep(START_RETRY).await;
     }

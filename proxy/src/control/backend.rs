@@ -398,7 +398,11 @@ impl Control {
         if !serving {
             reasons.push("clients cannot connect yet".to_owned());
         }
-        Health { live: true, ready: any && serving, reasons }
+        let taken_over = self.is_taken_over();
+        if taken_over {
+            reasons.push("another crossover process has taken over this pair of clusters".to_owned());
+        }
+        Health { live: true, ready: any && serving && !taken_over, reasons }
     }
 
     fn status(&self) -> Status {

@@ -144,7 +144,9 @@ impl Flip {
         }
         self.view.reason = Some(reason);
         let stuck = control.closed().unsealed.iter().any(|t| self.topics.contains(t));
-        let remedy = if stuck {
+        let remedy = if control.is_taken_over() {
+            super::takeover::REMEDY
+        } else if stuck {
             "look at the disk of state.directory, then restart crossover: it finds out which side owns the topics"
         } else {
             "the old owner serves on; remove the cause and repeat"

@@ -39,6 +39,9 @@ pub(crate) struct Claim {
     sequence: i32,
 }
 
+/// For the operator of a process that another one has taken the pair from.
+pub(crate) const REMEDY: &str = "stop this process and point its clients at the other one; if the other one is the mistake, stop it and restart this one";
+
 impl Control {
     /// At a start: takes the pair over. Before anything was ever moved nothing is put on anybody's cluster.
     pub(crate) async fn take_over(&self) {
@@ -134,7 +137,7 @@ impl Control {
             "taken-over",
             "pair",
             format!("{TakenOver}: this one takes no more produce and no more commits"),
-            "stop this process and point its clients at the other one; if the other one is the mistake, stop it and restart this one",
+            REMEDY,
         );
         let entry = self.entry("taken-over", None, TakenOver.to_string());
         if let Err(problem) = self.stored(move |store| store.append(&entry)).await {

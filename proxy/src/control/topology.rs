@@ -9,7 +9,7 @@ use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
@@ -21,8 +21,18 @@ pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
     let every = control.runtime.config.timeouts.metadata_refresh;
     let asked = &control.refresh[side.index()];
     let mut was_reachable = true;
+    let mut last_seen = Instant::now();
     loop {
         let reachable = refresh(&control, side).await;
+        if reachable {
+            last_seen = Instant::now();
+            control.lift(UNREACHABLE, side.as_str());
+        } else if last_seen.elapsed() >= UNREACHABLE_FOR {
+            let why = control.problem_of(side).unwrap_or_default();
+            let cause = format!("the {side} cannot be reached: {why}");
+            let remedy = "bring it up, or correct its bootstrap addresses; what it owns waits until then";
+            control.alarm(UNREACHABLE, side.as_str(), cause, remedy);
+        }
         if reachable != was_reachable {
             match reachable {
                 true => info!(%side, "the cluster is reachable again"),
@@ -35,6 +45,10 @@ pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
         sleep(COALESCE).await;
     }
 }
+
+/// The alarm, and how long nobody may have answered.
+const UNREACHABLE: &str = "cluster-unreachable";
+const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
 
 /// One look. False when no address of the cluster answers; what was known stays, marked unreachable.
 pub(crate) async fn refresh(control: &Control, side: ClusterSide) -> bool {

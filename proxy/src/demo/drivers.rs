@@ -115,7 +115,9 @@ impl Cast {
     ) -> anyhow::Result<()> {
         let numbers =
             [("--partitions", u32::from(PARTITIONS)), ("--rate", RECORDS_PER_SECOND), ("--writer", writer)];
-        let options = numbers.map(|(name, value)| [name.to_owned(), value.to_string()]).concat();
+        let mut options = numbers.map(|(name, value)| [name.to_owned(), value.to_string()]).concat();
+        // What is promised is promised to idempotent producers; librdkafka's are so only when told.
+        options.extend(["--idempotent", "true"].map(str::to_owned));
         let driver = self.start(repository, kind, "producer", bootstrap, &options)?;
         self.producers.push(driver);
         Ok(())

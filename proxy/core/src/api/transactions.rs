@@ -120,6 +120,10 @@ impl<A: Beginning> Begin<A> {
     fn begin(&mut self, cx: &mut Cx<'_>) -> Step {
         let id = self.call.api().group();
         let (topics, group) = self.call.api().takes_in();
+        // Behind a start: what it writes to decides where it begins, and its client asks one thing at a time.
+        if group.is_some() && cx.shared.transactions.is_stranger(&id, cx.now_ms) {
+            return self.refuse(cx, code::CONCURRENT_TRANSACTIONS);
+        }
         let to = match &group {
             None if topics.is_empty() => Some(cx.snapshot.transaction_home(&id)),
             None => home_of(cx, &topics),

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 
 /// Transactional ids that are remembered when they have no transaction open. The oldest are forgotten first.
 const REMEMBERED_MAX: usize = 10_000;
+/// How long the first request of a transactional id of which nothing is known waits for one that says more, milliseconds.
+const STRANGER_MS: i64 = 1_000;
 /// Topics that are remembered of one transactional id, and of one transaction. What is beyond is known to its cluster only.
 const TOPICS_MAX: usize = 10_000;
 
@@ -59,6 +61,8 @@ struct Inner {
     seen: HashMap<Arc<str>, TransactionSeen>,
     /// By transactional id; as many as are open.
     openings: HashMap<Arc<str>, Opening>,
+    /// Transactional ids of which nothing is known but that they have asked, and since when.
+    strangers: HashMap<Arc<str>, i64>,
     closed: BTreeSet<Arc<str>>,
     /// Groups whose commits are being moved.
     closed_groups: BTreeSet<Arc<str>>,
@@ -104,6 +108,7 @@ impl TransactionRegistry {
             return Begun::Hold;
         }
         inner.make_room(id);
+        inner.strangers.remove(id);
         let seen = inner.seen.entry(Arc::from(id)).or_default();
         seen.open_ms.get_or_insert(now_ms);
         seen.last_ms = now_ms;
@@ -118,6 +123,20 @@ impl TransactionRegistry {
         });
         opening.asked += u32::from(opening.producer == plan.producer);
         if is_open { Begun::Again } else { Begun::First }
+    }
+
+    /// Whether a request that does not say where its transaction will write comes too early: nothing is known of `id`,
+    /// perhaps since a start, and another request of its client may say more.
+    pub fn is_stranger(&self, id: &str, now_ms: i64) -> bool {
+        let inner = &mut *lock(&self.inner);
+        if inner.seen.contains_key(id) {
+            return false;
+        }
+        if inner.strangers.len() >= REMEMBERED_MAX {
+            inner.strangers.retain(|_, since| now_ms - *since < STRANGER_MS);
+        }
+        let since = *inner.strangers.entry(Arc::from(id)).or_insert(now_ms);
+        now_ms - since < STRANGER_MS
     }
 
     /// The transactional id has come to where its open transaction is to be.
@@ -367,6 +386,23 @@ mod tests {
             (0..2 * TOPICS_MAX).map(|number| Arc::from(number.to_string())).collect();
         assert_eq!(all.begin("b", &many, at_source(0), 5), Begun::First);
         assert!(!answered(&all, "b", true) && all.written_by("b").len() == TOPICS_MAX);
+    }
+
+    #[test]
+    fn trap_7_nothing_is_known_of_a_stranger_for_a_second() {
+        let all = TransactionRegistry::default();
+        assert!(
+            all.is_stranger("a", 0)
+                && all.is_stranger("a", STRANGER_MS - 1)
+                && !all.is_stranger("a", STRANGER_MS)
+        );
+        assert!(all.is_stranger("b", STRANGER_MS));
+        assert_eq!(begin(&all, "b", &["orders"], 0), Begun::First);
+        assert!(!all.is_stranger("b", STRANGER_MS) && all.end("b") && !all.is_stranger("b", STRANGER_MS));
+        for number in 0..2 * REMEMBERED_MAX {
+            assert!(all.is_stranger(&number.to_string(), 10 * STRANGER_MS * number as i64));
+        }
+        assert!(lock(&all.inner).strangers.len() <= REMEMBERED_MAX);
     }
 
     #[test]

@@ -304,6 +304,14 @@ fn trap_7_commits_that_cannot_be_moved_now_leave_the_transaction_as_it_is() {
 fn trap_7_a_transaction_that_begins_with_offsets_begins_where_it_wrote_before() {
     let mut rig = flipped();
     add_offsets(&mut rig);
+    let told = rig.reply().map(|reply| reply.i16("ErrorCode"));
+    assert_eq!(
+        (told, rig.errand()),
+        (Some(code::CONCURRENT_TRANSACTIONS), None),
+        "what it writes to may come yet"
+    );
+    rig.now_ms += 1_000;
+    add_offsets(&mut rig);
     let (_, errand) = rig.errand().expect("the commits have no home yet");
     assert_eq!(errand, Errand::MoveOffsets { group: Arc::from("g"), to: Source }, "nothing is known of it");
     let mut rig = flipped();
