@@ -87,7 +87,11 @@ struct ClosedTransactions {
 impl Drop for ClosedTransactions {
     fn drop(&mut self) {
         let revision = self.control.state().revision;
-        self.control.runtime.shared.transactions.open(&self.topics, revision);
+        let unsealed = self.control.closed().unsealed.clone();
+        // Whose owner is not known stays closed: a transaction that begins at the old owner could not go on at the other.
+        let known = self.topics.iter().filter(|topic| !unsealed.contains(*topic));
+        let known: Vec<Arc<str>> = known.cloned().collect();
+        self.control.runtime.shared.transactions.open(&known, revision);
     }
 }
 
