@@ -9,6 +9,7 @@ use anyhow::ensure;
 use crossover_admin_api::model::TransactionView;
 use crossover_core::api::key;
 use crossover_core::cutover::Abort;
+use crossover_core::error_code as code;
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::transaction;
 use crossover_core::route::TopicRoute;
@@ -161,6 +162,11 @@ impl Control {
     async fn list_transactions(&self, at: &Address, found: &mut Transactions) -> Result<(), ClientError> {
         let listed =
             self.client.call(at, key::LIST_TRANSACTIONS, i16::MAX, &request(key::LIST_TRANSACTIONS)).await?;
+        // A coordinator that is still loading leaves out what it has not read yet.
+        let error = listed.i16("ErrorCode");
+        if error != code::NONE {
+            found.incomplete = Some(format!("ListTransactions answers error {error}"));
+        }
         for transaction in listed.structs("TransactionStates") {
             let id = transaction.str("TransactionalId").to_owned();
             found.ids.insert(transaction.i64("ProducerId"), id);
