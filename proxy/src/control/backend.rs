@@ -398,11 +398,10 @@ impl Control {
         if !serving {
             reasons.push("clients cannot connect yet".to_owned());
         }
-        let taken_over = self.is_taken_over();
-        if taken_over {
+        if snapshot.taken_over {
             reasons.push("another crossover process has taken over this pair of clusters".to_owned());
         }
-        Health { live: true, ready: any && serving && !taken_over, reasons }
+        Health { live: true, ready: any && serving && !snapshot.taken_over, reasons }
     }
 
     fn status(&self) -> Status {
@@ -410,8 +409,10 @@ impl Control {
         let groups = self.group_views();
         let producers = self.producers_not_moved();
         let verdict = self.may_stop_source(&topics, &groups, &producers);
+        // Before the others: its lock would be held while they are made.
+        let revision = self.state().revision.0;
         Status {
-            revision: self.state().revision.0,
+            revision,
             ready: self.health().ready,
             operation: self.running().and_then(|id| self.operation(&id)),
             last_operation: self.last_operation(),
