@@ -112,6 +112,13 @@ impl GroupApi for TxnOffsetCommit {
 
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         common::names_to_virtual(cx, &mut response, home);
+        // Its coordinator has it open. A broker that was away may ask one that it has taken the place of, to which the identity
+        // at a new home is news; clients take that for the end.
+        if cx.shared.transactions.is_open(self.request.str("TransactionalId")) {
+            let partitions = response.structs_mut("Topics").flat_map(|topic| topic.structs_mut("Partitions"));
+            let strange = partitions.filter(|p| p.i16("ErrorCode") == code::INVALID_PRODUCER_ID_MAPPING);
+            strange.for_each(|partition| partition.set("ErrorCode", code::COORDINATOR_LOAD_IN_PROGRESS));
+        }
         Step::Reply(response)
     }
 }

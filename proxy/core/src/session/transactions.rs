@@ -171,6 +171,12 @@ impl TransactionRegistry {
         }
     }
 
+    /// Whether a request of `id` was taken into a transaction that is not over.
+    #[must_use]
+    pub fn is_open(&self, id: &str) -> bool {
+        lock(&self.inner).openings.get(id).is_some_and(|opening| opening.taken)
+    }
+
     /// Whether the transactional id is being moved for a transaction that begins.
     #[must_use]
     pub fn is_moving(&self, id: &str) -> bool {

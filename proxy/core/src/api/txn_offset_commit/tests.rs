@@ -216,3 +216,20 @@ fn trap_7_a_commit_beside_the_transactions_is_told_when_it_is_where_commits_are_
         assert_eq!(told(&mut rig), Some(error));
     }
 }
+
+#[test]
+fn trap_7_an_identity_that_is_news_to_a_coordinator_of_before_is_asked_for_again() {
+    for (is_open, told_of) in
+        [(true, code::COORDINATOR_LOAD_IN_PROGRESS), (false, code::INVALID_PRODUCER_ID_MAPPING)]
+    {
+        let mut rig = apart();
+        if is_open {
+            rig.begin_transaction(ID, &[Arc::from("t")].into());
+        }
+        commit(&mut rig, "m", 4);
+        check(&mut rig, code::NONE);
+        let sent = committed(&mut rig);
+        rig.answer(&sent, |body| topics(body, None, code::INVALID_PRODUCER_ID_MAPPING));
+        assert_eq!(told(&mut rig), Some(told_of));
+    }
+}
