@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::flip::Flip;
+use super::takeover::TakenOver;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
     Ledger, Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest,
@@ -399,7 +400,7 @@ impl Control {
             reasons.push("clients cannot connect yet".to_owned());
         }
         if snapshot.taken_over {
-            reasons.push("another crossover process has taken over this pair of clusters".to_owned());
+            reasons.push(TakenOver.to_string());
         }
         Health { live: true, ready: any && serving && !snapshot.taken_over, reasons }
     }

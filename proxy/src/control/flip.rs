@@ -70,9 +70,7 @@ struct ClosedTopics {
 impl Drop for ClosedTopics {
     fn drop(&mut self) {
         let revision = self.control.state().revision;
-        let unsealed = self.control.closed().unsealed.clone();
-        // Whose owner is not known stays closed.
-        for topic in self.topics.iter().filter(|topic| !unsealed.contains(*topic)) {
+        for topic in &with_known_owner(&self.control, &self.topics) {
             self.control.runtime.shared.changes.open(topic, revision);
         }
     }
@@ -87,12 +85,16 @@ struct ClosedTransactions {
 impl Drop for ClosedTransactions {
     fn drop(&mut self) {
         let revision = self.control.state().revision;
-        let unsealed = self.control.closed().unsealed.clone();
-        // Whose owner is not known stays closed: a transaction that begins at the old owner could not go on at the other.
-        let known = self.topics.iter().filter(|topic| !unsealed.contains(*topic));
-        let known: Vec<Arc<str>> = known.cloned().collect();
+        let known = with_known_owner(&self.control, &self.topics);
         self.control.runtime.shared.transactions.open(&known, revision);
     }
+}
+
+/// What may be opened again. Of a topic whose SEAL may be durable or not nobody knows the owner: what begins at the old one
+/// could not go on at the other.
+fn with_known_owner(control: &Control, topics: &[Arc<str>]) -> Vec<Arc<str>> {
+    let unsealed = control.closed().unsealed.clone();
+    topics.iter().filter(|topic| !unsealed.contains(*topic)).cloned().collect()
 }
 
 impl Flip {

@@ -46,6 +46,10 @@ impl Pending {
         }
     }
 
+    fn add_all(&mut self, commits: impl IntoIterator<Item = CommitMirror>) {
+        commits.into_iter().for_each(|commit| self.add(commit));
+    }
+
     fn take(&mut self, group: &str) -> Option<Commits> {
         let taken = self.groups.remove(group)?;
         self.count -= taken.len();
@@ -67,7 +71,7 @@ impl Pending {
     pub(crate) fn forget(&mut self, group: &str, partitions: Option<&[Part]>) {
         if let Some(mut commits) = self.take(group) {
             commits.retain(|at, _| partitions.is_some_and(|deleted| !deleted.contains(at)));
-            commits.into_values().for_each(|commit| self.add(commit));
+            self.add_all(commits.into_values());
         }
     }
 
@@ -76,7 +80,7 @@ impl Pending {
         for group in self.groups.keys().cloned().collect::<Vec<_>>() {
             let Some(mut commits) = self.take(&group) else { continue };
             commits.retain(|(t, _), _| **t != *topic);
-            commits.into_values().for_each(|commit| self.add(commit));
+            self.add_all(commits.into_values());
         }
     }
 }
@@ -109,15 +113,11 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
                     control.alarm("stray-append", &format!("{topic}-{partition}"), cause, remedy);
                 }
                 Some(ControlEvent::Refresh(side)) => control.refresh[side.index()].notify_one(),
-                Some(ControlEvent::Mirror(commits)) => {
-                    let mut pending = control.pending_mirrors();
-                    commits.into_iter().for_each(|commit| pending.add(commit));
-                }
+                Some(ControlEvent::Mirror(commits)) => control.pending_mirrors().add_all(commits),
                 Some(ControlEvent::Errand { ticket, errand, asker }) => {
                     if let Errand::MirrorCommits(commits) = &errand {
                         // Here, for tasks do not run in the order they were begun.
-                        let mut pending = control.pending_mirrors();
-                        commits.iter().cloned().for_each(|commit| pending.add(commit));
+                        control.pending_mirrors().add_all(commits.iter().cloned());
                     }
                     let control = Arc::clone(&control);
                     tokio::spawn(async move {

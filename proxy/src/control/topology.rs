@@ -16,6 +16,10 @@ use tracing::{info, warn};
 /// Between two looks that somebody asked for.
 const COALESCE: Duration = Duration::from_millis(20);
 
+/// The alarm, and how long nobody may have answered.
+const UNREACHABLE: &str = "cluster-unreachable";
+const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
+
 /// Follows a cluster for ever.
 pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
     let every = control.runtime.config.timeouts.metadata_refresh;
@@ -45,10 +49,6 @@ pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
         sleep(COALESCE).await;
     }
 }
-
-/// The alarm, and how long nobody may have answered.
-const UNREACHABLE: &str = "cluster-unreachable";
-const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
 
 /// One look. False when no address of the cluster answers; what was known stays, marked unreachable.
 pub(crate) async fn refresh(control: &Control, side: ClusterSide) -> bool {

@@ -157,8 +157,7 @@ impl<A: Beginning> Begin<A> {
             (Begun::First, _) if home == to => self.take_offsets(cx),
             (Begun::First, _) => {
                 self.stage = Stage::Moving { to };
-                let client = self.call.api().producer();
-                cx.run_errand(HOME, Errand::MoveTransactionalId { id: Arc::from(id), to, client });
+                cx.run_errand(HOME, Errand::MoveTransactionalId { id: Arc::from(id), to, client: producer });
                 Step::Pending
             }
         }

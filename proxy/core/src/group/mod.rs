@@ -1,8 +1,9 @@
 //! What all sessions know of classic consumer groups: the members seen alive, and which of them have come to the
 //! rebalance that moves the group's home.
 
+use crate::session::lock;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Living members remembered per process at most; more are served, but a group with an overlooked one cannot be drained.
 const MEMBERS_MAX: usize = 100_000;
@@ -300,10 +301,6 @@ impl Group {
     fn forget_dead(&mut self, now_ms: i64) {
         self.members.retain(|_, m| m.parked || now_ms - m.seen_ms < m.session_timeout_ms);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

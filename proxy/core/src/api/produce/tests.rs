@@ -72,6 +72,15 @@ fn append(rig: &mut Rig, sequence: i32, base: i64) -> Option<(i16, i64)> {
     reply(rig)
 }
 
+/// Batch 0 is appended at 40; a fence has held batch 1 when it is sent.
+fn hold_the_second(rig: &mut Rig) {
+    append(rig, 0, 40);
+    lock(&gate_of(rig)).fence();
+    produce(rig, -1, PID, 1);
+    lock(&gate_of(rig)).release_unchanged();
+    rig.handle(Event::Wake);
+}
+
 /// Batches 1 and 2 are sent again in their order, and appended at 41 and 42; the client's answers.
 fn repeated(rig: &mut Rig) -> [Option<(i16, i64)>; 2] {
     assert!(rig.reply().is_none());
@@ -445,11 +454,7 @@ fn r08_a_batch_without_sequence_that_a_leader_appended_before_it_stepped_down_is
 #[test]
 fn r08_what_came_later_does_not_hear_the_echo_of_a_batch_that_a_fence_held() {
     let mut rig = Rig::new(Source, 0);
-    append(&mut rig, 0, 40);
-    lock(&gate_of(&rig)).fence();
-    produce(&mut rig, -1, PID, 1);
-    lock(&gate_of(&rig)).release_unchanged();
-    rig.handle(Event::Wake);
+    hold_the_second(&mut rig);
     let held = rig.one();
     answer(&mut rig, &held, code::NOT_LEADER_OR_FOLLOWER, -1);
     rig.pass(30);
@@ -786,11 +791,7 @@ fn a_client_that_goes_leaves_nothing_held_and_what_is_in_flight_is_waited_for() 
 fn r08_when_nothing_is_repeated_any_more_a_gap_is_the_clients_own_again() {
     let mut rig = Rig::new(Target, 0);
     flip(&mut rig, Target, ENDS.0, ENDS.1);
-    append(&mut rig, 0, 40);
-    lock(&gate_of(&rig)).fence();
-    produce(&mut rig, -1, PID, 1);
-    lock(&gate_of(&rig)).release_unchanged();
-    rig.handle(Event::Wake);
+    hold_the_second(&mut rig);
     // Twice: it is repeated once, however often that takes.
     for _ in 0..2 {
         let held = rig.one();
@@ -915,11 +916,7 @@ fn while_a_flip_is_prepared_a_connection_that_is_free_again_goes_on_at_once() {
 #[test]
 fn r08_the_echo_of_a_failure_that_is_hidden_once_is_hidden_too() {
     let mut rig = Rig::new(Source, 0);
-    append(&mut rig, 0, 40);
-    lock(&gate_of(&rig)).fence();
-    produce(&mut rig, -1, PID, 1);
-    lock(&gate_of(&rig)).release_unchanged();
-    rig.handle(Event::Wake);
+    hold_the_second(&mut rig);
     // Only the first one was held.
     produce(&mut rig, -1, PID, 2);
     let sent = rig.sent();
@@ -931,11 +928,7 @@ fn r08_the_echo_of_a_failure_that_is_hidden_once_is_hidden_too() {
 #[test]
 fn r08_a_failure_is_hidden_until_its_own_repetition_ends_and_not_that_of_another_batch() {
     let mut rig = Rig::new(Source, 0);
-    append(&mut rig, 0, 40);
-    lock(&gate_of(&rig)).fence();
-    produce(&mut rig, -1, PID, 1);
-    lock(&gate_of(&rig)).release_unchanged();
-    rig.handle(Event::Wake);
+    hold_the_second(&mut rig);
     produce(&mut rig, -1, PID, 2);
     produce(&mut rig, -1, PID, 3);
     let sent = rig.sent();
