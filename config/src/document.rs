@@ -271,6 +271,33 @@ impl<'r, 'd> Section<'r, 'd> {
         }
     }
 
+    /// A list of Kafka principals (`SecurityUtils.parseKafkaPrincipal`); empty when absent, and after a problem was noted.
+    pub(crate) fn principals(&self, name: &'static str) -> Vec<String> {
+        let remedy = "write a list such as [\"User:orders\"]";
+        let Some(value) = self.get(name) else { return Vec::new() };
+        let line = self.document.line(&value.span());
+        let DeValue::Array(items) = value.get_ref() else {
+            self.note(line, name, format!("is {}, not a list", kind_of(value.get_ref())), remedy);
+            return Vec::new();
+        };
+        let mut principals = Vec::new();
+        for item in items.iter() {
+            let line = self.document.line(&item.span());
+            let text = match item.get_ref() {
+                DeValue::String(text) => text.clone().into_owned(),
+                other => {
+                    self.note(line, name, format!("holds {}, not a principal", kind_of(other)), remedy);
+                    continue;
+                }
+            };
+            match text.split_once(':') {
+                Some((kind, who)) if !kind.is_empty() && !who.is_empty() => principals.push(text),
+                _ => self.note(line, name, format!("\"{text}\" is no principal in Kafka"), remedy),
+            }
+        }
+        principals
+    }
+
     fn parse_address(&self, name: &str, value: &Spanned<DeValue<'d>>) -> Option<Located<HostPort>> {
         let line = self.document.line(&value.span());
         let remedy = "write it as \"host:port\", an IPv6 address as \"[::1]:9092\"";

@@ -32,6 +32,8 @@ pub enum Kind {
     Integer { default: u64, min: u64, max: u64 },
     /// One word of a fixed list.
     Choice { default: &'static str, options: &'static [&'static str] },
+    /// A list of Kafka principals, `Type:name`; empty when absent.
+    Principals,
     /// Free text. `absent` says what holds when the key is not written.
     Text { absent: &'static str },
     /// A file or directory, relative to the directory of the configuration file.
@@ -77,6 +79,11 @@ pub const SECTIONS: &[SectionDoc] = &[
         repeated: true,
         doc: "A rule for one topic or for all topics with a prefix. An exact name wins over a prefix, a longer prefix over a \
               shorter one. The file holds the *initial* owner; after the first cutover of a topic the state directory knows better.",
+    },
+    SectionDoc {
+        name: "fence",
+        repeated: false,
+        doc: "Who is kept out of a topic on the cluster that has lost it, where that cluster has an authorizer.",
     },
     SectionDoc {
         name: "admin",
@@ -247,6 +254,15 @@ pub const KEYS: &[Key] = &[
         "target_topic",
         Kind::Text { absent: "the value of `topic`" },
         "Its name in the target cluster; only together with `topic`.",
+    ),
+    key(
+        "fence",
+        "deny_write",
+        Kind::Principals,
+        "Principals that may not write to a topic on the side that does not own it any more: entries of its access control list there, \
+         added behind a flip and removed before a flip back. Name whoever could write there directly, for example `[\"User:orders\"]`, or \
+         `[\"User:*\"]` for everybody but super users; never a replicator that writes to that side. Crossover's own principal must be allowed \
+         to DESCRIBE and ALTER the cluster. A change holds for topics that move afterwards.",
     ),
     key(
         "admin",

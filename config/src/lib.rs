@@ -14,8 +14,8 @@ use std::path::Path;
 
 pub use error::{ConfigErrors, Problem};
 pub use model::{
-    Admin, Cluster, Config, HostPort, HostPortError, Limits, Listener, Log, LogFormat, Mode, PortRange,
-    RoutePattern, RouteRule, Routing, Secret, SecretError, Side, State, Timeouts,
+    Admin, Cluster, Config, Fence, HostPort, HostPortError, Limits, Listener, Log, LogFormat, Mode,
+    PortRange, RoutePattern, RouteRule, Routing, Secret, SecretError, Side, State, Timeouts,
 };
 pub use reference::{SMALLEST, reference_markdown};
 

@@ -15,6 +15,7 @@ pub struct Config {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub routing: Routing,
+    pub fence: Fence,
     pub admin: Admin,
     pub state: State,
     pub log: Log,
@@ -131,6 +132,12 @@ impl Mode {
             Mode::Identity => "identity",
         }
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    /// Principals as Kafka writes them, `Type:name`; nobody is fenced when empty.
+    pub deny_write: Vec<String>,
 }
 
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::conflicts::{self, Addresses};
 use crate::document::{Document, Located, Section};
 use crate::model::{
-    Admin, Cluster, Config, HostPort, Limits, Listener, Log, LogFormat, Mode, PortRange, RoutePattern,
+    Admin, Cluster, Config, Fence, HostPort, Limits, Listener, Log, LogFormat, Mode, PortRange, RoutePattern,
     RouteRule, Routing, Secret, Side, State, Timeouts,
 };
 
@@ -34,6 +34,7 @@ pub(crate) fn config(document: &Document<'_>, base: &Path) -> Option<Config> {
     let limits = limits(&document.section("limits"));
     let timeouts = timeouts(&document.section("timeouts"));
     let routing = routing(document);
+    let deny_write = document.section("fence").principals("deny_write");
     let max_connections = size(&listener.integer("max_connections"));
     let admin_connections = size(&admin.integer("max_connections"));
     let state = state(&document.section("state"), base);
@@ -53,6 +54,7 @@ pub(crate) fn config(document: &Document<'_>, base: &Path) -> Option<Config> {
         limits,
         timeouts,
         routing,
+        fence: Fence { deny_write },
         admin: Admin { address: admin_address?.value, token, max_connections: admin_connections },
         state,
         log,

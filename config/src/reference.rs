@@ -49,6 +49,7 @@ fn describe(key: &Key) -> (String, String) {
         Kind::Ports { default } => ("`first-last`".to_owned(), format!("`{default}`")),
         Kind::Integer { default, min, max } => (format!("{min} to {max}"), format!("{default}")),
         Kind::Choice { default, options } => (format!("`{}`", options.join("`, `")), format!("`{default}`")),
+        Kind::Principals => ("list of `Type:name`".to_owned(), "nobody".to_owned()),
         Kind::Text { absent } => ("text".to_owned(), absent.to_owned()),
         Kind::Path { default, absent } => {
             ("path".to_owned(), default.map_or_else(|| absent.to_owned(), |text| format!("`{text}`")))

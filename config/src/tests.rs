@@ -240,3 +240,15 @@ fn the_reference_in_docs_is_up_to_date() {
         "docs/configuration.md is stale: run UPDATE_DOCS=1 cargo test -p crossover-config"
     );
 }
+
+#[test]
+fn principals_that_are_kept_out() {
+    let text = with_smallest("[fence]\ndeny_write = [\"User:orders\", \"User:CN=a,OU=b\"]\n");
+    let config = parse(&text, Path::new("x.toml")).expect("valid");
+    assert_eq!(config.fence.deny_write, ["User:orders", "User:CN=a,OU=b"]);
+    one_problem(
+        &with_smallest("[fence]\ndeny_write = [\"orders\"]\n"),
+        &["fence.deny_write: \"orders\" is no principal", "User:orders"],
+    );
+    one_problem(&with_smallest("[fence]\ndeny_write = \"User:a\"\n"), &["is a text, not a list"]);
+}

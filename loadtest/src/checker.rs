@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::checks;
+use crate::deviations::Deviations;
 use crate::facts::Facts;
 use crate::ground_truth::GroundTruth;
 use crate::history::{self, Entry, HistoryError};
@@ -74,6 +75,8 @@ pub struct Report {
     /// Why the run cannot be judged; empty unless something is unreadable, unfinished or missing.
     pub doubts: Vec<String>,
     pub clients: Vec<Client>,
+    /// What went wrong with each writer's records, whether it was tolerated or not; empty unless logs were dumped.
+    pub deviations: Vec<Deviations>,
     /// Records per cluster log, if dumped.
     pub log_records: Vec<(String, u64)>,
 }
@@ -141,7 +144,7 @@ impl Checker {
             self.add_doubt("neither a reader nor a log to compare with".to_owned());
         }
         let log_records = self.truth.as_ref().map(GroundTruth::counts).unwrap_or_default();
-        let checks = checks::run(&mut self.facts, &self.options, self.truth.as_ref());
+        let (checks, deviations) = checks::run(&mut self.facts, &self.options, self.truth.as_ref());
         let verdict = if checks.iter().any(|check| check.violations > 0) {
             Verdict::Fail
         } else if self.facts.doubts.is_empty() {
@@ -150,7 +153,7 @@ impl Checker {
             Verdict::Unknown
         };
         let clients = clients(&self.facts);
-        Report { verdict, checks, doubts: self.facts.doubts, clients, log_records }
+        Report { verdict, checks, doubts: self.facts.doubts, clients, deviations, log_records }
     }
 }
 

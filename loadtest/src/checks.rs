@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::checker::{CLOCK_SLACK_US, Check, Options};
+use crate::deviations::{self, Deviations};
 use crate::facts::{Ack, Facts, Findings, Poll, Tp, Value};
 use crate::ground_truth::GroundTruth;
 use crate::history::Acks;
@@ -10,7 +11,11 @@ use crate::history::Acks;
 /// More groups than this cannot be told apart by the bit set of C1 and C8.
 const MAX_GROUPS: usize = 64;
 
-pub(crate) fn run(facts: &mut Facts, options: &Options, truth: Option<&GroundTruth>) -> Vec<Check> {
+pub(crate) fn run(
+    facts: &mut Facts,
+    options: &Options,
+    truth: Option<&GroundTruth>,
+) -> (Vec<Check>, Vec<Deviations>) {
     if facts.groups.len() > MAX_GROUPS {
         facts.doubt(format!("more than {MAX_GROUPS} groups"));
     }
@@ -19,7 +24,8 @@ pub(crate) fn run(facts: &mut Facts, options: &Options, truth: Option<&GroundTru
     let seen = Seen::new(facts);
     let (lost, unseen) = loss(facts, options, &seen, logs);
     let view = ClientView::new(facts);
-    vec![
+    let deviations = logs.map(|logs| deviations::of_writers(facts, logs, &view)).unwrap_or_default();
+    let checks = vec![
         lost,
         duplicates(facts, options, &seen, logs),
         order(facts, options, &view, logs),
@@ -34,7 +40,8 @@ pub(crate) fn run(facts: &mut Facts, options: &Options, truth: Option<&GroundTru
         found("C22", "no silent reset", facts.readers.len(), &facts.resets),
         acked_offset_is_read_offset(facts, options, &seen),
         application_errors(facts, options),
-    ]
+    ];
+    (checks, deviations)
 }
 
 fn check(id: &'static str, title: &'static str, examined: usize, findings: Findings) -> Check {
@@ -68,9 +75,9 @@ impl Seen {
 }
 
 /// The dumped logs: how often a value is in any of them, and each log in offset order.
-struct Logs {
-    copies: HashMap<Value, u32>,
-    by_log: BTreeMap<(String, Tp), Vec<(i64, Value)>>,
+pub(crate) struct Logs {
+    pub copies: HashMap<Value, u32>,
+    pub by_log: BTreeMap<(String, Tp), Vec<(i64, Value)>>,
 }
 
 impl Logs {
@@ -165,8 +172,8 @@ fn duplicates(facts: &Facts, options: &Options, seen: &Seen, logs: Option<&Logs>
 }
 
 /// Every (partition, offset) → value that any client was told, sorted, without repetitions.
-struct ClientView {
-    told: Vec<(Tp, i64, Value)>,
+pub(crate) struct ClientView {
+    pub told: Vec<(Tp, i64, Value)>,
 }
 
 impl ClientView {

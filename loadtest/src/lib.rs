@@ -7,6 +7,7 @@
 
 pub mod checker;
 mod checks;
+pub mod deviations;
 mod facts;
 pub mod ground_truth;
 pub mod history;

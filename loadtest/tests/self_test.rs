@@ -6,6 +6,7 @@
 mod model;
 
 use crossover_loadtest::checker::{Checker, Options, Report, Verdict};
+use crossover_loadtest::deviations::Deviations;
 use crossover_loadtest::ground_truth::LogRecord;
 use crossover_loadtest::history::{Entry, Event, Reader};
 use model::{Random, Run, polls};
@@ -110,17 +111,19 @@ fn c3_two_values_swapped_for_readers() {
 
 #[test]
 fn c3_two_values_swapped_in_a_log() {
-    every_mutant_fails("C3", |run, random| {
-        let records = run.records();
-        let first = random.below(records.len());
-        let one = records[first].clone();
-        let same = |other: &LogRecord| {
-            (&other.cluster, other.partition, other.writer) == (&one.cluster, one.partition, one.writer)
-        };
-        let Some(second) = (first + 1..records.len()).find(|at| same(&records[*at])) else { return false };
-        (records[first].seq, records[second].seq) = (records[second].seq, records[first].seq);
-        true
-    });
+    every_mutant_fails("C3", swap_in_a_log);
+}
+
+fn swap_in_a_log(run: &mut Run, random: &mut Random) -> bool {
+    let records = run.records();
+    let first = random.below(records.len());
+    let one = records[first].clone();
+    let same = |other: &LogRecord| {
+        (&other.cluster, other.partition, other.writer) == (&one.cluster, one.partition, one.writer)
+    };
+    let Some(second) = (first + 1..records.len()).find(|at| same(&records[*at])) else { return false };
+    (records[first].seq, records[second].seq) = (records[second].seq, records[first].seq);
+    true
 }
 
 #[test]
@@ -320,4 +323,45 @@ fn garbage_never_panics() {
         checker.add("garbage", random.below(2) == 0, Reader::new(changed.as_slice()));
         let _ = checker.finish();
     }
+}
+
+/// The numbers of each writer are there whether they are tolerated or not.
+#[test]
+fn what_became_of_each_writers_records_is_counted() {
+    for seed in 1..=MUTANTS {
+        let mut random = Random::new(seed);
+        let mut run = Run::new(&mut random);
+        let clean = judge(&run, Options::default());
+        assert!(clean.deviations.iter().all(|writer| writer.sent > 0 && !writer.any()), "{clean:?}");
+        let records = run.records();
+        let lost = records.remove(random.below(records.len()));
+        let mut twice = records[random.below(records.len())].clone();
+        twice.offset += 1000;
+        records.push(twice.clone());
+        let allowed = || [lost.writer, twice.writer].into_iter().collect();
+        let options = Options { allow_loss: allowed(), allow_duplicates: allowed(), ..Options::default() };
+        let report = judge(&run, options);
+        assert_eq!(report.violations("C1") + report.violations("C2"), 0, "seed {seed}: {report:?}");
+        let sum = |of: fn(&Deviations) -> u64| -> u64 { report.deviations.iter().map(of).sum() };
+        assert_eq!(sum(|writer| writer.lost), 1, "seed {seed}: {lost:?}: {report:?}");
+        assert_eq!(sum(|writer| writer.twice), 1, "seed {seed}: {twice:?}: {report:?}");
+    }
+}
+
+#[test]
+fn records_out_of_order_are_counted() {
+    let mut counted = 0;
+    for seed in 1..=MUTANTS {
+        let mut random = Random::new(seed);
+        let mut run = Run::new(&mut random);
+        if swap_in_a_log(&mut run, &mut random) {
+            let report = judge(&run, Options::default());
+            assert!(
+                report.deviations.iter().any(|writer| writer.out_of_order > 0),
+                "seed {seed}: {report:?}"
+            );
+            counted += 1;
+        }
+    }
+    assert!(counted > 10, "only {counted} runs could be changed");
 }

@@ -1,6 +1,7 @@
 //! What must survive: owners, timelines, carry, group homes, ports, the intent of a flip, the ledger. One `redb` file in
 //! the state directory; a call returns when its transaction is durable. A second process on the directory is refused.
 
+use crate::control::writers::{Acl, Fences};
 use anyhow::{Context, bail};
 use crossover_admin_api::model::LedgerEntry;
 use crossover_core::ids::{ClusterSide, TopicId, VirtualOffset};
@@ -25,6 +26,8 @@ const PORTS: TableDefinition<'_, (u8, i32), u16> = TableDefinition::new("ports")
 const TRANSACTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("transactions");
 /// (topic, partition) → (timeline id, floor): beside the timelines, so that a SEAL never lowers one (RULES R25).
 const FLOORS: TableDefinition<'_, (&str, i32), (u64, i64)> = TableDefinition::new("floors");
+/// (side, topic as it is named there) → entries of its access control list that keep writers out.
+const FENCES: TableDefinition<'_, (u8, &str), &[u8]> = TableDefinition::new("fences");
 const LEDGER: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("ledger");
 
 const FORMAT: &str = "1";
@@ -89,6 +92,7 @@ pub(crate) struct Restored {
     pub(crate) offset_homes: BTreeMap<Arc<str>, ClusterSide>,
     pub(crate) transactions: TransactionTable,
     pub(crate) ports: BTreeMap<(ClusterSide, i32), u16>,
+    pub(crate) fences: Fences,
     /// The operation whose intent was written and that was neither sealed nor aborted.
     pub(crate) intent: Option<String>,
     pub(crate) ledger_next: u64,
@@ -182,6 +186,7 @@ impl Store {
             write.open_table(PORTS)?;
             write.open_table(LEDGER)?;
             write.open_table(FLOORS)?;
+            write.open_table(FENCES)?;
         }
         write.commit()?;
         Ok(store)
@@ -241,6 +246,12 @@ impl Store {
             let (node, port) = row?;
             let (side, broker) = node.value();
             out.ports.insert((ClusterSide::BOTH[usize::from(side.min(1))], broker), port.value());
+        }
+        for row in read.open_table(FENCES)?.iter()? {
+            let (place, acls) = row?;
+            let (side, topic) = place.value();
+            let place = (ClusterSide::BOTH[usize::from(side.min(1))], Arc::from(topic));
+            out.fences.insert(place, serde_json::from_slice(acls.value())?);
         }
         let last = read.open_table(LEDGER)?.last()?.map(|(sequence, _)| sequence.value());
         out.ledger_next = last.map_or(1, |s| s + 1);
@@ -395,6 +406,11 @@ impl Store {
             let ((topic, partition), (id, offset)) = (at.value(), floor.value());
             rows.insert(format!("floor/{partition}/{topic}"), format!("{id} {offset}").into_bytes());
         }
+        for row in read.open_table(FENCES)?.iter()? {
+            let (place, acls) = row?;
+            let (side, topic) = place.value();
+            rows.insert(format!("fence/{side}/{topic}"), acls.value().to_vec());
+        }
         for row in read.open_table(LEDGER)?.iter()?.rev().take(LEDGER_COPIED_MAX) {
             let (sequence, entry) = row?;
             rows.insert(format!("ledger/{:020}", sequence.value()), entry.value().to_vec());
@@ -469,6 +485,25 @@ impl Store {
         Ok(write.commit()?)
     }
 
+    /// Writers are kept out of a topic on a side, by these entries; with `None`, not any more.
+    pub(crate) fn put_fence(
+        &self,
+        side: ClusterSide,
+        topic: &str,
+        fence: Option<&[Acl]>,
+    ) -> anyhow::Result<()> {
+        let write = self.database.begin_write()?;
+        {
+            let mut fences = write.open_table(FENCES)?;
+            let place = (u8::from(side == ClusterSide::Target), topic);
+            match fence {
+                Some(fence) => drop(fences.insert(place, serde_json::to_vec(fence)?.as_slice())?),
+                None => drop(fences.remove(place)?),
+            }
+        }
+        Ok(write.commit()?)
+    }
+
     pub(crate) fn append(&self, entry: &LedgerEntry) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
@@ -539,6 +574,10 @@ fn put_row(write: &WriteTransaction, key: &str, value: &[u8]) -> anyhow::Result<
                     .open_table(FLOORS)?
                     .insert((topic, partition), (id.parse::<u64>()?, offset.parse::<i64>()?))?,
             );
+        }
+        "fence" => {
+            let (side, topic) = numbered()?;
+            drop(write.open_table(FENCES)?.insert((u8::try_from(side)?, topic), value)?);
         }
         other => bail!("no table {other}"),
     }
@@ -655,6 +694,10 @@ mod tests {
             native: Identity { pid: 7, epoch: 0 },
         };
         store.put_transaction("pay/1", &route, &entry()).unwrap();
+        let fence = Acl::denies_writing("User:a");
+        store.put_fence(ClusterSide::Target, "orders", Some(std::slice::from_ref(&fence))).unwrap();
+        let place = (ClusterSide::Target, Arc::from("orders"));
+        assert_eq!(store.restore().unwrap().fences, Fences::from([(place, vec![fence])]));
         assert_eq!(store.restore().unwrap().transactions.0.get("pay/1"), Some(&route));
         let rows = store.rows().unwrap();
         assert_eq!(rows.revision(), 4);

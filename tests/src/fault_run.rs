@@ -8,7 +8,7 @@ use crate::relayed_rig;
 use anyhow::{Context, Result, ensure};
 use crossover_harness::Cluster;
 use crossover_harness::relay::{Cut, Fault};
-use crossover_harness::rig::{Rig, count};
+use crossover_harness::rig::{RELAYED, Rig, count};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -91,12 +91,36 @@ impl Run {
     /// # Errors
     /// Something of it does not start.
     pub fn start_with(kinds: &[Kind], rate: u32) -> Result<Run> {
-        let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
-        rig.keep = true;
-        create_topic(&rig)?;
+        let rig = rig_with_topic()?;
         let traffic = Traffic::start(&rig, kinds, rate)?;
         println!("{}\t{}", Row::TITLES, machine_load());
         Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new() })
+    }
+
+    /// The control: clients of the bare source.
+    ///
+    /// # Errors
+    /// Something of it does not start.
+    pub fn start_bare(kinds: &[Kind], rate: u32) -> Result<Run> {
+        let mut rig = rig_with_topic()?;
+        let proxy = std::mem::replace(&mut rig.bootstrap, rig.source.relay_bootstrap(RELAYED));
+        let traffic = Traffic::start(&rig, kinds, rate)?;
+        rig.bootstrap = proxy;
+        Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new() })
+    }
+
+    /// A failure of the source without a flip; returns when everything is well again.
+    ///
+    /// # Errors
+    /// It does not become well.
+    pub fn fault(&mut self, failure: Failure) -> Result<()> {
+        if failure == Failure::Election {
+            self.rig.source.rotate_replicas(TOPIC)?;
+            self.rig.source.wait_in_sync(TOPIC)?;
+        }
+        self.inject(failure, 0)?;
+        self.heal(failure, 0)?;
+        wait_until_well(&self.rig, &mut self.traffic)
     }
 
     /// Both owners, both directions.
@@ -236,6 +260,13 @@ impl Run {
         rig.keep = false;
         Ok(rows)
     }
+}
+
+fn rig_with_topic() -> Result<Rig> {
+    let mut rig = relayed_rig("3.9.2", "4.3.1", 3, &PROPERTIES)?;
+    rig.keep = true;
+    create_topic(&rig)?;
+    Ok(rig)
 }
 
 /// The first leader of a partition that is not the only controller.

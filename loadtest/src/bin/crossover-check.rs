@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Parser;
 use crossover_loadtest::checker::{Checker, Options, Report, Verdict};
+use crossover_loadtest::deviations::Deviations;
 use crossover_loadtest::windows::{WindowGap, gap_in_windows};
 use crossover_loadtest::{ground_truth, history};
 
@@ -147,6 +148,10 @@ fn print(report: &Report, windows: &[(String, Vec<WindowGap>)]) {
     for client in &report.clients {
         let (gap, latency) = (ms(client.longest_gap_us), ms(client.longest_latency_us));
         println!("{:>10}{:>8}{gap:>12.1}{latency:>14.1}  {}", client.records, client.failed, client.name);
+    }
+    for writer in report.deviations.iter().filter(|writer| writer.any()) {
+        let Deviations { lost, twice, out_of_order, name, .. } = writer;
+        println!("{lost} lost, {twice} twice, {out_of_order} out of order  {name}");
     }
     for (log, count) in &report.log_records {
         println!("{count:>10}  in the log of {log}");

@@ -2,6 +2,7 @@
 //! asked, the disk is written, and operators are told.
 
 use super::boundary::{self, Part};
+use super::writers::OpenFor;
 use super::{Control, failpoint};
 use crate::runtime::Runtime;
 use crate::store::{Seal, SealWriteError, StoredTopic};
@@ -38,6 +39,8 @@ pub(crate) struct Flip {
     closed: Option<ClosedTopics>,
     /// Set while no transaction on the topics may begin.
     transactions: Option<ClosedTransactions>,
+    /// Set while writers are let in at the new owner that were kept out there.
+    writers: Option<OpenFor>,
     /// How long produce was held.
     held_since: Option<Instant>,
 }
@@ -115,6 +118,7 @@ impl Flip {
             step_started,
             closed: None,
             transactions: None,
+            writers: None,
             held_since: None,
         }
     }
@@ -272,12 +276,14 @@ impl Flip {
     }
 
     /// Fresh metadata of both sides and warm connections, before clients wait.
-    async fn prepare(&self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<[BTreeMap<Part, Lead>; 2]> {
+    async fn prepare(&mut self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<[BTreeMap<Part, Lead>; 2]> {
         self.control.prepare_claim().await;
         self.control.set_preparing(self.topics.iter().cloned().collect());
         for side in ClusterSide::BOTH {
             ensure!(super::topology::refresh(&self.control, side).await, "the {side} cannot be reached");
         }
+        let places = routes.iter().map(|route| (self.to, Arc::clone(route.physical(self.to)))).collect();
+        self.writers = Some(self.control.let_write(places).await?);
         let leads = [self.leads(routes, ClusterSide::Source)?, self.leads(routes, ClusterSide::Target)?];
         self.control.warm_coordinators().await;
         Ok(leads)

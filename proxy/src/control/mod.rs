@@ -19,6 +19,7 @@ pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
 mod watch;
+pub(crate) mod writers;
 
 pub(crate) use backend::AdminBackend;
 
@@ -90,6 +91,8 @@ pub(crate) struct Control {
     claim_of_pair: tokio::sync::Mutex<Option<takeover::Claim>>,
     /// Held while a transactional id is moved.
     transactional_ids: transaction_move::Turns,
+    /// Who is kept out of logs that have lost their ownership.
+    writers: writers::Writers,
     /// Commits that are still to be copied to the side that is not their group's home.
     mirrors: Mutex<mirror::Pending>,
     /// Clients can connect.
@@ -143,6 +146,7 @@ impl Control {
             shapes: tokio::sync::Mutex::new(()),
             claim_of_pair: tokio::sync::Mutex::new(None),
             transactional_ids: transaction_move::Turns::default(),
+            writers: writers::Writers::new(restored.fences),
             mirrors: Mutex::new(mirror::Pending::default()),
             serving: AtomicBool::new(false),
             unclean_since_ms,
@@ -163,6 +167,7 @@ impl Control {
         }
         tokio::spawn(mirror::run(Arc::clone(self), events));
         tokio::spawn(watch::run(Arc::clone(self)));
+        tokio::spawn(writers::run(Arc::clone(self)));
         tokio::spawn(seed::run(Arc::clone(self)));
     }
 

@@ -73,12 +73,7 @@ impl Control {
         if reachable {
             self.check_groups(&mut checks, request, to).await;
         }
-        checks.add(
-            "broker-side-fence",
-            CheckResult::NotDone,
-            "writers that bypass the proxy are not fenced by ACLs; growth of the old log is watched after the flip".to_owned(),
-            "make sure that nobody writes to the topics directly",
-        );
+        self.check_writers(&mut checks, &request.topics, to.other()).await;
         let refused = checks.0.iter().any(|c| c.result == CheckResult::Failed);
         Plan {
             revision: self.state().revision.0,
@@ -123,6 +118,46 @@ impl Control {
         let fine = format!("{} topics move to the {to}", routes.len());
         checks.judge("routes", problem, fine, "name topics that the other side owns");
         problems.is_empty().then_some(routes)
+    }
+
+    /// Whether writers that bypass the proxy are kept out of the old log behind the flip.
+    async fn check_writers(&self, checks: &mut Checks, topics: &[String], from: ClusterSide) {
+        const NAME: &str = "broker-side-fence";
+        const WATCHED: &str = "growth of the old log is watched after the flip";
+        let denied = &self.runtime.config.fence.deny_write;
+        if denied.is_empty() {
+            let detail =
+                format!("writers that bypass the proxy are not kept out by access control lists; {WATCHED}");
+            let remedy =
+                "make sure that nobody writes to the topics directly, or name principals in fence.deny_write";
+            return checks.add(NAME, CheckResult::NotDone, detail, remedy);
+        }
+        let whom = denied.join(", ");
+        let physical = |name: &String| {
+            let snapshot = self.runtime.snapshot();
+            snapshot
+                .routes
+                .topic(name)
+                .map_or_else(|| Arc::from(name.as_str()), |r| Arc::clone(r.physical(from)))
+        };
+        let Some(topic) = topics.first().map(physical) else { return };
+        match self.can_fence(from, &topic).await {
+            Ok(()) => {
+                let detail =
+                    format!("{whom} will not be allowed to write to the topics on the {from} any more");
+                checks.add(NAME, CheckResult::Passed, detail, "");
+            }
+            Err(problem) => {
+                let detail =
+                    format!("{whom} can still write to the topics on the {from}: {problem}; {WATCHED}");
+                checks.add(
+                    NAME,
+                    CheckResult::Warned,
+                    detail,
+                    "make sure that nobody writes to the topics directly",
+                );
+            }
+        }
     }
 
     fn is_internal(&self, route: &TopicRoute) -> bool {
