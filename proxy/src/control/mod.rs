@@ -18,6 +18,7 @@ mod takeover;
 pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
+mod uncertain;
 mod watch;
 
 pub(crate) use backend::AdminBackend;
