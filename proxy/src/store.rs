@@ -419,6 +419,8 @@ impl Store {
         for (key, value) in &rows.0 {
             put_row(&write, key, value).with_context(|| format!("row {key}"))?;
         }
+        // Whoever had the lost one did not end by itself: its produce may still be on its way (RULES R2).
+        write.open_table(META)?.insert("running", "yes")?;
         commit(write)
     }
 
@@ -716,6 +718,7 @@ mod tests {
         let (other, other_directory) = self::store();
         other.put_rows(&rows).unwrap();
         assert_eq!(other.rows().unwrap(), rows);
+        assert!(other.restore().unwrap().unclean, "produce of the lost process may still be on its way");
         assert!(other.put_rows(&rows).is_err());
         assert_eq!(other.ledger(0).unwrap(), store.ledger(0).unwrap());
         for directory in [directory, other_directory] {
