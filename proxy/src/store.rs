@@ -101,10 +101,6 @@ pub(crate) struct Restored {
 pub(crate) struct Rows(pub(crate) BTreeMap<String, Vec<u8>>);
 
 impl Rows {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Whether anything was ever moved.
     pub(crate) fn is_moved(&self) -> bool {
         self.revision() > 0
