@@ -9,15 +9,18 @@ use crossover_core::producer::gate::SessionId;
 use crossover_core::session::{CloseReason, Effect, Errand, Event, Limits, Session, Ticket, UpstreamId};
 use crossover_core::wire::frame::FrameDecoder;
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// How long an answer may still be awaited for a client that has gone.
 const ORPHAN_MS: i64 = 30_000;
@@ -36,8 +39,23 @@ pub(crate) async fn serve(
     runtime.metrics.connections.add(1);
     let (read, write) = stream.into_split();
     let mut connection = Connection::new(runtime, node, peer, write);
-    connection.run(read, shutdown).await;
-    connection.end();
+    let ran = unharmed(connection.run(read, shutdown)).await;
+    let ended = catch_unwind(AssertUnwindSafe(|| connection.end()));
+    if ran.is_err() || ended.is_err() {
+        error!(%peer, "a client connection ended in a panic");
+        connection.leave();
+    }
+}
+
+/// Runs a future to its end, or to its panic. What the others share of this connection must be given back.
+async fn unharmed(run: impl Future<Output = ()>) -> std::thread::Result<()> {
+    let mut run = std::pin::pin!(run);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| run.as_mut().poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 /// What this task knows of one of its upstreams.
@@ -385,8 +403,20 @@ impl Connection {
         let runtime = Arc::clone(&self.runtime);
         self.session.abandon(&runtime.snapshot(), &runtime.shared, runtime.now_ms());
         self.carry_out();
-        runtime.sessions.remove(self.id);
-        runtime.shared.traffic.forget(self.id);
+        self.forget();
+    }
+
+    fn forget(&self) {
+        self.runtime.sessions.remove(self.id);
+        self.runtime.shared.traffic.forget(self.id);
+    }
+
+    /// Nothing of a session that has failed stays at the gates: a flip would wait for it, and so would other producers.
+    fn leave(&self) {
+        self.forget();
+        let signal = self.runtime.shared.gates.abandon(self.id, self.runtime.now_ms());
+        self.runtime.sessions.wake(&signal.wake);
+        self.runtime.drained.notify_one();
     }
 }
 

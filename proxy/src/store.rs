@@ -105,10 +105,6 @@ pub(crate) struct Restored {
 pub(crate) struct Rows(pub(crate) BTreeMap<String, Vec<u8>>);
 
 impl Rows {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Whether anything was ever moved.
     pub(crate) fn is_moved(&self) -> bool {
         self.revision() > 0
@@ -128,13 +124,14 @@ pub(crate) struct Seal {
     pub(crate) ledger: Vec<LedgerEntry>,
 }
 
-/// Why a SEAL was not confirmed.
-#[derive(Debug)]
-pub(crate) enum SealWriteError {
-    /// Nothing can be in the file.
-    NotWritten(anyhow::Error),
-    /// The commit itself failed: it may be in the file or not.
-    Unknown(anyhow::Error),
+/// A commit failed: what it was to write may be in the file or not, and only a start can tell. Any other error of a write
+/// says that nothing of it is there.
+#[derive(Debug, thiserror::Error)]
+#[error("it is not known whether it is stored: {0}")]
+pub(crate) struct Uncertain(redb::CommitError);
+
+fn commit(write: WriteTransaction) -> anyhow::Result<()> {
+    Ok(write.commit().map_err(Uncertain)?)
 }
 
 pub(crate) struct Store {
@@ -164,8 +161,12 @@ impl Store {
         }
         let database = Database::create(directory.join("state.redb"))
             .with_context(|| format!("state.directory {shown}: state.redb cannot be opened"))?;
-        let store = Store { database, _lock: lock };
-        let write = store.database.begin_write()?;
+        Store { database, _lock: lock }.prepared().with_context(|| format!("state.directory {shown}"))
+    }
+
+    /// With all tables, of this program's format.
+    fn prepared(self) -> anyhow::Result<Store> {
+        let write = self.database.begin_write()?;
         {
             let mut meta = write.open_table(META)?;
             let format = meta.get("format")?.map(|v| v.value().to_owned());
@@ -175,7 +176,7 @@ impl Store {
                 }
                 Some(FORMAT) => {}
                 Some(other) => bail!(
-                    "state.directory {shown} has format {other}, this program reads format {FORMAT}; use the program that wrote it"
+                    "it has format {other}, this program reads format {FORMAT}; use the program that wrote it"
                 ),
             }
             write.open_table(TOPICS)?;
@@ -188,8 +189,8 @@ impl Store {
             write.open_table(FLOORS)?;
             write.open_table(FENCES)?;
         }
-        write.commit()?;
-        Ok(store)
+        commit(write)?;
+        Ok(self)
     }
 
     /// Reads everything.
@@ -276,7 +277,7 @@ impl Store {
                 table.insert((u8::from(*side == ClusterSide::Target), *broker), *port)?;
             }
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// Whether the process runs; what a start finds set was left by one that was killed.
@@ -292,10 +293,9 @@ impl Store {
     /// The second durable write of a flip: the commit point. It ends the intent.
     ///
     /// # Errors
-    /// [`SealWriteError`] tells whether a restart may find the seal all the same.
-    pub(crate) fn seal(&self, seal: &Seal) -> Result<(), SealWriteError> {
-        let write = self.prepare_seal(seal).map_err(SealWriteError::NotWritten)?;
-        write.commit().map_err(|problem| SealWriteError::Unknown(problem.into()))
+    /// It is not sealed, or, if [`Uncertain`], a restart may find the seal all the same.
+    pub(crate) fn seal(&self, seal: &Seal) -> anyhow::Result<()> {
+        commit(self.prepare_seal(seal)?)
     }
 
     fn prepare_seal(&self, seal: &Seal) -> anyhow::Result<WriteTransaction> {
@@ -334,7 +334,7 @@ impl Store {
                 }
             }
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// A topic has more partitions than it had.
@@ -351,7 +351,7 @@ impl Store {
                 .insert(name, serde_json::to_vec(&TopicRecord::of(topic))?.as_slice())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// A topic was deleted: nothing of it stays.
@@ -364,7 +364,7 @@ impl Store {
             write.open_table(FLOORS)?.retain_in(all, |_, _| false)?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// All that must outlive the store itself: everything but the older ledger and what concerns this process.
@@ -431,7 +431,9 @@ impl Store {
         for (key, value) in &rows.0 {
             put_row(&write, key, value).with_context(|| format!("row {key}"))?;
         }
-        Ok(write.commit()?)
+        // Whoever had the lost one did not end by itself: its produce may still be on its way (RULES R2).
+        write.open_table(META)?.insert("running", "yes")?;
+        commit(write)
     }
 
     pub(crate) fn put_home(
@@ -447,7 +449,7 @@ impl Store {
             write.open_table(META)?.insert("revision", revision.to_string().as_str())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// The commits of a group have a home of their own; with `None`, not any more.
@@ -466,7 +468,7 @@ impl Store {
             }
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// A transactional id has another home.
@@ -482,7 +484,7 @@ impl Store {
             write.open_table(TRANSACTIONS)?.insert(id, record.as_slice())?;
             write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 
     /// Writers are kept out of a topic on a side, by these entries; with `None`, not any more.
@@ -507,7 +509,7 @@ impl Store {
     pub(crate) fn append(&self, entry: &LedgerEntry) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         write.open_table(LEDGER)?.insert(entry.sequence, serde_json::to_vec(entry)?.as_slice())?;
-        Ok(write.commit()?)
+        commit(write)
     }
 
     pub(crate) fn ledger(&self, since: u64) -> anyhow::Result<Vec<LedgerEntry>> {
@@ -529,7 +531,7 @@ impl Store {
                 None => drop(meta.remove(name)?),
             }
         }
-        Ok(write.commit()?)
+        commit(write)
     }
 }
 
@@ -635,6 +637,57 @@ impl TransactionRecord {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    use redb::StorageBackend;
+    use redb::backends::InMemoryBackend;
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// A disk that takes all it is given, and, once it is told to, does not confirm it.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Disk {
+        content: Arc<InMemoryBackend>,
+        pub(crate) is_mute: Arc<AtomicBool>,
+    }
+
+    impl Disk {
+        /// What a start finds.
+        pub(crate) fn open(&self) -> Store {
+            let database = Database::builder().create_with_backend(self.clone()).expect("opened");
+            let lock = File::open(std::env::temp_dir()).expect("there");
+            Store { database, _lock: lock }.prepared().expect("prepared")
+        }
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.content.len()
+        }
+
+        fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+            self.content.read(offset, len)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.content.set_len(len)
+        }
+
+        fn sync_data(&self, eventual: bool) -> io::Result<()> {
+            self.content.sync_data(eventual)?;
+            match self.is_mute.load(Ordering::Relaxed) {
+                true => Err(io::Error::other("no answer")),
+                false => Ok(()),
+            }
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.content.write(offset, data)
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -704,11 +757,27 @@ mod tests {
         let (other, other_directory) = self::store();
         other.put_rows(&rows).unwrap();
         assert_eq!(other.rows().unwrap(), rows);
+        assert!(other.restore().unwrap().unclean, "produce of the lost process may still be on its way");
         assert!(other.put_rows(&rows).is_err());
         assert_eq!(other.ledger(0).unwrap(), store.ledger(0).unwrap());
         for directory in [directory, other_directory] {
             std::fs::remove_dir_all(directory).unwrap();
         }
+    }
+
+    #[test]
+    fn r13_a_commit_that_fails_may_be_found_by_the_next_start() {
+        let disk = testing::Disk::default();
+        let store = disk.open();
+        disk.is_mute.store(true, std::sync::atomic::Ordering::Relaxed);
+        let uncertain = store.put_home("g", ClusterSide::Target, 1, &entry()).unwrap_err();
+        assert!(uncertain.is::<Uncertain>());
+        let refused = store.put_home("h", ClusterSide::Target, 1, &entry()).unwrap_err();
+        assert!(!refused.is::<Uncertain>(), "nothing is written after that");
+        disk.is_mute.store(false, std::sync::atomic::Ordering::Relaxed);
+        drop(store);
+        let found = disk.open().restore().unwrap().homes;
+        assert_eq!(found, BTreeMap::from([(Arc::from("g"), ClusterSide::Target)]));
     }
 
     #[test]

@@ -358,3 +358,25 @@ async fn an_idle_companion_ends_and_is_dialled_again() {
     assert_eq!(own.seen.ended.load(Ordering::SeqCst), 0);
     assert_eq!(proxy.runtime.metrics.upstreams_lost.get(), 0);
 }
+
+#[tokio::test]
+async fn a_panic_of_a_connection_leaves_nothing_at_the_gates() {
+    use crossover_core::producer::gate::{Admission, ClientKey, PathId, Submission};
+    let broker = Broker::start(AT_ONCE).await;
+    let mut config = config();
+    // No instant is that far away: the second frame that has not come whole panics.
+    config.timeouts.frame = Duration::MAX;
+    let mut proxy = Proxy::start(config, &broker, &broker).await;
+    proxy.send(&relayed(1)).await;
+    assert_eq!(proxy.next().await, Some(1));
+    let gate = proxy.runtime.shared.gates.get(&Arc::from("orders"), 0);
+    let (session, client, path) = (SessionId(0), ClientKey(0), PathId(0));
+    let submission = Submission { session, client, path, era: 0, batch: None, hold: None, arrived_ms: 0 };
+    let admitted = crossover_core::session::lock(&gate).admit(0, &submission);
+    assert!(matches!(admitted, Admission::Forward(_)));
+    proxy.send(&[0]).await;
+    assert_eq!(proxy.next().await, None, "its client learns that it is over");
+    until("the session's end", || proxy.runtime.sessions.len() == 0).await;
+    let is_free = || crossover_core::session::lock(&gate).in_flight() == 0;
+    until("what it had in flight is given up", is_free).await;
+}

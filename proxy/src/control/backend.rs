@@ -383,9 +383,11 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
 }
 
 impl Control {
+    /// Whether nothing is to be done for the topics. Where the disk has not confirmed a SEAL, nobody knows.
     fn are_there(&self, topics: &[String], to: ClusterSide) -> bool {
-        let snapshot = self.runtime.snapshot();
-        topics.iter().all(|topic| snapshot.routes.topic(topic).is_some_and(|route| route.owner == to))
+        let (snapshot, closed) = (self.runtime.snapshot(), self.closed());
+        let owned = |topic: &str| snapshot.routes.topic(topic).is_some_and(|route| route.owner == to);
+        topics.iter().all(|topic| owned(topic) && !closed.unsealed.contains(topic.as_str()))
     }
 
     fn health(&self) -> Health {
@@ -680,5 +682,57 @@ fn era_view(era: &Era, log_start: Option<NativeOffset>) -> EraView {
         epoch_base: era.epoch_base,
         sealed_at_ms: u64::try_from(era.sealed_at_ms).ok().filter(|ms| *ms > 0),
         retained,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::uncertain::testing::control;
+    use super::*;
+    use crate::store::testing::Disk;
+    use crossover_core::ids::TopicId;
+    use crossover_core::node::{PartitionInfo, TopicInfo, Topology};
+
+    /// The source has the topic.
+    fn with_topic(control: &Control, name: &str) {
+        let mut topology = Topology::unknown(ClusterSide::Source);
+        topology.reachable = true;
+        let partition = PartitionInfo { leader: 1, epoch: 0, replicas: vec![1], isr: vec![1] };
+        let (name, id): (Arc<str>, _) = (Arc::from(name), TopicId([1; 16]));
+        let info = TopicInfo { name: Arc::clone(&name), id, internal: false, partitions: vec![partition] };
+        topology.topics.insert(name, Arc::new(info));
+        control.state().topologies[0] = Arc::new(topology);
+        control.publish();
+    }
+
+    #[tokio::test]
+    async fn r13_a_topic_whose_owner_nobody_knows_is_nowhere_already() {
+        let control = control(&Disk::default());
+        with_topic(&control, "orders");
+        let topics = ["orders".to_owned()];
+        assert!(control.are_there(&topics, ClusterSide::Source));
+        control.closed().unsealed.insert(Arc::from("orders"));
+        assert!(!control.are_there(&topics, ClusterSide::Source));
+        let request =
+            PlanRequest { topics: topics.to_vec(), to: Some(Side::Source), ..PlanRequest::default() };
+        let plan = control.plan(&request, true).await;
+        let told = plan.checks.iter().any(|check| check.detail.contains("SEAL whose outcome is unknown"));
+        assert!(plan.refused && told, "{:?}", plan.checks);
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_known_as_long_as_it_runs_however_many_groups_follow() {
+        let control = control(&Disk::default());
+        let new = |id: &str| {
+            new_operation(&control, id, OperationKind::Cutover, ClusterSide::Target, Vec::new(), Vec::new())
+        };
+        control.claim("cutover").unwrap();
+        control.show(&new("cutover"));
+        for number in 0..1_000 {
+            let mut group = new(&format!("cutover-{number}"));
+            finish(&control, &mut group, OperationState::Done);
+        }
+        assert!(abort(&control, &AbortRequest::default()).is_ok(), "it runs");
+        assert!(control.operation("cutover-0").is_none() && control.operation("cutover-999").is_some());
     }
 }

@@ -2,10 +2,11 @@
 //! asked, the disk is written, and operators are told.
 
 use super::boundary::{self, Part};
+use super::uncertain::is_uncertain;
 use super::writers::OpenFor;
 use super::{Control, failpoint};
 use crate::runtime::Runtime;
-use crate::store::{Seal, SealWriteError, StoredTopic};
+use crate::store::{Seal, StoredTopic};
 use anyhow::{Context, anyhow, bail, ensure};
 use crossover_admin_api::model::{BoundaryView, LedgerEntry, OperationState, OperationView, Step};
 use crossover_core::cutover::{
@@ -407,22 +408,23 @@ impl Flip {
             carry: sealed.iter().map(|s| (Arc::clone(&s.part.0), s.part.1, s.carry.clone())).collect(),
             ledger: self.ledger(revision),
         };
-        let problem = match control.stored(move |store| Ok(store.seal(&seal))).await {
-            Ok(Ok(())) => {
+        match control.stored(move |store| store.seal(&seal)).await {
+            Ok(()) => {
                 let mut state = control.state();
                 state.revision = revision;
                 state.topics.extend(topics);
                 self.view.revision = Some(revision.0);
-                return Stored::Durable;
+                Stored::Durable
             }
-            Ok(Err(SealWriteError::NotWritten(problem))) => {
+            Err(problem) if is_uncertain(&problem) => {
+                self.seal_unknown(&problem);
+                Stored::Unknown
+            }
+            Err(problem) => {
                 error!("SEAL cannot be stored: {problem:#}");
-                return Stored::NotWritten;
+                Stored::NotWritten
             }
-            Ok(Err(SealWriteError::Unknown(problem))) | Err(problem) => problem,
-        };
-        self.seal_unknown(&problem);
-        Stored::Unknown
+        }
     }
 
     fn ledger(&self, revision: Revision) -> Vec<LedgerEntry> {
@@ -444,12 +446,7 @@ impl Flip {
     fn seal_unknown(&self, problem: &anyhow::Error) {
         self.control.closed().unsealed.extend(self.topics.iter().cloned());
         let cause = format!("{}: {problem:#}", self.topics.join(", "));
-        self.control.alarm(
-            "seal-unknown",
-            &self.view.id,
-            cause,
-            "look at the disk of state.directory, then restart crossover",
-        );
+        self.control.alarm("seal-unknown", &self.view.id, cause, super::uncertain::REMEDY);
     }
 
     fn close_step(&mut self) {

@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::client::{Address, request};
+use super::uncertain::{self, is_uncertain};
 use crate::runtime::Runtime;
 use anyhow::{Context, ensure};
 use crossover_admin_api::model::{OperationState, OperationView, Step};
@@ -81,7 +82,11 @@ impl Control {
                 warn!(%group, "the group was not moved: {problem:#}");
                 view.state = OperationState::Aborted;
                 view.reason = Some(format!("group {group}: {problem:#}"));
-                view.remedy = Some("the group stays at its home; remove the cause and repeat".to_owned());
+                let remedy = match is_uncertain(&problem) {
+                    true => uncertain::REMEDY,
+                    false => "the group stays at its home; remove the cause and repeat",
+                };
+                view.remedy = Some(remedy.to_owned());
             }
         }
         let name = view.state;
@@ -135,9 +140,8 @@ impl Control {
         entry.from = Some(from.into());
         entry.to = Some(to.into());
         let name = Arc::clone(group);
-        self.stored(move |store| store.put_home(&name, to, revision.0, &entry))
-            .await
-            .context("the home cannot be stored")?;
+        let stored = self.stored(move |store| store.put_home(&name, to, revision.0, &entry)).await;
+        self.home_stored(group, stored).context("the home cannot be stored")?;
         {
             let mut state = self.state();
             state.homes.insert(Arc::clone(group), to);

@@ -18,6 +18,7 @@ mod takeover;
 pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
+mod uncertain;
 mod watch;
 pub(crate) mod writers;
 
@@ -338,8 +339,10 @@ impl Control {
         match all.iter_mut().find(|o| o.id == view.id) {
             Some(known) => known.clone_from(view),
             None => {
-                if all.len() >= OPERATIONS_MAX {
-                    all.remove(0);
+                // Groups that follow a flip are operations too, and may be many: the flip stays.
+                let oldest = all.iter().position(|o| o.state.is_final());
+                if let Some(oldest) = oldest.filter(|_| all.len() >= OPERATIONS_MAX) {
+                    all.remove(oldest);
                 }
                 all.push(view.clone());
             }

@@ -76,9 +76,8 @@ impl Control {
         entry.from = Some(from.into());
         entry.to = Some(to.into());
         let name = Arc::clone(group);
-        self.stored(move |store| store.put_offset_home(&name, Some(to), &entry))
-            .await
-            .context("the home of the commits cannot be stored")?;
+        let stored = self.stored(move |store| store.put_offset_home(&name, Some(to), &entry)).await;
+        self.home_stored(group, stored).context("the home of the commits cannot be stored")?;
         self.state().offset_homes.insert(Arc::clone(group), to);
         self.publish();
         Ok(count)
@@ -90,10 +89,10 @@ impl Control {
             return Ok(());
         }
         let text = format!("group {group} was deleted; its commits have no home of their own any more");
-        let (entry, name) = (self.entry("group-offsets", None, text), group.to_owned());
-        self.stored(move |store| store.put_offset_home(&name, None, &entry))
-            .await
-            .context("the deletion cannot be stored")?;
+        let (entry, name) = (self.entry("group-offsets", None, text), Arc::<str>::from(group));
+        let deleted = Arc::clone(&name);
+        let stored = self.stored(move |store| store.put_offset_home(&deleted, None, &entry)).await;
+        self.home_stored(&name, stored).context("the deletion cannot be stored")?;
         self.state().offset_homes.remove(group);
         self.publish();
         Ok(())

@@ -103,6 +103,9 @@ impl Control {
                 Some(route) if self.is_internal(route) => {
                     problems.push(format!("topic {name} is internal to its cluster and never moves"));
                 }
+                Some(_) if self.closed().unsealed.contains(name.as_str()) => {
+                    problems.extend(self.closed().reason(name));
+                }
                 Some(route) if route.owner == to => {
                     problems.push(format!("topic {name} is already on the {to}"))
                 }

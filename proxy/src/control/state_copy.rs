@@ -1,8 +1,8 @@
 //! The state's copy in both clusters: a compacted topic with a row for every row of the store (RULES R31).
 //!
 //! A SEAL is durable in the local store; the copy follows within moments and is what `crossover state restore` reads when
-//! the store is lost. After any change of the store its rows are compared with what each cluster was given last, and
-//! the difference is written. A write that takes several batches is framed by the row [`WRITING`]: a reader that finds
+//! the store is lost. After any change of the store its rows are compared with what each cluster was given last (after a
+//! start, or a write that failed, with what is there), and the difference is written. A write that takes several batches is framed by the row [`WRITING`]: a reader that finds
 //! it knows that the copy is torn, and takes the other cluster's.
 
 use super::Control;
@@ -65,10 +65,14 @@ pub(crate) async fn run(control: Arc<Control>, side: ClusterSide) {
     }
 }
 
+/// The parts of rows, by their keys.
+type Parts = BTreeMap<String, Vec<u8>>;
+
 /// What a cluster has been given.
 #[derive(Default)]
 struct Given {
-    rows: Rows,
+    /// `None`: a process before this one, or a write that failed, has left nobody knows what.
+    parts: Option<Parts>,
     /// The topic is known to be there.
     created: bool,
 }
@@ -80,11 +84,11 @@ async fn bring_up_to_date(control: &Control, side: ClusterSide, given: &mut Give
     }
     let rows = control.stored_quietly(|store| store.rows()).await?;
     // Nothing was ever moved: nothing is put on anybody's cluster.
-    if !rows.is_moved() && given.rows.is_empty() {
+    if !rows.is_moved() && given.parts.as_ref().is_none_or(BTreeMap::is_empty) {
         return Ok(0);
     }
-    let records = difference(&given.rows, &rows);
-    if records.is_empty() {
+    let wanted = parts_of(&rows);
+    if given.parts.as_ref() == Some(&wanted) {
         return Ok(0);
     }
     let topology = control.topology(side);
@@ -95,32 +99,61 @@ async fn bring_up_to_date(control: &Control, side: ClusterSide, given: &mut Give
     }
     let leader = topology.partition(STATE_TOPIC, 0).map(|p| p.leader);
     let at = control.address(side, leader.context("the topic has no leader yet")?)?;
+    let known = match given.parts.take() {
+        Some(known) => known,
+        None => left_there(control, &topology, rows.revision()).await?,
+    };
+    let records = difference(&known, &wanted);
     let written = records.len();
     for batch in batches(records) {
         write(&control.client, &at, &batch, control.runtime.now_ms()).await?;
     }
-    given.rows = rows;
+    given.parts = Some(wanted);
     Ok(written)
 }
 
-/// What is to be written to get from one set of rows to another.
-fn difference(old: &Rows, new: &Rows) -> Vec<Record> {
-    let gone = old.0.keys().filter(|key| !new.0.contains_key(*key));
-    let mut records: Vec<Record> = gone.map(|key| Record { key: part_key(key, 0), value: None }).collect();
-    for (key, value) in new.0.iter().filter(|(key, value)| old.0.get(*key) != Some(*value)) {
+/// What a cluster's copy holds, whoever wrote it.
+async fn left_there(control: &Control, topology: &Topology, revision: u64) -> anyhow::Result<Parts> {
+    let parts = read_parts(&control.client, topology).await?.unwrap_or_default();
+    let copied = parts.get(&part_key("meta/revision", 0)).and_then(|part| part.get(4..));
+    let copied = copied.and_then(|text| std::str::from_utf8(text).ok()?.parse::<u64>().ok()).unwrap_or(0);
+    ensure!(
+        copied <= revision,
+        "it has a copy of revision {copied} already, and this process is at {revision}"
+    );
+    Ok(parts)
+}
+
+/// What is to be there for rows.
+fn parts_of(rows: &Rows) -> Parts {
+    let mut all = Parts::new();
+    for (key, value) in &rows.0 {
         let parts: Vec<&[u8]> = value.chunks(PART_BYTES).collect();
         let count = parts.len().max(1);
         for index in 0..count {
             let part = parts.get(index).copied().unwrap_or_default();
             let framed = [&u32::try_from(count).unwrap_or(u32::MAX).to_be_bytes()[..], part].concat();
-            records.push(Record { key: part_key(key, index), value: Some(framed) });
+            all.insert(part_key(key, index), framed);
         }
     }
-    records
+    all
 }
 
-fn part_key(key: &str, index: usize) -> Vec<u8> {
-    format!("{index}/{key}").into_bytes()
+/// What is to be written to get from one set of parts to another.
+fn difference(old: &Parts, new: &Parts) -> Vec<Record> {
+    let record = |key: &str, value: Option<&Vec<u8>>| Record { key: key.into(), value: value.cloned() };
+    let writing = part_key(WRITING, 0);
+    let is_kept = |key: &str| new.contains_key(key) || key == writing || key.as_bytes() == INTENT;
+    let gone = old.keys().filter(|key| !is_kept(key)).map(|key| record(key, None));
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value));
+    let changed = changed.map(|(key, value)| record(key, Some(value)));
+    // A write that was not finished ends with this one.
+    let torn = old.contains_key(&writing).then(|| record(&writing, None));
+    gone.chain(changed).chain(torn).collect()
+}
+
+fn part_key(key: &str, index: usize) -> String {
+    format!("{index}/{key}")
 }
 
 /// One batch where it fits; otherwise the first says that a write is under way, and the last that it is over.
@@ -139,8 +172,10 @@ fn batches(records: Vec<Record>) -> Vec<Vec<Record>> {
         }
     }
     if out.len() > 1 {
-        let row =
-            |value: Option<&[u8]>| Record { key: part_key(WRITING, 0), value: value.map(<[u8]>::to_vec) };
+        let row = |value: Option<&[u8]>| Record {
+            key: part_key(WRITING, 0).into(),
+            value: value.map(<[u8]>::to_vec),
+        };
         out.insert(0, vec![row(Some(&[0, 0, 0, 1]))]);
         if let Some(last) = out.last_mut() {
             last.push(row(None));
@@ -227,12 +262,18 @@ fn only_partition<'a>(answer: &'a Struct, partitions: &'static str) -> Option<&'
 /// # Errors
 /// It cannot be read, or is torn.
 pub(crate) async fn read(client: &Client, topology: &Topology) -> anyhow::Result<Option<Rows>> {
+    let Some(latest) = read_parts(client, topology).await? else { return Ok(None) };
+    assemble(&latest).with_context(|| format!("topic {STATE_TOPIC} of the {}", topology.side))
+}
+
+/// What stands in a cluster's copy, whole or not; `None` where there is no topic for it.
+async fn read_parts(client: &Client, topology: &Topology) -> anyhow::Result<Option<Parts>> {
     let side = topology.side;
     let Some(info) = topology.partition(STATE_TOPIC, 0) else { return Ok(None) };
     let broker = topology.brokers.get(&info.leader);
     let broker = broker.with_context(|| format!("topic {STATE_TOPIC} has no leader on the {side}"))?;
     let at = (broker.host.clone(), broker.port);
-    let mut latest: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let mut latest = Parts::new();
     let mut position = 0;
     loop {
         let answer = client.call(&at, key::FETCH, 12, &fetch(position)).await?;
@@ -249,10 +290,9 @@ pub(crate) async fn read(client: &Client, topology: &Topology) -> anyhow::Result
         }
         match next {
             Some(next) if next > position && next < partition.i64("HighWatermark") => position = next,
-            _ => break,
+            _ => return Ok(Some(latest)),
         }
     }
-    assemble(&latest).with_context(|| format!("topic {STATE_TOPIC} of the {side}"))
 }
 
 fn fetch(position: i64) -> Struct {
@@ -277,7 +317,7 @@ fn fetch(position: i64) -> Struct {
 }
 
 /// Rows from their parts.
-fn assemble(latest: &BTreeMap<String, Vec<u8>>) -> anyhow::Result<Option<Rows>> {
+fn assemble(latest: &Parts) -> anyhow::Result<Option<Rows>> {
     if latest.is_empty() {
         return Ok(None);
     }
@@ -317,6 +357,11 @@ pub(crate) async fn check_store(control: &Control) -> anyhow::Result<()> {
                 copy.revision()
             ),
             Ok(_) => {}
+            // Whether it is a migration's beginning or the end of its state is what the copy would tell.
+            Err(problem) if known == 0 => bail!(
+                "state.directory {} is empty, and the copy of the state on the {side} cannot be read: {problem:#}; make topic {STATE_TOPIC} readable there, or, if another migration left it behind, delete it on both clusters",
+                control.runtime.config.state.directory.display()
+            ),
             Err(problem) => warn!(%side, "the copy of the state cannot be read: {problem:#}"),
         }
     }
@@ -331,7 +376,7 @@ mod tests {
         Rows(all.iter().map(|(key, size)| ((*key).to_owned(), vec![7; *size])).collect())
     }
 
-    fn apply(latest: &mut BTreeMap<String, Vec<u8>>, batches: Vec<Vec<Record>>) {
+    fn apply(latest: &mut Parts, batches: Vec<Vec<Record>>) {
         for Record { key, value } in batches.into_iter().flatten() {
             let key = String::from_utf8(key).unwrap();
             match value {
@@ -348,24 +393,65 @@ mod tests {
             rows(&[("a", 1), ("b", 3 * PART_BYTES + 1), ("c", 2)]),
             rows(&[("b", PART_BYTES), ("c", 2)]),
         ];
-        let (mut latest, mut old) = (BTreeMap::new(), Rows::default());
+        let (mut latest, mut old) = (Parts::new(), Rows::default());
         for new in steps {
-            apply(&mut latest, batches(difference(&old, &new)));
+            apply(&mut latest, batches(difference(&parts_of(&old), &parts_of(&new))));
             assert_eq!(assemble(&latest).unwrap().unwrap(), new);
-            assert!(difference(&new, &new).is_empty());
+            assert!(difference(&parts_of(&new), &parts_of(&new)).is_empty());
             old = new;
+        }
+    }
+
+    #[test]
+    fn r31_what_a_write_that_failed_has_left_in_the_copy_goes_with_the_next_one() {
+        let new = rows(&[("a", 10), ("b", 3 * PART_BYTES), ("c", PART_BYTES)]);
+        let all = batches(difference(&Parts::new(), &parts_of(&new)));
+        // By then the large one is deleted, and another has come.
+        for next in [rows(&[("a", 10)]), rows(&[("c", PART_BYTES), ("d", 4 * PART_BYTES)])] {
+            for end in 0..=all.len() {
+                let mut latest = Parts::from([("intent".to_owned(), vec![1])]);
+                apply(&mut latest, all[..end].to_vec());
+                let records = difference(&latest, &parts_of(&next));
+                apply(&mut latest, batches(records));
+                assert_eq!(assemble(&latest).unwrap().unwrap(), next, "{end}");
+                assert_eq!(latest.len(), parts_of(&next).len() + 1, "{end}: the intent is not its own");
+            }
         }
     }
 
     #[test]
     fn r31_a_torn_copy_is_recognised_wherever_it_ends() {
         let new = rows(&[("a", 10), ("b", 3 * PART_BYTES), ("c", PART_BYTES)]);
-        let all = batches(difference(&Rows::default(), &new));
+        let all = batches(difference(&Parts::new(), &parts_of(&new)));
         assert!(all.len() > 2);
         for end in 1..all.len() {
             let mut latest = BTreeMap::new();
             apply(&mut latest, all[..end].to_vec());
             assert!(assemble(&latest).is_err(), "after {end} of {} batches", all.len());
         }
+    }
+
+    /// A lost state, and a copy that does not say so: to begin anew would write to clusters that others own.
+    #[tokio::test]
+    async fn r31_an_empty_state_does_not_begin_beside_a_copy_that_cannot_be_read() {
+        use crate::store::testing::Disk;
+        use crossover_core::node::{BrokerAddress, PartitionInfo, TopicInfo};
+        let control = super::super::uncertain::testing::control(&Disk::default());
+        let mut topology = Topology::unknown(ClusterSide::Source);
+        topology.reachable = true;
+        control.state().topologies[0] = Arc::new(topology.clone());
+        assert!(check_store(&control).await.is_ok(), "nothing was ever moved");
+        let leader = PartitionInfo { leader: 1, epoch: 0, replicas: vec![1], isr: vec![1] };
+        let id = crossover_core::ids::TopicId::ZERO;
+        let name: Arc<str> = Arc::from(STATE_TOPIC);
+        let info = TopicInfo { name: Arc::clone(&name), id, internal: true, partitions: vec![leader] };
+        topology.topics.insert(name, Arc::new(info));
+        // Nobody listens there.
+        let address = BrokerAddress { host: "127.0.0.1".to_owned(), port: 1, rack: None };
+        topology.brokers.insert(1, address);
+        control.state().topologies[0] = Arc::new(topology);
+        assert!(check_store(&control).await.is_err());
+        control.state().revision.0 = 1;
+        assert!(check_store(&control).await.is_ok(), "a state that is there is newer than nothing");
     }
 }

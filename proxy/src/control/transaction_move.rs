@@ -155,7 +155,7 @@ impl Control {
         }
     }
 
-    async fn store_home(
+    pub(super) async fn store_home(
         &self,
         id: &Arc<str>,
         from: ClusterSide,
@@ -167,9 +167,8 @@ impl Control {
         entry.from = Some(from.into());
         entry.to = Some(to.into());
         let (name, stored) = (Arc::clone(id), route.clone());
-        self.stored(move |store| store.put_transaction(&name, &stored, &entry))
-            .await
-            .context("the home of the transactional id cannot be stored")?;
+        let stored = self.stored(move |store| store.put_transaction(&name, &stored, &entry)).await;
+        self.transaction_stored(id, stored).context("the home of the transactional id cannot be stored")?;
         Arc::make_mut(&mut self.state().transactions).0.insert(Arc::clone(id), route);
         self.publish();
         Ok(())

@@ -5,7 +5,7 @@ use crate::route::TopicRoute;
 use crate::schema::Struct;
 use crate::session::{Class, Cx, Seen, UpstreamKey};
 use crate::timeline::Timeline;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// What a coordinator is asked for (`FindCoordinatorRequest.CoordinatorType`); share groups are not offered.
@@ -58,6 +58,12 @@ pub fn to_physical(
 pub fn to_virtual(topic: &mut Struct, name_field: &str, id_field: &str, route: &TopicRoute) {
     topic.set(name_field, &route.name);
     topic.set(id_field, route.virtual_id);
+}
+
+/// The elements of an answer's array by a text in them: who asks for many is told of many.
+pub fn by_text<'a>(answer: Option<&'a Struct>, array: &str, text: &str) -> HashMap<&'a str, &'a Struct> {
+    let elements = answer.into_iter().flat_map(|answer| answer.structs(array));
+    elements.map(|element| (element.str(text), element)).collect()
 }
 
 /// Puts the names of a response's `Topics` into what clients see.

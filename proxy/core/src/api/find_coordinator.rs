@@ -9,6 +9,10 @@ use crate::error_code as code;
 use crate::ids::{ClusterSide, VirtualNode};
 use crate::schema::{Struct, Value};
 use crate::session::{Cx, Step};
+use std::collections::HashMap;
+
+/// What a side has answered, and, of a batch, by key; by [`ClusterSide::index`].
+type Told<'a> = [(Option<&'a Struct>, HashMap<&'a str, &'a Struct>); 2];
 
 /// A find coordinator request.
 pub(super) struct FindCoordinator {
@@ -55,7 +59,7 @@ impl FindCoordinator {
     }
 
     /// The coordinator of one key, as an element of `Coordinators`.
-    fn coordinator(&self, cx: &Cx<'_>, key: &str, answers: &[Option<Struct>], mut out: Struct) -> Struct {
+    fn coordinator(&self, cx: &Cx<'_>, key: &str, told: &Told<'_>, mut out: Struct) -> Struct {
         out.set("Key", key);
         out.set("NodeId", -1);
         out.set("Port", -1);
@@ -64,14 +68,11 @@ impl FindCoordinator {
             out.set("ErrorMessage", "coordinators of this type are not offered");
             return out;
         };
-        let answer = self.asked.iter().position(|s| *s == side).and_then(|i| answers.get(i)?.as_ref());
-        let found = answer.and_then(|answer| {
-            if FindCoordinator::is_batch(cx) {
-                answer.structs("Coordinators").find(|c| c.str("Key") == self.physical(cx, key, side))
-            } else {
-                Some(answer)
-            }
-        });
+        let (answer, by_key) = &told[side.index()];
+        let found = match FindCoordinator::is_batch(cx) {
+            true => by_key.get(self.physical(cx, key, side).as_str()).copied(),
+            false => *answer,
+        };
         // Also while the group is being moved: kafkajs asks before each JoinGroup, and a member that is sent away here
         // never comes to the rebalance that moves the group.
         let Some(found) = found else { return unavailable(out) };
@@ -123,8 +124,13 @@ impl Plan for FindCoordinator {
     fn merge(&mut self, cx: &mut Cx<'_>, answers: Vec<Option<Struct>>) -> Step {
         let Some(mut response) = cx.empty_response() else { return Step::Done };
         response.set("ThrottleTimeMs", fan::throttle_ms(&answers));
+        let told = ClusterSide::BOTH.map(|side| {
+            let asked = self.asked.iter().position(|asked| *asked == side);
+            let answer = asked.and_then(|index| answers.get(index)?.as_ref());
+            (answer, common::by_text(answer.filter(|_| FindCoordinator::is_batch(cx)), "Coordinators", "Key"))
+        });
         for key in self.keys(cx) {
-            let found = self.coordinator(cx, &key, &answers, response.new_element("Coordinators"));
+            let found = self.coordinator(cx, &key, &told, response.new_element("Coordinators"));
             if FindCoordinator::is_batch(cx) {
                 response.push("Coordinators", found);
             } else {
@@ -138,5 +144,32 @@ impl Plan for FindCoordinator {
 
     fn patience_ms(&self) -> i64 {
         view::PATIENCE_MS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key;
+    use super::*;
+    use crate::session::testing::{Rig, Source};
+
+    /// `kafka-consumer-groups.sh --all-groups`: the other connections of the thread wait meanwhile.
+    #[test]
+    fn a_batch_of_very_many_keys_is_answered_at_once() {
+        const MANY: usize = 100_000;
+        let keys: Vec<Value> = (0..MANY).map(|key| Value::from(format!("group-{key}").as_str())).collect();
+        let mut rig = Rig::new(Source, 0);
+        rig.ask(key::FIND_COORDINATOR, 4, |body| body.set("CoordinatorKeys", keys.clone()));
+        let sent = rig.one();
+        let began = std::time::Instant::now();
+        rig.answer(&sent, |body| {
+            for key in &keys {
+                let mut found = body.new_element("Coordinators");
+                found.set("Key", key.clone());
+                body.push("Coordinators", found);
+            }
+        });
+        assert_eq!(rig.reply().expect("answered").array("Coordinators").len(), MANY);
+        assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
     }
 }

@@ -85,6 +85,8 @@ impl Metadata {
         wanted: &[Wanted],
         answers: &[Option<Struct>],
     ) {
+        let told = ClusterSide::BOTH
+            .map(|side| super::common::by_text(self.answer_of(answers, side), "Topics", "Name"));
         for topic in wanted {
             let Some(name) = topic.name.as_deref() else {
                 let mut out = response.new_element("Topics");
@@ -97,8 +99,7 @@ impl Metadata {
             // The owner may have changed since the request was sent: the newest route decides.
             let side = cx.snapshot.routes.owner(name);
             let physical = physical(cx, name, side);
-            let found = self.answer_of(answers, side);
-            let found = found.and_then(|a| a.structs("Topics").find(|t| t.str("Name") == physical)).cloned();
+            let found = told[side.index()].get(physical.as_str()).map(|topic| (*topic).clone());
             let mut out = found.unwrap_or_else(|| from_topology(cx, response, &physical, side));
             view::translate_topic(cx, &mut out, name, side);
             response.push("Topics", out);

@@ -8,6 +8,7 @@ use crate::route::{RouteTable, TopicRoute};
 use crate::schema::{self, Struct, Value};
 use crate::session::{CommitMirror, Cx, Effect, Errand, ErrandDone, Step};
 use crate::timeline;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The brokers' default `offset.metadata.max.bytes`.
@@ -33,7 +34,8 @@ pub(super) struct OffsetCommit {
 #[derive(Default)]
 struct Plan {
     routes: Vec<Arc<TopicRoute>>,
-    commits: Vec<(CommitMirror, bool)>,
+    /// By topic and partition, with whether it is tagged. One that comes twice is what it is last.
+    commits: HashMap<(Arc<str>, i32), (CommitMirror, bool)>,
     /// Response topics that no broker is asked about.
     refused: Vec<Value>,
 }
@@ -176,7 +178,7 @@ fn to_home(routes: &RouteTable, home: ClusterSide, request: &mut Struct, by_id: 
             partition.set("CommittedMetadata", stored.metadata.as_str());
             let (group, topic) = (Arc::clone(&group), Arc::clone(&route.name));
             let commit = CommitMirror { group, topic, partition: index, position, metadata };
-            plan.commits.push((commit, stored.tagged));
+            plan.commits.insert((Arc::clone(&route.name), index), (commit, stored.tagged));
         }
         common::to_physical(topic, "Name", "TopicId", &route, home);
         plan.routes.push(route);
@@ -209,16 +211,19 @@ fn from_home(
     by_id: bool,
 ) -> Vec<(CommitMirror, bool)> {
     let mut accepted = Vec::new();
+    let by_native: HashMap<[u8; 16], &Arc<TopicRoute>> =
+        plan.routes.iter().map(|route| (route.native_id(home).0, route)).collect();
+    let by_physical: HashMap<&str, &Arc<TopicRoute>> =
+        plan.routes.iter().map(|route| (&**route.physical(home), route)).collect();
     for topic in response.structs_mut("Topics") {
-        let is = |r: &&Arc<TopicRoute>| match by_id {
-            true => r.native_id(home).0 == topic.uuid("TopicId"),
-            false => &**r.physical(home) == topic.str("Name"),
+        let found = match by_id {
+            true => by_native.get(&topic.uuid("TopicId")),
+            false => by_physical.get(topic.str("Name")),
         };
-        let Some(route) = plan.routes.iter().find(is) else { continue };
+        let Some(route) = found else { continue };
         for partition in topic.structs("Partitions").filter(|p| p.i16("ErrorCode") == code::NONE) {
-            let index = partition.i32("PartitionIndex");
-            let of = |(c, _): &&(CommitMirror, bool)| c.topic == route.name && c.partition == index;
-            accepted.extend(plan.commits.iter().find(of).cloned());
+            let at = (Arc::clone(&route.name), partition.i32("PartitionIndex"));
+            accepted.extend(plan.commits.get(&at).cloned());
         }
         common::to_virtual(topic, "Name", "TopicId", route);
     }

@@ -8,6 +8,7 @@ use crate::route::TopicRoute;
 use crate::schema::Struct;
 use crate::session::{Cx, Step};
 use crate::timeline;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Between two looks at commits that are under way, milliseconds.
@@ -55,10 +56,11 @@ impl GroupApi for OffsetFetch {
     }
 
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
-        topics_to_client(cx, &mut response, home);
+        let by_id = by_native_id(cx, home);
+        topics_to_client(cx, &mut response, home, &by_id);
         for group in response.structs_mut("Groups") {
             if cx.snapshot.offset_home(group.str("GroupId")) == home {
-                topics_to_client(cx, group, home);
+                topics_to_client(cx, group, home, &by_id);
             } else {
                 // A batch over groups of both homes: the client asks again for those of the other one.
                 group.reset("Topics");
@@ -83,9 +85,19 @@ fn topics_to_home(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
     }
 }
 
-fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
+type ByNativeId<'s> = HashMap<TopicId, &'s Arc<TopicRoute>>;
+
+/// Topics by the ids of the home, where it tells topics by their ids.
+fn by_native_id<'s>(cx: &Cx<'s>, home: ClusterSide) -> ByNativeId<'s> {
+    if cx.header.api_version < 10 {
+        return HashMap::new();
+    }
+    cx.snapshot.routes.topics.values().map(|route| (route.native_id(home), route)).collect()
+}
+
+fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide, by_id: &ByNativeId<'_>) {
     for topic in of.structs_mut("Topics") {
-        let Some(route) = route_of(cx, topic, home) else { continue };
+        let Some(route) = route_of(cx, topic, home, by_id) else { continue };
         topic.set("Name", &route.name);
         if topic.has("TopicId") {
             topic.set("TopicId", route.virtual_id);
@@ -112,12 +124,16 @@ fn topics_to_client(cx: &Cx<'_>, of: &mut Struct, home: ClusterSide) {
 }
 
 /// The route of a topic the home names.
-fn route_of(cx: &Cx<'_>, topic: &Struct, home: ClusterSide) -> Option<Arc<TopicRoute>> {
-    let routes = &cx.snapshot.routes;
+fn route_of(
+    cx: &Cx<'_>,
+    topic: &Struct,
+    home: ClusterSide,
+    by_id: &ByNativeId<'_>,
+) -> Option<Arc<TopicRoute>> {
     if topic.has("TopicId") && cx.header.api_version >= 10 {
-        let id = TopicId(topic.uuid("TopicId"));
-        return routes.topics.values().find(|r| r.native_id(home) == id).cloned();
+        return by_id.get(&TopicId(topic.uuid("TopicId"))).map(|route| Arc::clone(route));
     }
+    let routes = &cx.snapshot.routes;
     routes.topic(routes.virtual_name(home, topic.str("Name"))).cloned()
 }
 

@@ -163,6 +163,7 @@ pub struct GateSignal {
 
 #[derive(Clone, Debug)]
 struct InFlight {
+    session: SessionId,
     path: PathId,
     client: ClientKey,
     batch: Option<BatchId>,
@@ -358,6 +359,7 @@ impl PartitionGate {
         self.in_flight.insert(
             ticket,
             InFlight {
+                session: submission.session,
                 path: submission.path,
                 client: submission.client,
                 batch: submission.batch,
@@ -457,6 +459,22 @@ impl PartitionGate {
         let hold = HoldId(ticket.0);
         self.kept.insert(hold, kept);
         (self.complete(now_ms, ticket, outcome), hold)
+    }
+
+    /// A session has ended and has not said what became of its batches: nobody else ever will.
+    pub fn abandon(&mut self, now_ms: i64, session: SessionId) -> GateSignal {
+        let of_session =
+            |(ticket, entry): (&Ticket, &InFlight)| (entry.session == session).then_some(*ticket);
+        let in_flight: Vec<Ticket> = self.in_flight.iter().filter_map(of_session).collect();
+        let kept = self.kept.iter().filter(|(_, kept)| kept.session == session);
+        let kept: Vec<HoldId> = kept.map(|(hold, _)| *hold).collect();
+        let told = in_flight.into_iter().map(|t| self.complete(now_ms, t, Outcome::Unknown));
+        let mut signals: Vec<GateSignal> = told.collect();
+        signals.extend(kept.into_iter().map(|hold| self.drop_hold(now_ms, hold)));
+        self.held.retain(|_, holder| *holder != session);
+        self.waiting.remove(&session);
+        let drained = signals.iter().any(|signal| signal.drained);
+        GateSignal { wake: signals.into_iter().flat_map(|signal| signal.wake).collect(), drained }
     }
 
     /// From now on nothing passes. Batches in flight are still answered.

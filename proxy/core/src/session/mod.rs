@@ -335,12 +335,16 @@ impl Session {
         apply: impl FnOnce(&mut dyn Operation, &mut Cx<'_>) -> Step,
     ) {
         let Some(slot) = self.slots.get_mut(&seq) else { return };
-        let Some(mut operation) = slot.operation.take() else { return };
+        // It keeps its place while it works: should it panic, what it has in flight can still be given up.
+        let Some(operation) = slot.operation.as_deref_mut() else { return };
         let mut cx = Cx::new(&mut self.core, snapshot, shared, now_ms, seq, &slot.header, slot.deadline_ms);
-        let step = apply(operation.as_mut(), &mut cx);
+        let step = apply(operation, &mut cx);
         slot.deadline_ms = cx.deadline_ms;
+        if !matches!(step, Step::Pending | Step::Close(_)) {
+            slot.operation = None;
+        }
         match step {
-            Step::Pending => slot.operation = Some(operation),
+            Step::Pending => {}
             Step::Done => self.finish(seq, None),
             Step::Reply(body) => {
                 let header = &slot.header;
@@ -357,7 +361,6 @@ impl Session {
             Step::ReplyFrame(frame) => self.finish(seq, Some(frame)),
             Step::Close(reason) => {
                 // It may still have something in flight: it ends when that is answered.
-                slot.operation = Some(operation);
                 if self.client_gone {
                     self.step_client_gone(seq, snapshot, shared, now_ms);
                 } else {

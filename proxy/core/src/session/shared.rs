@@ -3,7 +3,7 @@
 use super::changes::TopicChanges;
 use super::transactions::TransactionRegistry;
 use crate::ids::{ClusterSide, NativeOffset};
-use crate::producer::gate::{PartitionGate, SessionId};
+use crate::producer::gate::{GateSignal, PartitionGate, SessionId};
 use crate::timeline::LogStarts;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +45,17 @@ impl GateRegistry {
     pub fn restore(&self, topic: &Arc<str>, partition: i32, gate: PartitionGate) {
         let mut gates = self.gates.write().unwrap_or_else(PoisonError::into_inner);
         gates.insert((Arc::clone(topic), partition), Arc::new(Mutex::new(gate)));
+    }
+
+    /// A session has ended without telling what became of its batches. Whom that wakes, and whether a gate is drained now.
+    pub fn abandon(&self, session: SessionId, now_ms: i64) -> GateSignal {
+        let mut all = GateSignal::default();
+        for gate in self.gates.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let signal = lock(gate).abandon(now_ms, session);
+            all.wake.extend(signal.wake);
+            all.drained |= signal.drained;
+        }
+        all
     }
 
     /// Forgets a topic's gates. Batches in flight of it are of a log that is gone.

@@ -64,8 +64,10 @@ struct Inner {
     /// Transactional ids of which nothing is known but that they have asked, and since when.
     strangers: HashMap<Arc<str>, i64>,
     closed: BTreeSet<Arc<str>>,
-    /// Groups whose commits are being moved.
-    closed_groups: BTreeSet<Arc<str>>,
+    /// Groups whose commits are being moved, with how many times.
+    closed_groups: BTreeMap<Arc<str>, usize>,
+    /// Transactional ids whose home nobody knows.
+    closed_ids: BTreeSet<Arc<str>>,
     /// Transactions planned with an older route table would begin on the wrong side.
     since: Revision,
 }
@@ -104,7 +106,7 @@ impl TransactionRegistry {
             None => plan.revision < inner.since,
             Some(opening) => plan.revision < opening.revision || opening.at != Some(plan.home),
         };
-        if is_late || inner.must_wait(id, topics, is_open) {
+        if is_late || inner.closed_ids.contains(id) || inner.must_wait(id, topics, is_open) {
             return Begun::Hold;
         }
         inner.make_room(id);
@@ -218,7 +220,7 @@ impl TransactionRegistry {
     /// The open transaction of `id` takes in the offsets of `group`. False: not now, for they are being moved.
     pub fn take_offsets(&self, id: &str, group: &str) -> bool {
         let mut inner = lock(&self.inner);
-        let may = !inner.closed_groups.contains(group);
+        let may = !inner.closed_groups.contains_key(group);
         let Some(seen) = inner.seen.get_mut(id) else { return may };
         if may {
             seen.groups.insert(Arc::from(group));
@@ -228,12 +230,21 @@ impl TransactionRegistry {
 
     /// From now on no transaction takes in the offsets of `group`. Those that have them go on.
     pub fn close_group(&self, group: &Arc<str>) {
-        lock(&self.inner).closed_groups.insert(Arc::clone(group));
+        *lock(&self.inner).closed_groups.entry(Arc::clone(group)).or_default() += 1;
     }
 
-    /// Transactions may take the offsets of `group` in again.
+    /// Transactions may take the offsets of `group` in again, as far as whoever calls this is concerned.
     pub fn open_group(&self, group: &str) {
-        lock(&self.inner).closed_groups.remove(group);
+        let closed = &mut lock(&self.inner).closed_groups;
+        if let Some(count) = closed.get_mut(group) {
+            *count -= 1;
+            closed.retain(|_, count| *count > 0);
+        }
+    }
+
+    /// From now on no transaction of `id` begins.
+    pub fn close_id(&self, id: &Arc<str>) {
+        lock(&self.inner).closed_ids.insert(Arc::clone(id));
     }
 
     /// Transactional ids whose open transaction commits offsets of `group`.

@@ -393,3 +393,31 @@ fn r28_a_commit_does_not_wait_for_longer_than_the_bound() {
     rig.pass(200);
     assert_eq!(rig.reply().map(|reply| told(&reply, false)[0].1), Some(code::COORDINATOR_NOT_AVAILABLE));
 }
+
+/// Whoever may commit may commit much: the other connections of its thread wait meanwhile.
+#[test]
+fn a_commit_of_very_many_partitions_is_answered_at_once() {
+    const MANY: i32 = 100_000;
+    let (name, group) = (Arc::<str>::from(TOPIC), Arc::<str>::from("g"));
+    let route = Rig::new(Source, 0).snapshot.routes.topic(TOPIC).cloned().unwrap();
+    let mut plan = Plan { routes: vec![route], ..Plan::default() };
+    let mut response = Struct::new(schema::response(key::OFFSET_COMMIT).unwrap().fields);
+    let mut topic = response.new_element("Topics");
+    topic.set("Name", TOPIC);
+    for index in 0..MANY {
+        let (group, topic_name) = (Arc::clone(&group), Arc::clone(&name));
+        let metadata = String::new();
+        let commit =
+            CommitMirror { group, topic: topic_name, partition: index, position: i64::from(index), metadata };
+        plan.commits.insert((Arc::clone(&name), index), (commit, false));
+        let mut partition = topic.new_element("Partitions");
+        partition.set("PartitionIndex", index);
+        topic.push("Partitions", partition);
+    }
+    response.push("Topics", topic);
+    let began = std::time::Instant::now();
+    let accepted = from_home(&plan, Source, &mut response, false);
+    assert!(began.elapsed().as_secs() < 20, "{:?}", began.elapsed());
+    let all = accepted.iter().enumerate();
+    assert!(accepted.len() == 100_000 && all.into_iter().all(|(index, (c, _))| c.position == index as i64));
+}

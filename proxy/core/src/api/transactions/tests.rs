@@ -411,3 +411,65 @@ fn trap_7_an_identity_is_asked_for_where_the_id_is_when_it_has_moved() {
     assert_eq!((sent.api_key, sent.node.side), (key::INIT_PRODUCER_ID, Target));
     assert_eq!(sent.body.str("TransactionalId"), "pay.__crossover.2");
 }
+
+/// It was asked for before the instance before takes their id along, and is answered while that goes on, or afterwards.
+#[test]
+fn trap_7_an_identity_of_the_old_home_is_not_given_out_when_the_id_has_moved() {
+    for is_late in [false, true] {
+        let mut rig = flipped();
+        rig.ask(key::INIT_PRODUCER_ID, 3, |body| body.set("TransactionalId", ID));
+        let asked = rig.one();
+        assert_eq!((asked.api_key, asked.node.side), (key::INIT_PRODUCER_ID, Source));
+        add_partitions(&mut rig, TOPIC);
+        let errand = rig.errand().expect("the id is to be moved");
+        let identity = |epoch| {
+            move |body: &mut Struct| {
+                body.set("ProducerId", CLIENT.pid);
+                body.set("ProducerEpoch", epoch);
+            }
+        };
+        if !is_late {
+            rig.answer(&asked, identity(4_i16));
+            rig.pass(1_000);
+            assert!(rig.reply().is_none() && rig.sent().is_empty());
+        }
+        move_home(&mut rig);
+        rig.run_errand(errand, Ok(true));
+        let added = look_up(&mut rig);
+        assert_eq!(added.api_key, key::ADD_PARTITIONS_TO_TXN);
+        rig.answer(&added, |_| {});
+        if is_late {
+            rig.answer(&asked, identity(4_i16));
+        }
+        rig.pass(200);
+        let again = rig.one();
+        assert_eq!((again.api_key, again.node.side), (key::INIT_PRODUCER_ID, Target));
+        assert_eq!(again.body.str("TransactionalId"), "pay.__crossover.2");
+        assert_eq!(rig.shared.transactions.all_open().len(), 1, "nothing of it is over");
+        rig.answer(&again, identity(1_i16));
+        let told = rig.reply().expect("answered").i64("ProducerId");
+        assert_eq!(told, crate::producer::transaction::to_client(Target, CLIENT.pid));
+    }
+}
+
+#[test]
+fn trap_7_a_move_is_not_over_because_its_client_has_gone() {
+    let leave = |rig: &mut Rig| {
+        add_partitions(rig, TOPIC);
+        let errand = rig.errand().expect("the id is to be moved");
+        rig.handle(crate::session::Event::ClientGone);
+        assert!(rig.shared.transactions.is_moving(ID));
+        errand
+    };
+    let mut rig = flipped();
+    let errand = leave(&mut rig);
+    move_home(&mut rig);
+    rig.run_errand(errand, Ok(true));
+    assert!(!rig.shared.transactions.is_moving(ID) && rig.session.is_finished());
+    assert!(rig.sent().is_empty() && rig.shared.transactions.all_open().is_empty(), "nobody begins anything");
+    // Nor does it last for ever where nobody tells its end.
+    let mut rig = flipped();
+    let _ = leave(&mut rig);
+    rig.session.abandon(&rig.snapshot, &rig.shared, rig.now_ms);
+    assert!(!rig.shared.transactions.is_moving(ID) && rig.session.is_finished());
+}

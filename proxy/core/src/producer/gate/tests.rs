@@ -342,3 +342,23 @@ fn producers_that_have_not_written_for_a_day_are_forgotten_when_there_are_many()
     assert!(gate.pids.len() < 40_000, "{}", gate.pids.len());
     assert!(gate.in_flight.contains_key(&under_way) && gate.pids.contains_key(&(1 << 62)));
 }
+
+#[test]
+fn r02_what_a_session_leaves_behind_blocks_neither_a_flip_nor_other_connections() {
+    let mut gate = PartitionGate::default();
+    let known = forwarded(gate.admit(NOW, &submission(1, Some((0, 9)), 0)));
+    gate.complete(NOW, known, acked(0));
+    forwarded(gate.admit(NOW, &submission(1, Some((10, 19)), 0)));
+    forwarded(gate.admit(NOW, &submission(1, None, 0)));
+    let another = Submission { client: ClientKey(8), ..submission(3, None, 0) };
+    let lasting = forwarded(gate.admit(NOW, &another));
+    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((20, 29)), 0))), HoldReason::OtherPath);
+    gate.fence();
+    assert_eq!(reason(gate.admit(NOW, &submission(1, Some((20, 29)), 0))), HoldReason::Fence);
+    let signal = gate.abandon(NOW, SessionId(1));
+    assert_eq!((signal.wake.as_slice(), gate.in_flight(), gate.held()), (&[SessionId(2)][..], 1, 0));
+    assert_eq!(gate.unknown_since_ms(), Some(NOW), "a flip may not take it for quiet");
+    assert!(gate.complete(NOW, lasting, acked(30)).drained);
+    gate.release_unchanged();
+    forwarded(gate.admit(NOW, &submission(2, Some((10, 19)), 0)));
+}
