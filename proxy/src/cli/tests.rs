@@ -5,7 +5,7 @@ use crossover_admin_api::model::{
     PartitionView, Plan, Side, Status, TopicView, Verdict,
 };
 
-use super::check::{Probed, judge};
+use super::check::{Probed, judge, judge_ports};
 use super::client::{Client, ClientError, escape, parse_event};
 use super::probe::{Found, ProbeError, metadata_versions, parse_metadata};
 use super::{Cli, flip, show, table};
@@ -34,6 +34,7 @@ fn the_commands_of_the_documents_are_understood() {
         "groups move g --to target",
         "state show --config crossover.toml",
         "demo",
+        "demo --clusters-only",
     ] {
         assert!(usage(&line.split(' ').collect::<Vec<_>>()).is_ok(), "{line}");
     }
@@ -50,6 +51,7 @@ fn wrong_usage_is_refused_before_anything_happens() {
         "translate --topic t --partition -1 --virtual 5",
         "groups move g",
         "state",
+        "demo --short --clusters-only",
         "fly",
     ] {
         assert!(usage(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
@@ -242,6 +244,29 @@ fn check_finds_a_silent_cluster_and_one_cluster_on_both_sides() {
         judge(&[probed(Source, Some("a")), probed(Source, Some("b")), probed(Target, Some("c"))])[0]
             .contains("different")
     );
+}
+
+#[test]
+fn check_counts_the_ports_of_nodes() {
+    use crossover_config::Side::{Source, Target};
+    let probed = |side, brokers: Option<usize>| Probed {
+        side,
+        address: "127.0.0.1:1".parse().expect("address"),
+        result: brokers.map(|brokers| Found { cluster_id: None, brokers }).ok_or(ProbeError::NotKafka),
+    };
+    let range = |last| crossover_config::PortRange { first: 9100, last };
+    let both = [probed(Source, Some(3)), probed(Source, Some(2)), probed(Target, Some(3))];
+    let few = judge_ports(range(9104), &both).expect_err("5 ports for 6 brokers");
+    assert!(
+        few.contains("9100-9104: 5 ports for 3 running brokers of the source and 3 of the target"),
+        "{few}"
+    );
+    assert!(few.contains("widen the range to 6 ports at least"), "{few}");
+    assert!(judge_ports(range(9105), &both).is_ok_and(|note| note.contains("none is left")));
+    assert!(judge_ports(range(9199), &both).is_ok_and(|note| note.contains("94 are left")));
+    let one = [probed(Source, Some(3)), probed(Target, None)];
+    assert!(judge_ports(range(9199), &one).is_ok_and(|note| note.contains("of the target are not known")));
+    assert!(judge_ports(range(9101), &one).is_err());
 }
 
 /// An admin API that answers each path with one fixed body; returns its address.
