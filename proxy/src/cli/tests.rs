@@ -205,6 +205,7 @@ fn a_plan_shows_each_check_with_its_remedy() {
         checks: vec![check],
         expected_pause_ms: Some(3.0),
         refused: true,
+        nothing_to_do: false,
     };
     let text = flip::plan_text(&plan);
     assert!(

@@ -15,9 +15,12 @@ mod records;
 mod seed;
 pub(crate) mod state_copy;
 mod takeover;
+#[cfg(test)]
+mod testing;
 pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
+mod unknown;
 mod watch;
 
 pub(crate) use backend::AdminBackend;
