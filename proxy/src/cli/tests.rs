@@ -216,6 +216,50 @@ fn a_plan_shows_each_check_with_its_remedy() {
 }
 
 #[test]
+fn a_plan_and_a_cutover_say_the_same_of_a_topic_that_is_there() {
+    let plan = Plan {
+        revision: 3,
+        to: Side::Target,
+        topics: vec!["orders".into()],
+        groups: Vec::new(),
+        checks: Vec::new(),
+        expected_pause_ms: None,
+        refused: false,
+        nothing_to_do: true,
+    };
+    let same = "orders is already on the target; nothing to do.";
+    assert!(flip::plan_text(&plan).ends_with(&format!("\n{same}\n")), "{}", flip::plan_text(&plan));
+    let line = |ended: OperationView| {
+        let record = flip::topic_record("orders", Side::Target, &ended, &status(Side::Target));
+        flip::topic_line("orders", Side::Target, &record)
+    };
+    assert_eq!(line(OperationView { partitions: Vec::new(), hold_ms: None, ..operation() }), same);
+    // What a restart has forgotten may have been moved by this very command.
+    let forgotten = OperationView { state: OperationState::Aborted, partitions: Vec::new(), ..operation() };
+    assert_eq!(line(forgotten), "orders is on the target.");
+    let moved = line(operation());
+    assert!(moved.contains("held for at most 1.5 ms, from the end of FENCE to RELEASE"), "{moved}");
+}
+
+#[test]
+fn the_steps_say_where_produce_is_held() {
+    use crossover_admin_api::model::Step;
+    let line = |kind, name| flip::step_text(kind, &Step { name, at_ms: 0, took_ms: Some(12.0) });
+    assert_eq!(line(OperationKind::Cutover, OperationState::Fence), "  FENCE     12 ms");
+    assert_eq!(line(OperationKind::Rollback, OperationState::Drain), "  DRAIN     12 ms     produce is held");
+    assert_eq!(line(OperationKind::Cutover, OperationState::Release), "  RELEASE   12 ms");
+    assert_eq!(line(OperationKind::GroupMove, OperationState::Drain), "  DRAIN     12 ms");
+}
+
+#[test]
+fn status_does_not_count_partitions_that_are_not_known() {
+    let mut unseen = status(Side::Target);
+    unseen.topics[0].partitions.clear();
+    let text = show::status_text(&unseen, true);
+    assert!(text.contains("orders  target  continue  unknown     unknown  unknown"), "{text}");
+}
+
+#[test]
 fn a_broker_is_read_and_garbage_is_not() {
     let versions = [0, 0, 0, 0, 0, 2, 0, 1, 0, 4, 0, 17, 0, 3, 0, 0, 0, 13];
     assert_eq!(metadata_versions(&versions), Some((0, 13)));
