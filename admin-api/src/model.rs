@@ -142,6 +142,7 @@ model! {
         /// Partitions with a produce request whose outcome is unknown since a connection was lost; they cannot be
         /// flipped until `timeouts.loss_grace_ms` has passed.
         pub unknown_partitions: Vec<i32>,
+        /// Empty while the owner's cluster has not been seen since the start: how many there are is not known then.
         pub partitions: Vec<PartitionView>,
     }
 
@@ -321,6 +322,8 @@ model! {
         pub expected_pause_ms: Option<f64>,
         /// The operation would be refused.
         pub refused: bool,
+        /// All is as it is wanted already: the operation would succeed at once.
+        pub nothing_to_do: bool,
     }
 
     /// One check.
@@ -346,7 +349,8 @@ model! {
         pub steps: Vec<Step>,
         /// The checks of PREPARE.
         pub checks: Vec<Check>,
-        /// Longest time a produce request was held, once known.
+        /// Longest time a produce request was held, once known: from the end of FENCE, when the gates close, to RELEASE,
+        /// when they open.
         pub hold_ms: Option<f64>,
         /// The revision it published, once it has.
         pub revision: Option<u64>,
@@ -380,7 +384,7 @@ model! {
         /// Strictly rising.
         pub sequence: u64,
         pub at_ms: u64,
-        /// `intent`, `seal`, `abort`, `group_move`, `alarm`, …
+        /// `cutover`, `rollback`, `abort`, `group-home`, `topic-deleted`, …
         pub kind: String,
         pub operation: Option<String>,
         pub revision: u64,

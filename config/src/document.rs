@@ -39,20 +39,22 @@ pub(crate) struct Section<'r, 'd> {
 }
 
 impl<'d> Document<'d> {
-    pub(crate) fn parse(text: &'d str) -> Document<'d> {
+    /// # Errors
+    /// It is no TOML. Only the first place is told: what follows it, and what seems to be missing, comes of it.
+    pub(crate) fn parse(text: &'d str) -> Result<Document<'d>, Problem> {
         let (root, errors) = DeTable::parse_recoverable(text);
+        let first = errors.iter().min_by_key(|error| error.span().map_or(0, |span| span.start));
+        if let Some(error) = first {
+            return Err(syntax_error(text, error));
+        }
         let document = Document {
             text,
             root: root.into_inner(),
             problems: RefCell::default(),
             asked: RefCell::default(),
         };
-        for error in errors {
-            let line = error.span().map_or(1, |span| document.line(&span));
-            document.note(line, "", error.message().replace('\n', " "), "correct the TOML syntax");
-        }
         document.refuse_unknown_sections();
-        document
+        Ok(document)
     }
 
     pub(crate) fn note(
@@ -62,8 +64,8 @@ impl<'d> Document<'d> {
         problem: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        let problem = Problem { line, field: field.into(), problem: problem.into(), remedy: remedy.into() };
-        self.problems.borrow_mut().push(problem);
+        let (field, problem, remedy) = (field.into(), problem.into(), remedy.into());
+        self.problems.borrow_mut().push(Problem { line, column: None, field, problem, remedy });
     }
 
     /// All problems, in the order of the file.
@@ -146,9 +148,26 @@ impl<'d> Document<'d> {
     }
 
     fn line(&self, span: &Range<usize>) -> usize {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
-        1 + before.iter().filter(|byte| **byte == b'\n').count()
+        line_of(self.text, span.start)
     }
+}
+
+fn syntax_error(text: &str, error: &toml::de::Error) -> Problem {
+    let at = error.span().map_or(0, |span| span.start);
+    let before = text.get(..at).unwrap_or_default();
+    let column = 1 + before.chars().rev().take_while(|c| *c != '\n').count();
+    Problem {
+        line: line_of(text, at),
+        column: Some(column),
+        field: String::new(),
+        problem: format!("TOML syntax: {}", error.message().replace('\n', " ")),
+        remedy: "correct it there; what stands behind it was not read".to_owned(),
+    }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    let before = text.as_bytes().get(..at).unwrap_or_default();
+    1 + before.iter().filter(|byte| **byte == b'\n').count()
 }
 
 impl<'r, 'd> Section<'r, 'd> {
@@ -351,6 +370,17 @@ fn kind_of(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a table",
     }
+}
+
+/// Those of `names` that somebody may have meant by `name`: at most two characters away, the nearest first, at most
+/// `most`.
+pub fn similar<'n>(name: &str, names: impl Iterator<Item = &'n str>, most: usize) -> Vec<&'n str> {
+    // Names of one or two characters are all near to each other.
+    let near = (name.chars().count() / 2).min(2);
+    let mut found: Vec<_> = names.map(|other| (distance(other, name), other)).collect();
+    found.retain(|(changes, _)| (1..=near).contains(changes));
+    found.sort_unstable();
+    found.into_iter().take(most).map(|(_, other)| other).collect()
 }
 
 /// Levenshtein's distance: single-character changes between two names.

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub struct Problem {
     /// 1-based line in the file; for something that is missing, the line of its section, or 1.
     pub line: usize,
+    /// 1-based character in the line; of a syntax error only, where the field does not tell the place.
+    pub column: Option<usize>,
     /// Path of the field, `listener.node_ports` or `route[2].topic`; empty for a syntax error.
     pub field: String,
     /// What is wrong.
@@ -25,13 +27,17 @@ pub struct ConfigErrors {
 }
 
 impl fmt::Display for ConfigErrors {
-    /// One line per problem: `file:line: field: problem; remedy`.
+    /// One line per problem: `file:line: field: problem; remedy`, a syntax error with its column behind the line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.problems.iter().enumerate() {
             if index > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}:{}: ", self.file.display(), problem.line)?;
+            write!(f, "{}:{}:", self.file.display(), problem.line)?;
+            if let Some(column) = problem.column {
+                write!(f, "{column}:")?;
+            }
+            write!(f, " ")?;
             if !problem.field.is_empty() {
                 write!(f, "{}: ", problem.field)?;
             }

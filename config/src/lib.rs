@@ -12,6 +12,7 @@ mod tests;
 
 use std::path::Path;
 
+pub use document::similar;
 pub use error::{ConfigErrors, Problem};
 pub use model::{
     Admin, Cluster, Config, Fence, HostPort, HostPortError, Limits, Listener, Log, LogFormat, Mode,
@@ -22,13 +23,14 @@ pub use reference::{SMALLEST, reference_markdown};
 /// Reads a configuration file. Relative paths in it start at its own directory.
 ///
 /// # Errors
-/// Every problem of the file, not only the first.
+/// Every problem of the file, not only the first; of a file that is no TOML the place where that begins.
 pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text, path),
         Err(error) => {
             let problem = Problem {
                 line: 1,
+                column: None,
                 field: String::new(),
                 problem: format!("the file cannot be read: {error}"),
                 remedy: "name an existing file with --config".to_owned(),
@@ -44,9 +46,10 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 /// As [`load`].
 pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigErrors> {
     let base = path.parent().unwrap_or(Path::new(""));
-    let document = document::Document::parse(text);
+    let refused = |problems| ConfigErrors { file: path.to_owned(), problems };
+    let document = document::Document::parse(text).map_err(|problem| refused(vec![problem]))?;
     match read::config(&document, base) {
         Some(config) => Ok(config),
-        None => Err(ConfigErrors { file: path.to_owned(), problems: document.into_problems() }),
+        None => Err(refused(document.into_problems())),
     }
 }

@@ -77,9 +77,21 @@ fn missing_mandatory_keys_are_named() {
 }
 
 #[test]
-fn syntax_errors_have_a_line() {
-    let found = problems(&with_smallest("[log]\nfilter = \n"));
-    assert!(found[0].starts_with("18: ") && found[0].contains("TOML syntax"), "{found:#?}");
+fn a_syntax_error_is_one_problem_with_its_place() {
+    one_problem(&with_smallest("[log]\nfilter = \n"), &["18:10: TOML syntax: ", "; correct it there"]);
+    // A quote that is not closed spoils everything behind it: of what comes of that, nothing is told.
+    let open = replaced("\"127.0.0.1:19092\"", "\"127.0.0.1:19092");
+    one_problem(&open, &["2:", "TOML syntax"]);
+    one_problem("what is this?\n{}\n[[[\n", &["1:", "TOML syntax"]);
+}
+
+#[test]
+fn names_that_somebody_may_have_meant_are_found() {
+    let names = || ["orders", "order", "orders-v2", "payments"].into_iter();
+    assert_eq!(similar("ordesr", names(), 3), ["order", "orders"]);
+    assert_eq!(similar("ordesr", names(), 1), ["order"]);
+    assert!(similar("orders", ["orders"].into_iter(), 3).is_empty(), "that is the name itself");
+    assert!(similar("a", ["b", "c"].into_iter(), 3).is_empty());
 }
 
 #[test]
@@ -220,7 +232,7 @@ fn host_and_port_are_parsed_exactly() {
 #[test]
 fn the_table_of_keys_is_what_is_read() {
     let text = with_smallest("[[route]]\ntopic = \"a\"\n");
-    let document = Document::parse(&text);
+    let document = Document::parse(&text).expect("TOML");
     assert!(read::config(&document, Path::new("")).is_some());
     let known: BTreeSet<String> = KEYS.iter().map(|key| format!("{}.{}", key.section, key.name)).collect();
     assert_eq!(document.asked(), known);

@@ -3,11 +3,12 @@
 use crate::runtime::{ControlEvent, Runtime, SessionHandle};
 use crate::shutdown::ShutdownReceiver;
 use crate::upstream::{self, Dial, UpstreamEvent};
+use crate::warned::About;
 use bytes::{Bytes, BytesMut};
 use crossover_core::ids::VirtualNode;
 use crossover_core::producer::gate::SessionId;
 use crossover_core::session::{CloseReason, Effect, Errand, Event, Limits, Session, Ticket, UpstreamId};
-use crossover_core::wire::frame::FrameDecoder;
+use crossover_core::wire::frame::{FrameDecoder, FrameError};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -229,11 +230,31 @@ impl Connection {
                 }
                 Err(error) => {
                     self.runtime.metrics.bad_requests.add(1);
-                    warn!(peer = %self.peer, %error, "closing a client connection: bad frame");
+                    self.warn_of_frame(error, input.first);
                     return self.client_gone();
                 }
             }
         }
+    }
+
+    fn warn_of_frame(&self, error: FrameError, first: bool) {
+        let tls = first && begins_tls(error);
+        let about = if tls { About::Tls } else { About::BadFrame };
+        let Some(kept_back) = self.kept_back(about) else { return };
+        match tls {
+            true => warn!(
+                peer = %self.peer, kept_back,
+                "closing a client connection: a client speaks TLS; this listener has none: set security.protocol=PLAINTEXT there"
+            ),
+            false => {
+                warn!(peer = %self.peer, %error, kept_back, "closing a client connection: bad frame");
+            }
+        }
+    }
+
+    /// `None` when a line about this was logged a moment ago; else how many were not.
+    fn kept_back(&self, about: About) -> Option<u64> {
+        self.runtime.warned.of(self.peer.ip(), about, std::time::Instant::now())
     }
 
     fn companions_due(&self) -> Option<Instant> {
@@ -381,7 +402,13 @@ impl Connection {
         }
         match reason {
             CloseReason::UpstreamLost => debug!(peer = %self.peer, %reason, "closing a client connection"),
-            _ => {
+            CloseReason::BadRequest(_) => {
+                if let Some(kept_back) = self.kept_back(About::BadRequest) {
+                    let client = &self.session.client().client_id;
+                    warn!(peer = %self.peer, client, %reason, kept_back, "closing a client connection");
+                }
+            }
+            CloseReason::BadResponse(_) | CloseReason::Internal(_) => {
                 warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection")
             }
         }
@@ -418,6 +445,11 @@ impl Connection {
         self.runtime.sessions.wake(&signal.wake);
         self.runtime.drained.notify_one();
     }
+}
+
+/// A TLS record of a handshake, whatever its version, read as a length: its first bytes are 0x16 0x03.
+fn begins_tls(error: FrameError) -> bool {
+    matches!(error, FrameError::TooLong { length, .. } if length >> 16 == 0x1603)
 }
 
 /// Writes what the socket takes now.

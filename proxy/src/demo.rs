@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use drivers::{Cast, Kind};
 use repository::Repository;
@@ -39,6 +39,10 @@ pub(crate) struct DemoArgs {
     /// A shorter run: one producer and one consumer group, less time between the flips.
     #[arg(long)]
     pub(crate) short: bool,
+    /// Only the two clusters, each with the topic `orders`, until Ctrl-C: for trying Crossover with a configuration of
+    /// one's own.
+    #[arg(long, conflicts_with = "short")]
+    pub(crate) clusters_only: bool,
 }
 
 /// Runs the demo; `false` when its verdict fails. Ctrl-C and SIGTERM end it, and what it started, early.
@@ -48,6 +52,9 @@ pub(crate) struct DemoArgs {
 pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<bool> {
     let directory = Directory::create()?;
     let mut terminate = signal(SignalKind::terminate())?;
+    if args.clusters_only {
+        return clusters_only(&directory, terminate).await;
+    }
     // Dropping the story drops its processes, and that kills them.
     let result = tokio::select! {
         result = story(&args, &directory) => result,
@@ -59,6 +66,23 @@ pub(crate) async fn run(args: DemoArgs) -> anyhow::Result<bool> {
         eprintln!("Logs, histories and the configuration are in {}", directory.path.display());
     }
     result
+}
+
+/// Ctrl-C is what ends it, and no failure.
+async fn clusters_only(directory: &Arc<Directory>, mut terminate: Signal) -> anyhow::Result<bool> {
+    println!("Two Kafka clusters are being started …");
+    let shown = async {
+        let clusters = stage::start_clusters(directory).await?;
+        print!("{}", clusters.introduction());
+        std::future::pending().await
+    };
+    tokio::select! {
+        failed = shown => return failed,
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    println!("Both clusters are being ended; nothing is left running.");
+    Ok(true)
 }
 
 fn interrupted() -> anyhow::Error {
@@ -78,7 +102,8 @@ async fn story(args: &DemoArgs, directory: &Arc<Directory>) -> anyhow::Result<bo
     let mut screen = Screen::new(stage.owner().await?);
     screen.until_everyone_works(&mut cast, CLIENTS_START).await?;
     screen.watch(&mut cast, between).await?;
-    for command in ["cutover", "rollback", "cutover"] {
+    for (number, command) in ["cutover", "rollback", "cutover"].into_iter().enumerate() {
+        screen.say(&format!("Flip {} of 3 begins: the clients go on meanwhile", number + 1));
         flip(command, &stage, &mut cast, &mut screen, between).await?;
     }
     println!("The producers stop; the consumers read what is left.");
@@ -119,7 +144,7 @@ async fn flip(
     let (began_us, ended_us, record) = loop {
         screen.say(&format!("crossover {command} {TOPIC}"));
         let began_us = history::now_us();
-        let record = stage.flip(command).await?;
+        let record = screen.watch_until(cast, stage.flip(command)).await??;
         let ended_us = history::now_us();
         if record.ok {
             break (began_us, ended_us, record);

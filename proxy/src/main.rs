@@ -11,6 +11,7 @@ mod shutdown;
 mod store;
 mod telemetry;
 mod upstream;
+mod warned;
 
 use std::process::ExitCode;
 

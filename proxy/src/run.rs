@@ -4,14 +4,15 @@ use crate::control::{AdminBackend, Control};
 use crate::listener::Listeners;
 use crate::runtime::Runtime;
 use crate::shutdown::Shutdown;
-use crate::store::{Rows, Store};
+use crate::store::{Restored, Rows, Store};
 use crate::{control, telemetry};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use crossover_admin_api::ServerOptions;
 use crossover_config::Config;
 use crossover_core::ids::ClusterSide;
 use std::collections::BTreeMap;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -27,8 +28,7 @@ const START_RETRY: Duration = Duration::from_secs(1);
 /// The state is not usable, or an address cannot be bound.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
-    let store = Store::open(&config.state.directory)?;
-    let restored = store.restore()?;
+    let (store, restored) = open_state(&config.state.directory)?;
     store.put_running(true)?;
     let (shutdown, ending) = Shutdown::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -48,7 +48,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(
     config: Config,
     store: Store,
-    restored: crate::store::Restored,
+    restored: Restored,
     ending: crate::shutdown::ShutdownReceiver,
 ) -> anyhow::Result<()> {
     let admin = config.admin.clone();
@@ -129,7 +129,7 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
 /// # Errors
 /// No cluster has a copy, none is whole, or the store is not empty.
 pub(crate) async fn restore_state(config: Config) -> anyhow::Result<String> {
-    let store = Store::open(&config.state.directory)?;
+    let (store, _) = open_state(&config.state.directory)?;
     let client = control::client::Client::new(config.timeouts.connect, config.timeouts.control_request);
     let mut best = None;
     let mut said = String::new();
@@ -153,13 +153,47 @@ pub(crate) async fn restore_state(config: Config) -> anyhow::Result<String> {
     Ok(format!("{said}restored revision {} from the {side}: {} rows\n", rows.revision(), rows.0.len()))
 }
 
+/// Opens the state and reads all of it.
+///
+/// # Errors
+/// As [`Store::open`]; or it cannot be used: then with where it can be had again.
+fn open_state(directory: &Path) -> anyhow::Result<(Store, Restored)> {
+    let unusable = |why: String| {
+        anyhow!(
+            "state.directory {}: state.redb cannot be used ({why}); look at its disk. If the file is damaged, move the directory away, keep it, and run `crossover state restore`: it rebuilds the state from the copies in the clusters (docs/runbook.md, \"The state is lost\")",
+            directory.display()
+        )
+    };
+    let read = || {
+        let store = Store::open(directory).map_err(|problem| match is_of_the_file(&problem) {
+            true => unusable(format!("{:#}", problem.root_cause())),
+            false => problem,
+        })?;
+        let restored = store.restore().map_err(|problem| unusable(format!("{problem:#}")))?;
+        Ok((store, restored))
+    };
+    // The database panics where pages that are damaged contradict each other.
+    std::panic::catch_unwind(read)
+        .unwrap_or_else(|_| Err(unusable("its pages contradict each other, see above".to_owned())))
+}
+
+/// Whether the database has said so: what is wrong with the directory has a remedy of its own.
+fn is_of_the_file(problem: &anyhow::Error) -> bool {
+    problem.chain().any(|cause| {
+        cause.is::<redb::DatabaseError>()
+            || cause.is::<redb::StorageError>()
+            || cause.is::<redb::TransactionError>()
+            || cause.is::<redb::TableError>()
+            || cause.is::<redb::CommitError>()
+    })
+}
+
 /// The stored state as text, or as JSON.
 ///
 /// # Errors
 /// The state is in use or damaged.
 pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> {
-    let store = Store::open(&config.state.directory)?;
-    let state = store.restore()?;
+    let (_store, state) = open_state(&config.state.directory)?;
     let topics: Vec<_> = state
         .topics
         .iter()
@@ -200,4 +234,42 @@ pub(crate) fn show_state(config: &Config, json: bool) -> anyhow::Result<String> 
         out += &format!("transactional commits of group {} on the {}\n", home["group"], home["home"]);
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What opening says of a state whose file was made another one.
+    fn said_of(name: &str, spoil: impl Fn(&Path)) -> String {
+        let directory = std::env::temp_dir().join(format!("crossover-run-{}-{name}", std::process::id()));
+        drop(open_state(&directory).expect("a new state"));
+        spoil(&directory.join("state.redb"));
+        let problem = open_state(&directory).err().map(|problem| format!("{problem:#}"));
+        std::fs::remove_dir_all(&directory).expect("removed");
+        problem.expect("it was opened")
+    }
+
+    #[test]
+    fn a_damaged_state_says_where_it_can_be_had_again() {
+        let garbage = said_of("garbage", |file| std::fs::write(file, [7; 9_000]).expect("written"));
+        // The database does not report this one, it panics.
+        let cut = said_of("cut", |file| {
+            let file = std::fs::File::options().write(true).open(file).expect("opened");
+            file.set_len(8_192).expect("cut");
+        });
+        for said in [garbage, cut] {
+            assert!(said.contains("state.redb cannot be used"), "{said}");
+            assert!(said.contains("`crossover state restore`") && said.contains("runbook"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_used_has_its_own_remedy() {
+        let file = std::env::temp_dir().join(format!("crossover-run-{}-file", std::process::id()));
+        std::fs::write(&file, "").expect("written");
+        let said = open_state(&file).err().map(|problem| format!("{problem:#}")).expect("it is a file");
+        std::fs::remove_file(&file).expect("removed");
+        assert!(said.contains("name a directory") && !said.contains("restore"), "{said}");
+    }
 }

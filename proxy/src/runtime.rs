@@ -2,6 +2,7 @@
 
 use crate::telemetry::Metrics;
 use crate::upstream::UpstreamEvent;
+use crate::warned::Warned;
 use arc_swap::ArcSwap;
 use crossover_config::Config;
 use crossover_core::ids::{ClusterSide, VirtualNode};
@@ -42,6 +43,8 @@ pub(crate) struct Runtime {
     pub(crate) shared: Shared,
     pub(crate) sessions: Sessions,
     pub(crate) metrics: Metrics,
+    /// Of what clients send that is not Kafka.
+    pub(crate) warned: Warned,
     pub(crate) control: mpsc::Sender<ControlEvent>,
     /// A fenced partition has become quiet: the flip looks at its gates again.
     pub(crate) drained: Notify,
@@ -60,6 +63,7 @@ impl Runtime {
             shared: Shared::default(),
             sessions: Sessions::default(),
             metrics: Metrics::default(),
+            warned: Warned::default(),
             control,
             drained: Notify::new(),
             started: Instant::now(),

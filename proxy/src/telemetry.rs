@@ -52,12 +52,14 @@ pub(crate) struct Metrics {
     pub(crate) holds_expired: Counter,
     pub(crate) flips_done: Counter,
     pub(crate) flips_aborted: Counter,
+    pub(crate) group_moves_done: Counter,
+    pub(crate) group_moves_aborted: Counter,
 }
 
 impl Metrics {
     /// Prometheus text format 0.0.4.
     pub(crate) fn render(&self) -> String {
-        let counters: [(&str, &str, &Counter); 13] = [
+        let counters: [(&str, &str, &Counter); 15] = [
             ("connections_total", "Client connections accepted.", &self.connections),
             ("connections_refused_total", "Client connections over the limit.", &self.connections_refused),
             ("requests_total", "Client requests.", &self.requests),
@@ -83,6 +85,12 @@ impl Metrics {
                 &self.flips_done,
             ),
             ("flips_aborted_total", "Cutovers and rollbacks that were aborted.", &self.flips_aborted),
+            ("group_moves_done_total", "Groups that were moved to another home.", &self.group_moves_done),
+            (
+                "group_moves_aborted_total",
+                "Moves of groups that were aborted: each stays at its home.",
+                &self.group_moves_aborted,
+            ),
         ];
         let mut out = String::new();
         for (name, help, counter) in counters {

@@ -131,6 +131,7 @@ impl Backend for Fake {
             checks: Vec::new(),
             expected_pause_ms: None,
             refused: false,
+            nothing_to_do: false,
         }))
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crossover_config::{Config, ConfigErrors, HostPort, Side};
+use crossover_config::{Config, ConfigErrors, HostPort, PortRange, Side};
 use serde_json::{Value, json};
 
 use super::probe::{self, Found, ProbeError};
@@ -29,13 +29,18 @@ pub(super) async fn check(file: &Path, json: bool) -> anyhow::Result<Outcome> {
         }
     };
     let probed = probe_all(&config).await;
-    let problems = judge(&probed);
+    let mut problems = judge(&probed);
+    let ports = judge_ports(config.listener.node_ports, &probed);
+    problems.extend(ports.as_ref().err().cloned());
+    let notes: Vec<String> = ports.into_iter().collect();
     if json {
         let clusters: Vec<Value> = probed.iter().map(probed_json).collect();
-        print_json(&json!({ "ok": problems.is_empty(), "problems": problems, "clusters": clusters }))?;
+        let ok = problems.is_empty();
+        print_json(&json!({ "ok": ok, "problems": problems, "notes": notes, "clusters": clusters }))?;
     } else {
         println!("{}: the configuration is valid.", file.display());
         probed.iter().for_each(|one| println!("{}", probed_text(one)));
+        notes.iter().for_each(|note| println!("{note}"));
         problems.iter().for_each(|problem| eprintln!("{problem}"));
     }
     Ok(if problems.is_empty() { Outcome::Done } else { Outcome::Failed })
@@ -84,8 +89,43 @@ pub(super) fn judge(probed: &[Probed]) -> Vec<String> {
     problems
 }
 
+/// Every broker of both clusters needs a port of its own: `Ok` tells how many are left, `Err` that there are too few.
+pub(super) fn judge_ports(range: PortRange, probed: &[Probed]) -> Result<String, String> {
+    let brokers = |side| {
+        let found = probed.iter().filter(|one| one.side == side).filter_map(|one| one.result.as_ref().ok());
+        found.map(|found| found.brokers).max()
+    };
+    let known = [Side::Source, Side::Target].map(brokers);
+    let wanted: usize = known.iter().flatten().sum();
+    let ports = range.count();
+    let which = format!("`listener.node_ports` {}-{}", range.first, range.last);
+    let counted = match known {
+        [Some(source), Some(target)] => {
+            format!("{source} running brokers of the source and {target} of the target")
+        }
+        [Some(source), None] => {
+            format!("{source} running brokers of the source, those of the target are not known")
+        }
+        [None, Some(target)] => {
+            format!("{target} running brokers of the target, those of the source are not known")
+        }
+        [None, None] => "brokers that are not known".to_owned(),
+    };
+    match ports.checked_sub(wanted) {
+        None => Err(format!(
+            "{which}: {ports} ports for {counted}; each needs its own, and those without one cannot be reached: widen the range to {wanted} ports at least, and some more for brokers that are added."
+        )),
+        Some(0) => Ok(format!(
+            "{which}: {ports} ports for {counted}; none is left: a broker that is added cannot be reached before the range is widened and Crossover restarted."
+        )),
+        Some(left) => {
+            Ok(format!("{which}: {ports} ports for {counted}; {left} are left for brokers that are added."))
+        }
+    }
+}
+
 fn problems_json(errors: &ConfigErrors) -> Vec<Value> {
-    let one = |problem: &crossover_config::Problem| json!({ "line": problem.line, "field": problem.field, "problem": problem.problem, "remedy": problem.remedy });
+    let one = |problem: &crossover_config::Problem| json!({ "line": problem.line, "column": problem.column, "field": problem.field, "problem": problem.problem, "remedy": problem.remedy });
     errors.problems.iter().map(one).collect()
 }
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crossover_admin_api::ErrorCode;
 use crossover_admin_api::model::{
-    AbortRequest, Check, CheckResult, FlipRequest, GroupMoveRequest, OperationState, OperationView, Plan,
-    PlanRequest, Side, Status,
+    AbortRequest, Check, CheckResult, FlipRequest, GroupMoveRequest, OperationKind, OperationState,
+    OperationView, Plan, PlanRequest, Side, Status, Step,
 };
 use serde_json::{Value, json};
 
@@ -216,7 +216,7 @@ impl Progress {
         for step in view.steps.iter().skip(self.printed).take_while(|step| step.took_ms.is_some()) {
             self.printed += 1;
             self.clear();
-            eprintln!("  {:<9} {}", step.name, step.took_ms.map(millis).unwrap_or_default());
+            eprintln!("{}", step_text(view.kind, step));
         }
         if self.terminal && !view.state.is_final() {
             self.clear();
@@ -259,7 +259,7 @@ pub(super) fn topic_record(topic: &str, to: Side, operation: &OperationView, sta
     })
 }
 
-fn topic_line(topic: &str, to: Side, record: &Value) -> String {
+pub(super) fn topic_line(topic: &str, to: Side, record: &Value) -> String {
     let topic = clean(topic);
     if record["ok"] != json!(true) {
         return match record["owner"].as_str() {
@@ -268,16 +268,43 @@ fn topic_line(topic: &str, to: Side, record: &Value) -> String {
         };
     }
     let moved = record["partitions"].as_array().map_or(0, Vec::len);
+    // Of one that a restart has forgotten it is not known whether it moved the topic.
+    let done = record["state"] == json!(OperationState::Done);
     match (moved, record["hold_ms"].as_f64()) {
+        (0, _) if done => nothing_to_do(&topic, to),
         (0, _) => format!("{topic} is on the {to}."),
         (moved, Some(hold)) => {
             format!(
-                "{topic} is on the {to}: {moved} partitions moved, producers were held for at most {}.",
+                "{topic} is on the {to}: {moved} partitions moved, producers were held for at most {}, from the end of FENCE to RELEASE.",
                 millis(hold)
             )
         }
         (moved, None) => format!("{topic} is on the {to}: {moved} partitions moved."),
     }
+}
+
+fn nothing_to_do(topic: &str, to: Side) -> String {
+    format!("{topic} is already on the {to}; nothing to do.")
+}
+
+/// Between the end of FENCE, where the gates close, and RELEASE, where they open.
+fn holds_produce(step: OperationState) -> bool {
+    matches!(
+        step,
+        OperationState::Drain
+            | OperationState::Boundary
+            | OperationState::Carry
+            | OperationState::Seal
+            | OperationState::Publish
+    )
+}
+
+/// A step that is over. Moves of groups hold no produce.
+pub(super) fn step_text(kind: OperationKind, step: &Step) -> String {
+    let held = kind != OperationKind::GroupMove && holds_produce(step.name);
+    let took = step.took_ms.map(millis).unwrap_or_default();
+    let line = format!("  {:<9} {took:<8}{}", step.name, if held { "  produce is held" } else { "" });
+    line.trim_end().to_owned()
 }
 
 fn print_failure(operation: &OperationView) {
@@ -304,6 +331,10 @@ pub(super) fn plan_text(plan: &Plan) -> String {
     }
     if let Some(pause) = plan.expected_pause_ms {
         out.push_str(&format!("Expected pause of producers: {}\n", millis(pause)));
+    }
+    if plan.nothing_to_do {
+        out.extend(plan.topics.iter().map(|topic| nothing_to_do(&clean(topic), plan.to) + "\n"));
+        return out;
     }
     out.push_str(match plan.refused {
         true => "It would be refused; nothing was changed.\n",

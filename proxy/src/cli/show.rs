@@ -191,13 +191,16 @@ fn topics_text(topics: &[TopicView]) -> String {
             let eras = topic.partitions.iter().map(|partition| partition.eras.len()).max().unwrap_or(0);
             let since =
                 topic.partitions.iter().filter_map(|partition| partition.eras.last()?.sealed_at_ms).max();
+            // A topic has one at least: its cluster has not been seen since the start.
+            let unseen = topic.partitions.is_empty();
+            let known = |text: String| if unseen { "unknown".to_owned() } else { text };
             vec![
                 topic.name.clone(),
                 topic.owner.to_string(),
                 topic.mode.to_string(),
-                topic.partitions.len().to_string(),
-                eras.to_string(),
-                since.map_or_else(|| "-".to_owned(), instant),
+                known(topic.partitions.len().to_string()),
+                known(eras.to_string()),
+                known(since.map_or_else(|| "-".to_owned(), instant)),
                 topic.companions.to_string(),
                 topic.producers_not_moved.to_string(),
             ]

@@ -5,7 +5,7 @@ use crossover_admin_api::model::{
     PartitionView, Plan, Side, Status, TopicView, Verdict,
 };
 
-use super::check::{Probed, judge};
+use super::check::{Probed, judge, judge_ports};
 use super::client::{Client, ClientError, escape, parse_event};
 use super::probe::{Found, ProbeError, metadata_versions, parse_metadata};
 use super::{Cli, flip, show, table};
@@ -34,6 +34,7 @@ fn the_commands_of_the_documents_are_understood() {
         "groups move g --to target",
         "state show --config crossover.toml",
         "demo",
+        "demo --clusters-only",
     ] {
         assert!(usage(&line.split(' ').collect::<Vec<_>>()).is_ok(), "{line}");
     }
@@ -50,6 +51,7 @@ fn wrong_usage_is_refused_before_anything_happens() {
         "translate --topic t --partition -1 --virtual 5",
         "groups move g",
         "state",
+        "demo --short --clusters-only",
         "fly",
     ] {
         assert!(usage(&line.split(' ').collect::<Vec<_>>()).is_err(), "{line}");
@@ -203,6 +205,7 @@ fn a_plan_shows_each_check_with_its_remedy() {
         checks: vec![check],
         expected_pause_ms: Some(3.0),
         refused: true,
+        nothing_to_do: false,
     };
     let text = flip::plan_text(&plan);
     assert!(
@@ -210,6 +213,50 @@ fn a_plan_shows_each_check_with_its_remedy() {
         "{text}"
     );
     assert!(text.contains("would be refused; nothing was changed"), "{text}");
+}
+
+#[test]
+fn a_plan_and_a_cutover_say_the_same_of_a_topic_that_is_there() {
+    let plan = Plan {
+        revision: 3,
+        to: Side::Target,
+        topics: vec!["orders".into()],
+        groups: Vec::new(),
+        checks: Vec::new(),
+        expected_pause_ms: None,
+        refused: false,
+        nothing_to_do: true,
+    };
+    let same = "orders is already on the target; nothing to do.";
+    assert!(flip::plan_text(&plan).ends_with(&format!("\n{same}\n")), "{}", flip::plan_text(&plan));
+    let line = |ended: OperationView| {
+        let record = flip::topic_record("orders", Side::Target, &ended, &status(Side::Target));
+        flip::topic_line("orders", Side::Target, &record)
+    };
+    assert_eq!(line(OperationView { partitions: Vec::new(), hold_ms: None, ..operation() }), same);
+    // What a restart has forgotten may have been moved by this very command.
+    let forgotten = OperationView { state: OperationState::Aborted, partitions: Vec::new(), ..operation() };
+    assert_eq!(line(forgotten), "orders is on the target.");
+    let moved = line(operation());
+    assert!(moved.contains("held for at most 1.5 ms, from the end of FENCE to RELEASE"), "{moved}");
+}
+
+#[test]
+fn the_steps_say_where_produce_is_held() {
+    use crossover_admin_api::model::Step;
+    let line = |kind, name| flip::step_text(kind, &Step { name, at_ms: 0, took_ms: Some(12.0) });
+    assert_eq!(line(OperationKind::Cutover, OperationState::Fence), "  FENCE     12 ms");
+    assert_eq!(line(OperationKind::Rollback, OperationState::Drain), "  DRAIN     12 ms     produce is held");
+    assert_eq!(line(OperationKind::Cutover, OperationState::Release), "  RELEASE   12 ms");
+    assert_eq!(line(OperationKind::GroupMove, OperationState::Drain), "  DRAIN     12 ms");
+}
+
+#[test]
+fn status_does_not_count_partitions_that_are_not_known() {
+    let mut unseen = status(Side::Target);
+    unseen.topics[0].partitions.clear();
+    let text = show::status_text(&unseen, true);
+    assert!(text.contains("orders  target  continue  unknown     unknown  unknown"), "{text}");
 }
 
 #[test]
@@ -242,6 +289,29 @@ fn check_finds_a_silent_cluster_and_one_cluster_on_both_sides() {
         judge(&[probed(Source, Some("a")), probed(Source, Some("b")), probed(Target, Some("c"))])[0]
             .contains("different")
     );
+}
+
+#[test]
+fn check_counts_the_ports_of_nodes() {
+    use crossover_config::Side::{Source, Target};
+    let probed = |side, brokers: Option<usize>| Probed {
+        side,
+        address: "127.0.0.1:1".parse().expect("address"),
+        result: brokers.map(|brokers| Found { cluster_id: None, brokers }).ok_or(ProbeError::NotKafka),
+    };
+    let range = |last| crossover_config::PortRange { first: 9100, last };
+    let both = [probed(Source, Some(3)), probed(Source, Some(2)), probed(Target, Some(3))];
+    let few = judge_ports(range(9104), &both).expect_err("5 ports for 6 brokers");
+    assert!(
+        few.contains("9100-9104: 5 ports for 3 running brokers of the source and 3 of the target"),
+        "{few}"
+    );
+    assert!(few.contains("widen the range to 6 ports at least"), "{few}");
+    assert!(judge_ports(range(9105), &both).is_ok_and(|note| note.contains("none is left")));
+    assert!(judge_ports(range(9199), &both).is_ok_and(|note| note.contains("94 are left")));
+    let one = [probed(Source, Some(3)), probed(Target, None)];
+    assert!(judge_ports(range(9199), &one).is_ok_and(|note| note.contains("of the target are not known")));
+    assert!(judge_ports(range(9101), &one).is_err());
 }
 
 /// An admin API that answers each path with one fixed body; returns its address.

@@ -239,6 +239,20 @@ async fn bad_lengths_close_the_connection() {
 }
 
 #[tokio::test]
+async fn a_client_that_speaks_tls_is_known_by_its_first_bytes() {
+    let broker = Broker::start(AT_ONCE).await;
+    // The head of a ClientHello in a record of TLS 1.0, as clients of every version send it; and bytes that are none.
+    for (bytes, about) in [([0x16, 3, 1, 2, 0, 1], About::Tls), ([0x16, 4, 1, 2, 0, 1], About::BadFrame)] {
+        let mut proxy = Proxy::start(config(), &broker, &broker).await;
+        proxy.send(&bytes).await;
+        assert_eq!(proxy.next().await, None);
+        let peer = proxy.client.local_addr().unwrap().ip();
+        let again = proxy.runtime.warned.of(peer, about, std::time::Instant::now());
+        assert_eq!(again, None, "{about:?} is what was logged a moment ago");
+    }
+}
+
+#[tokio::test]
 async fn only_the_first_frame_has_the_small_limit() {
     let broker = Broker::start(AT_ONCE).await;
     let mut config = config();

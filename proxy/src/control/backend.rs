@@ -3,6 +3,7 @@
 use super::Control;
 use super::flip::Flip;
 use super::takeover::TakenOver;
+use super::unknown::Refusal;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
     Ledger, Mode, OperationKind, OperationState, OperationView, PartitionView, Plan, PlanRequest,
@@ -75,7 +76,7 @@ impl Backend for AdminBackend {
     }
 
     fn group_move(&self, expected_revision: u64, request: GroupMoveRequest) -> Reply<'_, OperationView> {
-        Box::pin(async move { move_group(&self.0, expected_revision, request) })
+        Box::pin(async move { move_group(&self.0, expected_revision, request).await })
     }
 
     fn operation(&self, id: String) -> Reply<'_, OperationView> {
@@ -129,6 +130,7 @@ async fn start(
     request: FlipRequest,
     to: ClusterSide,
 ) -> Result<OperationView, ApiError> {
+    refuse_unknown(control, &request.groups).await?;
     let kind = if to == ClusterSide::Target { OperationKind::Cutover } else { OperationKind::Rollback };
     let id = claim(control, expected, kind)?;
     let view = new_operation(control, &id, kind, to, request.topics.clone(), request.groups.clone());
@@ -140,6 +142,20 @@ async fn start(
     let (claimed, shown) = (Claimed { control: Arc::clone(control), id }, view.clone());
     tokio::spawn(async move { run_flip(&claimed.control, request, to, view).await });
     Ok(shown)
+}
+
+/// Without this a misspelt group would be moved: any group may be given a home before its first member comes.
+async fn refuse_unknown(control: &Control, groups: &[String]) -> Result<(), ApiError> {
+    match control.unknown_group(groups).await {
+        Some(Refusal { problem, remedy }) => Err(ApiError::refused(sentence(&problem), remedy)),
+        None => Ok(()),
+    }
+}
+
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    let first = rest.next().map(|c| c.to_ascii_uppercase());
+    first.into_iter().chain(rest).chain(['.']).collect()
 }
 
 /// The one place for an operation, given back however its task ends.
@@ -256,7 +272,7 @@ fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String
     Ok(id)
 }
 
-fn new_operation(
+pub(super) fn new_operation(
     control: &Control,
     id: &str,
     kind: OperationKind,
@@ -298,11 +314,12 @@ fn abort(control: &Control, request: &AbortRequest) -> Result<OperationView, Api
     ))
 }
 
-fn move_group(
+async fn move_group(
     control: &Arc<Control>,
     expected: u64,
     request: GroupMoveRequest,
 ) -> Result<OperationView, ApiError> {
+    refuse_unknown(control, std::slice::from_ref(&request.group)).await?;
     let to: ClusterSide = request.to.into();
     let id = claim(control, expected, OperationKind::GroupMove)?;
     let mut view =
@@ -384,7 +401,7 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
 
 impl Control {
     /// Whether nothing is to be done for the topics. Where the disk has not confirmed a SEAL, nobody knows.
-    fn are_there(&self, topics: &[String], to: ClusterSide) -> bool {
+    pub(crate) fn are_there(&self, topics: &[String], to: ClusterSide) -> bool {
         let (snapshot, closed) = (self.runtime.snapshot(), self.closed());
         let owned = |topic: &str| snapshot.routes.topic(topic).is_some_and(|route| route.owner == to);
         topics.iter().all(|topic| owned(topic) && !closed.unsealed.contains(topic.as_str()))
@@ -442,6 +459,12 @@ impl Control {
                 reasons.push(format!(
                     "topic {}: {} connections still reach it through companions",
                     topic.name, topic.companions
+                ));
+            }
+            if topic.partitions.is_empty() {
+                reasons.push(format!(
+                    "topic {}: its partitions are not known, the {} has not been seen since the start",
+                    topic.name, topic.owner
                 ));
             }
             let history = topic.partitions.iter().flat_map(|p| &p.eras).any(|e| {
@@ -555,16 +578,13 @@ impl Control {
 
     fn group_views(&self) -> Vec<GroupView> {
         let snapshot = self.runtime.snapshot();
-        let mut names: BTreeSet<Arc<str>> = snapshot.groups.homes.keys().cloned().collect();
-        names.extend(snapshot.groups.offset_homes.keys().cloned());
-        names.extend(self.runtime.shared.groups.names());
         let view = |group: Arc<str>| GroupView {
             home: snapshot.group_home(&group).into(),
             commits: snapshot.offset_home(&group).into(),
             tagged_commits: self.runtime.shared.groups.tagged(&group),
             group: group.to_string(),
         };
-        names.into_iter().map(view).collect()
+        self.known_groups().into_iter().map(view).collect()
     }
 
     fn cluster_view(&self, side: ClusterSide) -> ClusterView {
@@ -687,7 +707,7 @@ fn era_view(era: &Era, log_start: Option<NativeOffset>) -> EraView {
 
 #[cfg(test)]
 mod tests {
-    use super::super::uncertain::testing::control;
+    use super::super::{testing, uncertain};
     use super::*;
     use crate::store::testing::Disk;
     use crossover_core::ids::TopicId;
@@ -707,7 +727,7 @@ mod tests {
 
     #[tokio::test]
     async fn r13_a_topic_whose_owner_nobody_knows_is_nowhere_already() {
-        let control = control(&Disk::default());
+        let control = uncertain::testing::control(&Disk::default());
         with_topic(&control, "orders");
         let topics = ["orders".to_owned()];
         assert!(control.are_there(&topics, ClusterSide::Source));
@@ -722,7 +742,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operation_is_known_as_long_as_it_runs_however_many_groups_follow() {
-        let control = control(&Disk::default());
+        let control = uncertain::testing::control(&Disk::default());
         let new = |id: &str| {
             new_operation(&control, id, OperationKind::Cutover, ClusterSide::Target, Vec::new(), Vec::new())
         };
@@ -734,5 +754,17 @@ mod tests {
         }
         assert!(abort(&control, &AbortRequest::default()).is_ok(), "it runs");
         assert!(control.operation("cutover-0").is_none() && control.operation("cutover-999").is_some());
+    }
+
+    #[test]
+    fn of_a_topic_whose_owner_was_not_seen_nothing_is_said_that_is_not_known() {
+        let control = testing::control([Some(&["orders"]), None], &["orders"]);
+        let status = control.status();
+        assert!(status.topics[0].partitions.is_empty());
+        let why = "topic orders: its partitions are not known, the target has not been seen since the start";
+        assert!(status.may_stop_source.reasons.iter().any(|reason| reason == why), "{status:?}");
+        let seen = testing::control([Some(&["orders"]), Some(&["orders"])], &["orders"]).status();
+        assert_eq!(seen.topics[0].partitions.len(), 1);
+        assert!(seen.may_stop_source.reasons.iter().all(|reason| reason != why), "{seen:?}");
     }
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// How long members get to come to the rebalance.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
@@ -75,24 +75,39 @@ impl Control {
         }
         match result {
             Ok(revision) => {
+                self.runtime.metrics.group_moves_done.add(1);
                 view.revision = Some(revision.0);
                 view.state = OperationState::Done;
             }
-            Err(problem) => {
-                warn!(%group, "the group was not moved: {problem:#}");
-                view.state = OperationState::Aborted;
-                view.reason = Some(format!("group {group}: {problem:#}"));
-                let remedy = match is_uncertain(&problem) {
-                    true => uncertain::REMEDY,
-                    false => "the group stays at its home; remove the cause and repeat",
-                };
-                view.remedy = Some(remedy.to_owned());
-            }
+            Err(problem) => self.not_moved(group, &problem, view).await,
         }
         let name = view.state;
         view.finished_ms = Some(self.now());
         view.steps.push(Step { name, at_ms: self.now(), took_ms: None });
         self.show(view);
+        self.step_event(view);
+    }
+
+    /// An aborted move, in the log, the metrics and the ledger as an aborted flip.
+    async fn not_moved(&self, group: &Arc<str>, problem: &anyhow::Error, view: &mut OperationView) {
+        let reason = format!("group {group}: {problem:#}");
+        self.runtime.metrics.group_moves_aborted.add(1);
+        warn!(operation = view.id, reason, "the group was not moved");
+        let text = match is_uncertain(problem) {
+            true => reason.clone(),
+            false => format!("{reason}; it stays on the {}", self.runtime.snapshot().group_home(group)),
+        };
+        let entry = self.entry("abort", Some(&view.id), text);
+        if let Err(problem) = self.stored(move |store| store.append(&entry)).await {
+            error!("the abort of a group's move cannot be stored: {problem:#}");
+        }
+        view.state = OperationState::Aborted;
+        view.reason = Some(reason);
+        let remedy = match is_uncertain(problem) {
+            true => uncertain::REMEDY,
+            false => "the group stays at its home; remove the cause and repeat",
+        };
+        view.remedy = Some(remedy.to_owned());
     }
 
     /// Commits of transactions follow the members where no transaction has them; the next one that takes them in brings
@@ -445,7 +460,30 @@ fn number(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{backend, testing};
     use super::assigned;
+    use crossover_admin_api::model::{OperationKind, OperationState};
+    use crossover_core::ids::ClusterSide;
+    use std::sync::Arc;
+
+    #[tokio::test]
+    async fn an_aborted_move_is_in_the_ledger_and_in_the_metrics() {
+        let control = testing::control([Some(&[]), Some(&[])], &[]);
+        let (group, to) = (Arc::from("g"), ClusterSide::Target);
+        let groups = vec!["g".to_owned()];
+        let mut view =
+            backend::new_operation(&control, "7", OperationKind::GroupMove, to, Vec::new(), groups);
+        control.move_group(&group, to, &mut view).await;
+        assert_eq!(view.state, OperationState::Aborted, "neither cluster has a broker");
+        let ledger = control.stored(|store| store.ledger(0)).await.expect("read");
+        let said: Vec<_> = ledger.iter().map(|e| (e.kind.as_str(), e.operation.as_deref())).collect();
+        assert_eq!(said, [("abort", Some("7"))]);
+        assert!(ledger[0].text.starts_with("group g: ") && ledger[0].text.ends_with("stays on the source"));
+        let metrics = control.runtime.metrics.render();
+        for line in ["crossover_group_moves_aborted_total 1", "crossover_group_moves_done_total 0"] {
+            assert!(metrics.contains(line), "{metrics}");
+        }
+    }
 
     #[test]
     fn the_topics_of_an_assignment_are_read_and_garbage_names_none() {

@@ -15,10 +15,13 @@ mod records;
 mod seed;
 pub(crate) mod state_copy;
 mod takeover;
+#[cfg(test)]
+mod testing;
 pub(crate) mod topology;
 mod transaction_move;
 mod transactions;
 mod uncertain;
+mod unknown;
 mod watch;
 pub(crate) mod writers;
 

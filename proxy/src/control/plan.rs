@@ -3,11 +3,12 @@
 use super::Control;
 use super::boundary::{Lead, Part, Quiet};
 use super::client::{Address, request};
+use super::unknown::{Refusal, unknown_topic};
 use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
 use crossover_core::api::key;
 use crossover_core::cutover;
 use crossover_core::ids::ClusterSide;
-use crossover_core::route::{LinkMode, TopicRoute};
+use crossover_core::route::{LinkMode, Snapshot, TopicRoute};
 use crossover_core::schema::Value;
 use crossover_core::session::{TransactionSeen, lock};
 use std::cmp::Ordering;
@@ -49,17 +50,55 @@ impl Control {
     pub(crate) async fn plan(&self, request: &PlanRequest, dry: bool) -> Plan {
         let to: ClusterSide = request.to.map_or(ClusterSide::Target, Into::into);
         let mut checks = Checks(Vec::new());
+        // As a cutover does, which then asks no cluster: a wish that is fulfilled is not refused.
+        let there = self.are_there(&request.topics, to);
+        let asks_for_groups = request.with_groups || !request.groups.is_empty();
+        let (mut expected, mut groups_move) = (None, false);
+        if there {
+            let fine = format!("already on the {to}, nothing to do: {}", request.topics.join(", "));
+            checks.add("routes", CheckResult::Passed, fine, "");
+        }
+        if !there || asks_for_groups {
+            let reachable = self.check_reachable(&mut checks).await;
+            if !there {
+                expected = self.check_flip(&mut checks, request, to, dry, reachable).await;
+            }
+            if reachable {
+                groups_move = self.check_groups(&mut checks, request, to).await;
+            }
+        }
+        let refused = checks.0.iter().any(|c| c.result == CheckResult::Failed);
+        Plan {
+            revision: self.state().revision.0,
+            to: Side::from(to),
+            topics: request.topics.clone(),
+            groups: request.groups.clone(),
+            checks: checks.0,
+            expected_pause_ms: expected,
+            refused,
+            nothing_to_do: there && !groups_move && !refused,
+        }
+    }
+
+    /// The checks of topics that are to move. Gives the expected pause in milliseconds.
+    async fn check_flip(
+        &self,
+        checks: &mut Checks,
+        request: &PlanRequest,
+        to: ClusterSide,
+        dry: bool,
+        reachable: bool,
+    ) -> Option<f64> {
         let mut expected = None;
-        let routes = self.check_routes(&mut checks, &request.topics, to);
-        let reachable = self.check_reachable(&mut checks).await;
+        let routes = self.check_routes(checks, &request.topics, to);
         if let (Some(routes), true) = (routes, reachable) {
-            if self.check_topics(&mut checks, &routes, to, request.create, dry).await {
+            if self.check_topics(checks, &routes, to, request.create, dry).await {
                 let routes = self.fresh(&routes);
-                self.check_configs(&mut checks, &routes, to, request.force).await;
-                self.check_replicas(&mut checks, &routes);
-                self.check_transactions(&mut checks, &routes, to, request.force).await;
-                self.check_outcomes(&mut checks, &routes);
-                expected = self.check_logs(&mut checks, &routes, to, request.force).await;
+                self.check_configs(checks, &routes, to, request.force).await;
+                self.check_replicas(checks, &routes);
+                self.check_transactions(checks, &routes, to, request.force).await;
+                self.check_outcomes(checks, &routes);
+                expected = self.check_logs(checks, &routes, to, request.force).await;
             } else {
                 let why = "both sides must have the topics first".to_owned();
                 checks.add(
@@ -70,20 +109,8 @@ impl Control {
                 );
             }
         }
-        if reachable {
-            self.check_groups(&mut checks, request, to).await;
-        }
-        self.check_writers(&mut checks, &request.topics, to.other()).await;
-        let refused = checks.0.iter().any(|c| c.result == CheckResult::Failed);
-        Plan {
-            revision: self.state().revision.0,
-            to: Side::from(to),
-            topics: request.topics.clone(),
-            groups: request.groups.clone(),
-            checks: checks.0,
-            expected_pause_ms: expected,
-            refused,
-        }
+        self.check_writers(checks, &request.topics, to.other()).await;
+        expected
     }
 
     fn check_routes(
@@ -92,35 +119,65 @@ impl Control {
         topics: &[String],
         to: ClusterSide,
     ) -> Option<Vec<Arc<TopicRoute>>> {
+        const NAME: &str = "routes";
         let snapshot = self.runtime.snapshot();
         let mut routes = Vec::new();
-        let mut problems = Vec::new();
+        let mut refused = false;
         for name in topics {
-            match snapshot.routes.topic(name) {
-                None => problems
-                    .push(format!("topic {name} does not exist on the {}", snapshot.routes.owner(name))),
-                // Each cluster has its own, also where both have one of this name; no force moves it.
-                Some(route) if self.is_internal(route) => {
-                    problems.push(format!("topic {name} is internal to its cluster and never moves"));
-                }
-                Some(_) if self.closed().unsealed.contains(name.as_str()) => {
-                    problems.extend(self.closed().reason(name));
-                }
-                Some(route) if route.owner == to => {
-                    problems.push(format!("topic {name} is already on the {to}"))
-                }
-                Some(route) => {
-                    problems
-                        .extend(route.frozen.as_ref().map(|why| format!("topic {name} is frozen: {why}")));
-                    problems.extend(self.closed().reason(name));
-                    routes.push(Arc::clone(route));
+            match self.check_route(&snapshot, name, to) {
+                Ok(route) => routes.push(route),
+                Err(Refusal { problem, remedy }) => {
+                    refused = true;
+                    checks.add(NAME, CheckResult::Failed, problem, &remedy);
                 }
             }
         }
-        let problem = (!problems.is_empty()).then(|| problems.join("; "));
-        let fine = format!("{} topics move to the {to}", routes.len());
-        checks.judge("routes", problem, fine, "name topics that the other side owns");
-        problems.is_empty().then_some(routes)
+        if !refused {
+            checks.add(NAME, CheckResult::Passed, format!("{} topics move to the {to}", routes.len()), "");
+        }
+        (!refused).then_some(routes)
+    }
+
+    fn check_route(
+        &self,
+        snapshot: &Snapshot,
+        name: &str,
+        to: ClusterSide,
+    ) -> Result<Arc<TopicRoute>, Refusal> {
+        let refused = |problem: String, remedy: &str| Err(Refusal { problem, remedy: remedy.to_owned() });
+        let Some(route) = snapshot.routes.topic(name) else { return Err(unknown_topic(snapshot, name)) };
+        // Each cluster has its own, also where both have one of this name; no force moves it.
+        if self.is_internal(route) {
+            let problem = format!("topic {name} is internal to its cluster and never moves");
+            return refused(problem, "leave it out");
+        }
+        let uncertain = {
+            let closed = self.closed();
+            closed.reason(name).filter(|_| closed.unsealed.contains(name))
+        };
+        if let Some(problem) = uncertain {
+            return refused(problem, "look at the disk of state.directory, then restart crossover");
+        }
+        if route.owner == to {
+            let problem = format!("topic {name} is already on the {to}");
+            return refused(
+                problem,
+                "leave it out: it needs no move, and the topics of one command move together",
+            );
+        }
+        if let Some(why) = &route.frozen {
+            let problem = format!("topic {name} is frozen: {why}");
+            return refused(
+                problem,
+                "see its alarm in `crossover status`, and frozen-route in docs/runbook.md",
+            );
+        }
+        match self.closed().reason(name) {
+            Some(problem) => {
+                refused(problem, "repeat it in a moment; if it stays, see the alarms in `crossover status`")
+            }
+            None => Ok(Arc::clone(route)),
+        }
     }
 
     /// Whether writers that bypass the proxy are kept out of the old log behind the flip.
@@ -675,7 +732,8 @@ impl Control {
         }
     }
 
-    async fn check_groups(&self, checks: &mut Checks, request: &PlanRequest, to: ClusterSide) {
+    /// Whether any group would move along.
+    async fn check_groups(&self, checks: &mut Checks, request: &PlanRequest, to: ClusterSide) -> bool {
         if request.groups.is_empty() && !request.with_groups {
             checks.add(
                 "groups",
@@ -683,19 +741,21 @@ impl Control {
                 "groups keep their home; their members are served there through the proxy".to_owned(),
                 "move them with `crossover groups move`",
             );
-            return;
+            return false;
+        }
+        if let Some(Refusal { problem, remedy }) = self.unknown_group(&request.groups).await {
+            checks.add("groups", CheckResult::Failed, problem, &remedy);
+            return false;
         }
         let created: &[String] = if request.create { &request.topics } else { &[] };
         let wait = match self.first_rebalance_ms(to).await {
             Some(ms) => format!("about {ms} ms (the {to}'s group.initial.rebalance.delay.ms)"),
             None => format!("the {to}'s group.initial.rebalance.delay.ms, which it did not tell"),
         };
-        for group in self.groups_of(&request.groups, request.with_groups, &request.topics, to).await {
-            let problem = self
-                .check_group(&group, to, created)
-                .await
-                .err()
-                .map(|why| format!("group {group}: {why:#}"));
+        let groups = self.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+        for group in &groups {
+            let problem =
+                self.check_group(group, to, created).await.err().map(|why| format!("group {group}: {why:#}"));
             checks.judge(
                 "groups",
                 problem,
@@ -703,6 +763,7 @@ impl Control {
                 "leave the group out, or remove the cause",
             );
         }
+        !groups.is_empty()
     }
 }
 
@@ -768,7 +829,36 @@ fn trails(quiet: &Quiet, ends: &BTreeMap<Part, i64>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use super::super::testing;
+    use super::{Checks, utc};
+    use crossover_admin_api::model::{CheckResult, PlanRequest};
+    use crossover_core::ids::ClusterSide;
+
+    #[tokio::test]
+    async fn a_plan_of_a_topic_that_is_there_has_nothing_to_do_as_its_cutover() {
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &["orders"]);
+        let request = PlanRequest { topics: vec!["orders".to_owned()], ..PlanRequest::default() };
+        let plan = control.plan(&request, true).await;
+        assert!(plan.nothing_to_do && !plan.refused, "{plan:?}");
+        let said: Vec<_> = plan.checks.iter().map(|check| (check.name.as_str(), check.result)).collect();
+        assert_eq!(said, [("routes", CheckResult::Passed)], "no cluster is asked: {plan:?}");
+        // Back again there is much to do; here both clusters are down.
+        let back = PlanRequest { to: Some(ClusterSide::Source.into()), ..request };
+        let plan = control.plan(&back, true).await;
+        assert!(plan.refused && !plan.nothing_to_do, "{plan:?}");
+    }
+
+    #[test]
+    fn each_topic_that_cannot_move_has_its_own_remedy() {
+        let control = testing::control([Some(&["orders", "new"]), Some(&["orders"])], &["orders"]);
+        let mut checks = Checks(Vec::new());
+        let topics = ["orders", "new", "odrers"].map(str::to_owned);
+        assert!(control.check_routes(&mut checks, &topics, ClusterSide::Target).is_none());
+        let said: Vec<_> = checks.0.iter().map(|c| (c.detail.as_str(), c.remedy.as_str())).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].0.contains("orders is already on the target") && said[0].1.contains("leave it out"));
+        assert!(said[1].0.contains("odrers does not exist") && said[1].1.contains("did you mean orders?"));
+    }
 
     #[test]
     fn r23_dates_are_right() {

@@ -43,6 +43,22 @@ impl Screen {
         Ok(())
     }
 
+    /// One line per second until something has ended.
+    pub(super) async fn watch_until<T>(
+        &mut self,
+        cast: &mut Cast,
+        work: impl Future<Output = T>,
+    ) -> anyhow::Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                // What it drops half-way is its sleep.
+                ticked = self.tick(cast) => ticked?,
+            }
+        }
+    }
+
     /// Until every producer has been acknowledged and every group has been served something.
     pub(super) async fn until_everyone_works(
         &mut self,
@@ -103,7 +119,7 @@ impl Screen {
     pub(super) fn flipped(&self, record: &FlipRecord, took: Duration) {
         let held = record.hold_ms.map_or("an unknown time".to_owned(), |ms| format!("{ms:.1} ms"));
         self.say(&format!(
-            "{TOPIC} is on the {}: {} of {PARTITIONS} partitions moved, produce was held for {held}, the command took {} ms",
+            "{TOPIC} is on the {}: {} of {PARTITIONS} partitions moved, produce was held for {held} (from the end of FENCE to RELEASE), the command took {} ms",
             record.owner,
             record.partitions.len(),
             took.as_millis(),

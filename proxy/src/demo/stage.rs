@@ -49,6 +49,21 @@ struct Started {
     _directory: Arc<Directory>,
 }
 
+pub(super) struct Clusters {
+    source: Started,
+    target: Started,
+}
+
+impl Clusters {
+    /// The part of a configuration that names them, and what they have.
+    pub(super) fn introduction(&self) -> String {
+        format!(
+            "Source: Kafka {SOURCE_VERSION}, target: Kafka {TARGET_VERSION}, {BROKERS} brokers each; both have a topic {TOPIC} of {PARTITIONS} partitions.\n\n{}\nCtrl-C ends them.\n",
+            cluster_sections(&self.source.cluster.bootstrap(), &self.target.cluster.bootstrap())
+        )
+    }
+}
+
 struct Ports {
     bootstrap: u16,
     admin: u16,
@@ -58,10 +73,7 @@ struct Ports {
 impl Stage {
     /// Two clusters with the topic, and a proxy that is ready.
     pub(super) async fn start(directory: &Arc<Directory>) -> anyhow::Result<Stage> {
-        let (source, target) = tokio::try_join!(
-            start_cluster("source", SOURCE_VERSION, directory),
-            start_cluster("target", TARGET_VERSION, directory)
-        )?;
+        let Clusters { source, target } = start_clusters(directory).await?;
         let ports = choose_ports()?;
         let path = &directory.path;
         let config = path.join("crossover.toml");
@@ -136,6 +148,15 @@ impl Stage {
     }
 }
 
+/// Two clusters with the topic.
+pub(super) async fn start_clusters(directory: &Arc<Directory>) -> anyhow::Result<Clusters> {
+    let (source, target) = tokio::try_join!(
+        start_cluster("source", SOURCE_VERSION, directory),
+        start_cluster("target", TARGET_VERSION, directory)
+    )?;
+    Ok(Clusters { source, target })
+}
+
 async fn start_cluster(name: &str, version: &str, directory: &Arc<Directory>) -> anyhow::Result<Started> {
     let (place, directory) = (Some(directory.path.join(name)), Arc::clone(directory));
     let spec = ClusterSpec { name: name.to_owned(), directory: place, ..ClusterSpec::new(version, BROKERS) };
@@ -161,23 +182,24 @@ fn choose_ports() -> anyhow::Result<Ports> {
 }
 
 fn configuration(source: &Cluster, target: &Cluster, ports: &Ports, directory: &Path) -> String {
-    let list = |cluster: &Cluster| {
-        let addresses: Vec<String> =
-            cluster.bootstrap().split(',').map(|address| format!("{address:?}")).collect();
-        addresses.join(", ")
-    };
     let last_node = usize::from(ports.first_node) + NODE_PORTS - 1;
     format!(
-        "[source]\nbootstrap = [{}]\n\n[target]\nbootstrap = [{}]\n\n\
-         [listener]\nbootstrap = \"127.0.0.1:{}\"\nnode_ports = \"{}-{last_node}\"\n\n\
+        "{}\n[listener]\nbootstrap = \"127.0.0.1:{}\"\nnode_ports = \"{}-{last_node}\"\n\n\
          [admin]\naddress = \"127.0.0.1:{}\"\n\n[state]\ndirectory = {:?}\n",
-        list(source),
-        list(target),
+        cluster_sections(&source.bootstrap(), &target.bootstrap()),
         ports.bootstrap,
         ports.first_node,
         ports.admin,
         directory.join("state").display().to_string(),
     )
+}
+
+fn cluster_sections(source: &str, target: &str) -> String {
+    let list = |addresses: &str| {
+        let quoted: Vec<String> = addresses.split(',').map(|address| format!("{address:?}")).collect();
+        quoted.join(", ")
+    };
+    format!("[source]\nbootstrap = [{}]\n\n[target]\nbootstrap = [{}]\n", list(source), list(target))
 }
 
 async fn start_proxy(config: &Path, log: &Path) -> anyhow::Result<Child> {
@@ -208,4 +230,18 @@ async fn dies_with_parent(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(SETPRIV).arg(program);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cluster_sections;
+
+    #[test]
+    fn the_clusters_are_shown_as_a_configuration_has_them() {
+        let shown = cluster_sections("127.0.0.1:19092,127.0.0.1:19093", "127.0.0.1:29092");
+        let text = format!("{shown}\n[listener]\nbootstrap = \"127.0.0.1:9092\"\n");
+        let config = crossover_config::parse(&text, std::path::Path::new("crossover.toml")).expect("valid");
+        let named = [&config.source, &config.target].map(|cluster| cluster.bootstrap.len());
+        assert_eq!(named, [2, 1]);
+    }
 }

@@ -44,6 +44,13 @@ fn plan_refusals() -> Result<()> {
     // A repeated command finds its wish fulfilled: exit status 0, and nothing is moved again.
     ensure!(flip(&rig, "cutover", &["orders"])?.iter().all(|record| record["ok"] == true));
     unchanged(&rig, &after)?;
+    // So does the plan, in the same words.
+    for verb in ["plan", "cutover"] {
+        let output = rig.crossover(&[verb, "orders"])?;
+        let said = text(&output);
+        ensure!(output.status.success(), "{verb} ended with {}: {said}", output.status);
+        ensure!(said.contains("orders is already on the target; nothing to do."), "{verb} says: {said}");
+    }
     rig.keep = false;
     Ok(())
 }

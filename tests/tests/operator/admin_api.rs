@@ -101,6 +101,22 @@ fn nonsense_is_refused_and_changes_nothing() -> Result<()> {
             400,
             "group",
         ),
+        (
+            "a group that nobody knows",
+            post(
+                &rig,
+                "/v1/groups/move",
+                &json!({ "group": "ordesr", "to": "target", "expected_revision": now }),
+            ),
+            422,
+            "Group ordesr is not known",
+        ),
+        (
+            "a group that nobody knows, with its topic",
+            cutover(json!({ "topics": ["payments"], "groups": ["ordesr"], "expected_revision": now })),
+            422,
+            "Group ordesr is not known",
+        ),
     ];
     let mut problems = Vec::new();
     for (name, answer, code, message) in wrong {
