@@ -81,7 +81,7 @@ fn a_syntax_error_is_one_problem_with_its_place() {
     one_problem(&with_smallest("[log]\nfilter = \n"), &["18:10: TOML syntax: ", "; correct it there"]);
     // A quote that is not closed spoils everything behind it: of what comes of that, nothing is told.
     let open = replaced("\"127.0.0.1:19092\"", "\"127.0.0.1:19092");
-    one_problem(&open, &["2:", "TOML syntax"]);
+    one_problem(&open, &["2:31: TOML syntax"]);
     one_problem("what is this?\n{}\n[[[\n", &["1:", "TOML syntax"]);
 }
 

@@ -81,7 +81,7 @@ async fn clusters_only(directory: &Arc<Directory>, mut terminate: Signal) -> any
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    println!("Both clusters are being ended; nothing is left running.");
+    println!("Both clusters are being ended; nothing will be left running.");
     Ok(true)
 }
 

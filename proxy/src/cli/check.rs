@@ -32,7 +32,7 @@ pub(super) async fn check(file: &Path, json: bool) -> anyhow::Result<Outcome> {
     let mut problems = judge(&probed);
     let ports = judge_ports(config.listener.node_ports, &probed);
     problems.extend(ports.as_ref().err().cloned());
-    let notes: Vec<String> = ports.into_iter().collect();
+    let notes: Vec<String> = ports.ok().flatten().into_iter().collect();
     if json {
         let clusters: Vec<Value> = probed.iter().map(probed_json).collect();
         let ok = problems.is_empty();
@@ -89,38 +89,33 @@ pub(super) fn judge(probed: &[Probed]) -> Vec<String> {
     problems
 }
 
-/// Every broker of both clusters needs a port of its own: `Ok` tells how many are left, `Err` that there are too few.
-pub(super) fn judge_ports(range: PortRange, probed: &[Probed]) -> Result<String, String> {
+/// Every broker of both clusters needs a port of its own. `Ok` tells how many are left, where both clusters have said how
+/// many brokers they have; `Err`, that there are too few.
+pub(super) fn judge_ports(range: PortRange, probed: &[Probed]) -> Result<Option<String>, String> {
     let brokers = |side| {
         let found = probed.iter().filter(|one| one.side == side).filter_map(|one| one.result.as_ref().ok());
         found.map(|found| found.brokers).max()
     };
     let known = [Side::Source, Side::Target].map(brokers);
-    let wanted: usize = known.iter().flatten().sum();
-    let ports = range.count();
-    let which = format!("`listener.node_ports` {}-{}", range.first, range.last);
     let counted = match known {
         [Some(source), Some(target)] => {
             format!("{source} running brokers of the source and {target} of the target")
         }
-        [Some(source), None] => {
-            format!("{source} running brokers of the source, those of the target are not known")
-        }
-        [None, Some(target)] => {
-            format!("{target} running brokers of the target, those of the source are not known")
-        }
-        [None, None] => "brokers that are not known".to_owned(),
+        [Some(source), None] => format!("{source} running brokers of the source alone"),
+        [None, Some(target)] => format!("{target} running brokers of the target alone"),
+        [None, None] => return Ok(None),
     };
+    let (ports, wanted) = (range.count(), known.iter().flatten().sum::<usize>());
+    let said = format!("`listener.node_ports` {}-{}: {ports} ports for {counted}", range.first, range.last);
     match ports.checked_sub(wanted) {
         None => Err(format!(
-            "{which}: {ports} ports for {counted}; each needs its own, and those without one cannot be reached: widen the range to {wanted} ports at least, and some more for brokers that are added."
+            "{said}; each needs its own, and those without one cannot be reached: widen the range to {wanted} ports at least, and some more for brokers that are added."
         )),
-        Some(0) => Ok(format!(
-            "{which}: {ports} ports for {counted}; none is left: a broker that is added cannot be reached before the range is widened and Crossover restarted."
-        )),
-        Some(left) => {
-            Ok(format!("{which}: {ports} ports for {counted}; {left} are left for brokers that are added."))
-        }
+        Some(_) if known.contains(&None) => Ok(None),
+        Some(0) => Ok(Some(format!(
+            "{said}; none is left: a broker that is added cannot be reached before the range is widened and Crossover restarted."
+        ))),
+        Some(left) => Ok(Some(format!("{said}; {left} are left for brokers that are added."))),
     }
 }
 

@@ -236,8 +236,8 @@ async fn move_groups(
     to: ClusterSide,
     mut view: OperationView,
 ) {
-    let groups = control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
-    let mut failed = Vec::new();
+    let (groups, mut failed) =
+        control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
     for group in groups {
         let id = format!("{}-{group}", view.id);
         let mut moved =

@@ -275,28 +275,32 @@ impl Control {
         self.check_room(&commits, to, created)
     }
 
-    /// The groups that move along with topics: those named, and with `all` those that read the topics.
+    /// The groups that move along with topics: those named, and with `all` those that read the topics. Then what is wrong
+    /// with groups of which that could not be found out: they stay.
     pub(crate) async fn groups_of(
         &self,
         named: &[String],
         all: bool,
         topics: &[String],
         to: ClusterSide,
-    ) -> Vec<Arc<str>> {
+    ) -> (Vec<Arc<str>>, Vec<String>) {
         let snapshot = self.runtime.snapshot();
         let mut groups: BTreeSet<Arc<str>> = named.iter().map(|g| Arc::from(g.as_str())).collect();
-        if all {
-            for group in self.runtime.shared.groups.names() {
-                match self.reads(to.other(), &group, topics).await {
-                    Ok(true) => drop(groups.insert(group)),
-                    Ok(false) => {}
-                    Err(problem) => {
-                        warn!(%group, "its commits cannot be read, it stays at its home: {problem:#}")
-                    }
-                }
+        let mut unread = Vec::new();
+        let seen = if all { self.runtime.shared.groups.names() } else { Vec::new() };
+        let seen = seen.into_iter().filter(|group| snapshot.group_home(group) != to);
+        for group in seen.collect::<BTreeSet<_>>() {
+            match self.reads(to.other(), &group, topics).await {
+                Ok(true) => drop(groups.insert(group)),
+                Ok(false) => {}
+                Err(problem) => unread.push(format!(
+                    "group {group}: it cannot be found out whether it reads the topics, it stays at its home: {problem:#}"
+                )),
             }
         }
-        groups.into_iter().filter(|g| snapshot.group_home(g) != to).collect()
+        groups.retain(|group| snapshot.group_home(group) != to);
+        unread.iter().for_each(|problem| warn!("{problem}"));
+        (groups.into_iter().collect(), unread)
     }
 
     /// A group reads a topic when it has commits for it, or a member with partitions of it: one that has just begun has
@@ -465,6 +469,17 @@ mod tests {
     use crossover_admin_api::model::{OperationKind, OperationState};
     use crossover_core::ids::ClusterSide;
     use std::sync::Arc;
+
+    #[tokio::test]
+    async fn a_group_that_cannot_be_read_is_told_and_not_left_out_in_silence() {
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
+        control.runtime.shared.groups.alive("g", "m", 1, None, control.runtime.now_ms());
+        let topics = ["orders".to_owned()];
+        let (groups, unread) = control.groups_of(&[], true, &topics, ClusterSide::Target).await;
+        assert!(groups.is_empty() && unread.len() == 1 && unread[0].starts_with("group g: "), "{unread:?}");
+        let at_home = control.groups_of(&[], true, &topics, ClusterSide::Source).await;
+        assert_eq!(at_home, (Vec::new(), Vec::new()), "nothing is to be found out of one that need not move");
+    }
 
     #[tokio::test]
     async fn an_aborted_move_is_in_the_ledger_and_in_the_metrics() {

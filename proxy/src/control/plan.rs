@@ -732,7 +732,7 @@ impl Control {
         }
     }
 
-    /// Whether any group would move along.
+    /// Whether any group would move along, or ought to perhaps.
     async fn check_groups(&self, checks: &mut Checks, request: &PlanRequest, to: ClusterSide) -> bool {
         if request.groups.is_empty() && !request.with_groups {
             checks.add(
@@ -752,7 +752,17 @@ impl Control {
             Some(ms) => format!("about {ms} ms (the {to}'s group.initial.rebalance.delay.ms)"),
             None => format!("the {to}'s group.initial.rebalance.delay.ms, which it did not tell"),
         };
-        let groups = self.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+        let (groups, unread) =
+            self.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+        let stays = !unread.is_empty();
+        for problem in unread {
+            checks.add(
+                "groups",
+                CheckResult::Warned,
+                problem,
+                "wait until it is stable, or move it by name later",
+            );
+        }
         for group in &groups {
             let problem =
                 self.check_group(group, to, created).await.err().map(|why| format!("group {group}: {why:#}"));
@@ -763,7 +773,7 @@ impl Control {
                 "leave the group out, or remove the cause",
             );
         }
-        !groups.is_empty()
+        stays || !groups.is_empty()
     }
 }
 
