@@ -207,11 +207,6 @@ pub(super) trait GroupApi: Send {
     /// The request in the home's terms.
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct;
 
-    /// Whether an answer of `home` says nothing any more: then the request is sent again, to where the home is by now.
-    fn is_void(&self, _cx: &Cx<'_>, _home: ClusterSide) -> bool {
-        false
-    }
-
     /// The answer in the client's terms.
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, response: Struct) -> Step {
         let _ = (cx, home);
@@ -336,7 +331,6 @@ impl<A: GroupApi> GroupCall<A> {
         };
         match cx.decode(cx.header.api_key, &frame, body_at, version) {
             Err(reason) => Step::Close(reason),
-            Ok(_) if self.api.is_void(cx, self.home) => self.again(cx),
             Ok(response) if !native && is_elsewhere(&response) && !self.finder.is_over(cx) => self.again(cx),
             Ok(response) => self.api.response(cx, self.home, response),
         }

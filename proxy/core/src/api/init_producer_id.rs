@@ -112,12 +112,6 @@ impl GroupApi for InitTransactions {
         request
     }
 
-    /// Who has an identity of the old home would be fenced at the new one, by the instance before it that it was to fence.
-    fn is_void(&self, cx: &Cx<'_>, home: ClusterSide) -> bool {
-        let id = self.0.str("TransactionalId");
-        cx.snapshot.transaction_home(id) != home || cx.shared.transactions.is_moving(id)
-    }
-
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         if response.i16("ErrorCode") == code::NONE {
             transactions::ended(cx, self.0.str("TransactionalId"));

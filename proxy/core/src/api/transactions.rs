@@ -105,8 +105,6 @@ enum Stage {
     Moving {
         to: ClusterSide,
     },
-    /// The same, and its client has gone.
-    Left,
     /// The group's commits are being moved.
     MovingOffsets,
     /// The group's commits are being moved for another transaction.
@@ -241,10 +239,6 @@ impl<A: Beginning> Operation for Begin<A> {
     }
 
     fn on_errand_done(&mut self, cx: &mut Cx<'_>, part: u32, done: ErrandDone) -> Step {
-        if self.stage == Stage::Left {
-            self.answered(cx, false);
-            return Step::Done;
-        }
         if let (Stage::Moving { to }, Ok(true)) = (self.stage, &done) {
             cx.shared.transactions.moved(&self.call.api().group(), to);
         }
@@ -263,7 +257,7 @@ impl<A: Beginning> Operation for Begin<A> {
                 cx.deadline_ms = None;
                 self.begin(cx)
             }
-            Stage::Moving { .. } | Stage::MovingOffsets | Stage::Left => Step::Pending,
+            Stage::Moving { .. } | Stage::MovingOffsets => Step::Pending,
             Stage::AwaitingOffsets => {
                 cx.deadline_ms = None;
                 self.take_offsets(cx)
@@ -276,11 +270,6 @@ impl<A: Beginning> Operation for Begin<A> {
     }
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
-        // The move goes on: until it is over, a new instance must not be given an identity where the id was.
-        if let Stage::Moving { .. } = self.stage {
-            self.stage = Stage::Left;
-            return Step::Pending;
-        }
         // What was sent may have begun a transaction, or still will: then only its coordinator ends it.
         if self.stage != Stage::Held {
             self.answered(cx, self.call.was_sent());
