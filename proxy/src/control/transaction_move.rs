@@ -170,6 +170,7 @@ impl Control {
         self.stored(move |store| store.put_transaction(&name, &stored, &entry))
             .await
             .context("the home of the transactional id cannot be stored")?;
+        self.runtime.shared.transactions.moved(id, to);
         Arc::make_mut(&mut self.state().transactions).0.insert(Arc::clone(id), route);
         self.publish();
         Ok(())
