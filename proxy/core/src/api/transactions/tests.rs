@@ -450,3 +450,19 @@ fn trap_7_a_move_whose_client_has_gone_is_seen_through() {
     assert!(rig.sent().is_empty() && rig.shared.transactions.all_open().is_empty());
     assert!(rig.shared.transactions.ask_identity(ID, Target).is_some());
 }
+
+#[test]
+fn trap_7_the_end_of_a_transaction_is_not_sent_again_for_a_client_that_has_gone() {
+    let mut rig = flipped();
+    move_home(&mut rig);
+    add_partitions(&mut rig, TOPIC);
+    let added = look_up(&mut rig);
+    rig.answer(&added, |_| {});
+    end(&mut rig, CLIENT);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::END_TXN, Target));
+    rig.handle(crate::session::Event::ClientGone);
+    rig.lose(&sent);
+    rig.pass(RETRY_MS);
+    assert!(rig.sent().is_empty(), "its client has asked elsewhere, and begun another one");
+}
