@@ -169,6 +169,7 @@ impl Control {
         let (name, stored) = (Arc::clone(id), route.clone());
         let stored = self.stored(move |store| store.put_transaction(&name, &stored, &entry)).await;
         self.transaction_stored(id, stored).context("the home of the transactional id cannot be stored")?;
+        self.runtime.shared.transactions.moved(id, to);
         Arc::make_mut(&mut self.state().transactions).0.insert(Arc::clone(id), route);
         self.publish();
         Ok(())

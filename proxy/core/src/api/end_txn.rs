@@ -46,7 +46,9 @@ impl GroupApi for EndTxn {
 
     fn response(&mut self, cx: &mut Cx<'_>, _home: ClusterSide, response: Struct) -> Step {
         if OVER.contains(&response.i16("ErrorCode")) {
-            transactions::ended(cx, self.0.str("TransactionalId"));
+            // A producer that was fenced knows nothing of what the next one has open.
+            let producer = transactions::client(&self.0, NAMES);
+            transactions::ended(cx, self.0.str("TransactionalId"), Some(producer));
         }
         Step::Reply(response)
     }

@@ -237,12 +237,13 @@ pub(super) struct GroupCall<A> {
     sent_to: Option<UpstreamKey>,
     /// A coordinator may have carried it out, whatever became of the connection.
     was_sent: bool,
+    is_gone: bool,
 }
 
 impl<A: GroupApi> GroupCall<A> {
     pub(super) fn new(api: A) -> GroupCall<A> {
         let finder = Finder { kind: api.kind(), ..Finder::new(api.group(), api.class()) };
-        GroupCall { api, finder, home: ClusterSide::Source, sent_to: None, was_sent: false }
+        GroupCall { api, finder, home: ClusterSide::Source, sent_to: None, was_sent: false, is_gone: false }
     }
 
     /// At the home as it is now: it may have moved while this request waited.
@@ -319,6 +320,7 @@ impl<A: GroupApi> Operation for GroupCall<A> {
     }
 
     fn on_client_gone(&mut self, _cx: &mut Cx<'_>) -> Step {
+        self.is_gone = true;
         if self.api.is_change() && self.sent_to.is_some() { Step::Pending } else { Step::Done }
     }
 }
@@ -343,7 +345,12 @@ impl<A: GroupApi> GroupCall<A> {
         if native || self.finder.is_over(cx) { self.api.unavailable(cx) } else { self.again(cx) }
     }
 
+    /// A client that has gone asks again by itself, and has perhaps gone on since: sent once more, the end of its transaction
+    /// would end the next one.
     fn again(&mut self, cx: &mut Cx<'_>) -> Step {
+        if self.is_gone {
+            return Step::Done;
+        }
         self.finder.forget(cx, self.home);
         self.sent_to = None;
         Step::Pending

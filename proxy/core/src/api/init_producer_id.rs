@@ -11,6 +11,7 @@ use crate::ids::ClusterSide;
 use crate::producer::{pid, transaction};
 use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
+use std::sync::Arc;
 
 /// An init producer id request of a producer without transactions.
 pub(super) struct InitProducerId {
@@ -71,42 +72,61 @@ impl Operation for InitProducerId {
 const FENCED_SINCE: i16 = 4;
 
 /// An init producer id request with a transactional id: what was open before is aborted.
-pub(super) struct InitTransactions(pub(super) Struct);
+pub(super) struct InitTransactions {
+    request: Struct,
+    /// While it is under way, the id stays at the home that was asked.
+    asking: Option<Arc<()>>,
+}
 
 impl InitTransactions {
+    pub(super) fn new(request: Struct) -> InitTransactions {
+        InitTransactions { request, asking: None }
+    }
+
     /// One that has an identity asks for its next epoch (KIP-360).
     fn has_producer(&self) -> bool {
-        self.0.has("ProducerId") && self.0.i64("ProducerId") >= 0
+        self.request.has("ProducerId") && self.request.i64("ProducerId") >= 0
+    }
+
+    fn id(&self) -> &str {
+        self.request.str("TransactionalId")
     }
 }
 
 impl GroupApi for InitTransactions {
     fn group(&self) -> String {
-        self.0.str("TransactionalId").to_owned()
+        self.id().to_owned()
     }
 
     fn kind(&self) -> CoordinatorType {
         CoordinatorType::Transaction
     }
 
-    /// While the id is moved for a transaction of another instance: where it was, that one would not be fenced any more.
-    fn waits_ms(&self, cx: &Cx<'_>) -> Option<i64> {
-        cx.shared.transactions.is_moving(self.0.str("TransactionalId")).then_some(transactions::RETRY_MS)
+    /// It waits while the id is moved for a transaction of another instance: where it was, that one would not be fenced any
+    /// more. From now on no move begins.
+    fn instead(&mut self, cx: &mut Cx<'_>) -> Option<Step> {
+        let home = cx.snapshot.transaction_home(self.id());
+        self.asking = cx.shared.transactions.ask_identity(self.id(), home);
+        if self.asking.is_some() {
+            return None;
+        }
+        cx.wake_at(cx.now_ms + transactions::RETRY_MS);
+        Some(Step::Pending)
     }
 
     fn local(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Option<Step> {
-        if !self.has_producer() || !transactions::is_fenced(cx, &self.0, home, NAMES) {
+        if !self.has_producer() || !transactions::is_fenced(cx, &self.request, home, NAMES) {
             return None;
         }
         transactions::failed(cx, transactions::fenced(cx, FENCED_SINCE)).map(Step::Reply)
     }
 
     fn request(&mut self, cx: &mut Cx<'_>, home: ClusterSide) -> Struct {
-        let mut request = self.0.clone();
+        let mut request = self.request.clone();
         if self.has_producer() {
             transactions::to_native(cx, &mut request, home, NAMES);
         } else {
-            let name = cx.snapshot.transactions.physical(self.0.str("TransactionalId"), home).into_owned();
+            let name = cx.snapshot.transactions.physical(self.id(), home).into_owned();
             request.set("TransactionalId", name);
         }
         request
@@ -114,7 +134,7 @@ impl GroupApi for InitTransactions {
 
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         if response.i16("ErrorCode") == code::NONE {
-            transactions::ended(cx, self.0.str("TransactionalId"));
+            transactions::ended(cx, self.id(), None);
             response.set("ProducerId", transaction::to_client(home, response.i64("ProducerId")));
         }
         Step::Reply(response)

@@ -107,7 +107,7 @@ pub fn open(header: &RequestHeader, frame: &Bytes, snapshot: &Snapshot) -> Resul
         key::DESCRIBE_CLUSTER => Opened::new(describe_cluster::DescribeCluster::new(body)),
         key::FIND_COORDINATOR => Opened::new(fan::Fan::new(find_coordinator::FindCoordinator::new(body))),
         key::INIT_PRODUCER_ID if !body.is_null("TransactionalId") => {
-            Opened::new(GroupCall::new(init_producer_id::InitTransactions(body)))
+            Opened::new(GroupCall::new(init_producer_id::InitTransactions::new(body)))
         }
         key::INIT_PRODUCER_ID => Opened::new(init_producer_id::InitProducerId::new(body)),
         key::CREATE_TOPICS | key::CREATE_PARTITIONS | key::DELETE_TOPICS => {

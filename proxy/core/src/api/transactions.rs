@@ -64,9 +64,10 @@ pub(super) fn failed(cx: &Cx<'_>, error: i16) -> Option<Struct> {
     Some(response)
 }
 
-/// The transaction is over: a flip may wait for that.
-pub(super) fn ended(cx: &mut Cx<'_>, id: &str) {
-    if cx.shared.transactions.end(id) {
+/// The transaction of the id is over, or that of one of its producers: a flip may wait for that.
+pub(super) fn ended(cx: &mut Cx<'_>, id: &str, producer: Option<Identity>) {
+    let registry = &cx.shared.transactions;
+    if producer.map_or_else(|| registry.end(id), |producer| registry.end_of(id, producer)) {
         cx.emit(Effect::GateDrained);
     }
 }
@@ -95,6 +96,7 @@ pub(super) struct Begin<A> {
     call: GroupCall<A>,
     arrived_ms: i64,
     stage: Stage,
+    is_gone: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -102,9 +104,7 @@ enum Stage {
     /// Not let in: a flip closes the topics, or another request moves the transactional id.
     Held,
     /// The transactional id is being moved.
-    Moving {
-        to: ClusterSide,
-    },
+    Moving,
     /// The group's commits are being moved.
     MovingOffsets,
     /// The group's commits are being moved for another transaction.
@@ -114,7 +114,7 @@ enum Stage {
 
 impl<A: Beginning> Begin<A> {
     pub(super) fn new(api: A) -> Begin<A> {
-        Begin { call: GroupCall::new(api), arrived_ms: 0, stage: Stage::Held }
+        Begin { call: GroupCall::new(api), arrived_ms: 0, stage: Stage::Held, is_gone: false }
     }
 
     fn begin(&mut self, cx: &mut Cx<'_>) -> Step {
@@ -156,7 +156,7 @@ impl<A: Beginning> Begin<A> {
             (Begun::Again, _) => self.take_offsets(cx),
             (Begun::First, _) if home == to => self.take_offsets(cx),
             (Begun::First, _) => {
-                self.stage = Stage::Moving { to };
+                self.stage = Stage::Moving;
                 cx.run_errand(HOME, Errand::MoveTransactionalId { id: Arc::from(id), to, client: producer });
                 Step::Pending
             }
@@ -239,8 +239,9 @@ impl<A: Beginning> Operation for Begin<A> {
     }
 
     fn on_errand_done(&mut self, cx: &mut Cx<'_>, part: u32, done: ErrandDone) -> Step {
-        if let (Stage::Moving { to }, Ok(true)) = (self.stage, &done) {
-            cx.shared.transactions.moved(&self.call.api().group(), to);
+        if self.is_gone {
+            self.answered(cx, false);
+            return Step::Done;
         }
         match done {
             Ok(true) => self.take_offsets(cx),
@@ -257,7 +258,7 @@ impl<A: Beginning> Operation for Begin<A> {
                 cx.deadline_ms = None;
                 self.begin(cx)
             }
-            Stage::Moving { .. } | Stage::MovingOffsets => Step::Pending,
+            Stage::Moving | Stage::MovingOffsets => Step::Pending,
             Stage::AwaitingOffsets => {
                 cx.deadline_ms = None;
                 self.take_offsets(cx)
@@ -270,6 +271,10 @@ impl<A: Beginning> Operation for Begin<A> {
     }
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
+        // The move goes on: until it is over, nobody may get an identity where the id was.
+        if self.stage == Stage::Moving && !std::mem::replace(&mut self.is_gone, true) {
+            return Step::Pending;
+        }
         // What was sent may have begun a transaction, or still will: then only its coordinator ends it.
         if self.stage != Stage::Held {
             self.answered(cx, self.call.was_sent());

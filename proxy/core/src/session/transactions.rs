@@ -63,6 +63,10 @@ struct Inner {
     openings: HashMap<Arc<str>, Opening>,
     /// Transactional ids of which nothing is known but that they have asked, and since when.
     strangers: HashMap<Arc<str>, i64>,
+    /// Transactional ids that have moved since the start.
+    homes: HashMap<Arc<str>, ClusterSide>,
+    /// Transactional ids whose coordinator is being asked for an identity, while somebody else holds their token.
+    asking: HashMap<Arc<str>, Arc<()>>,
     closed: BTreeSet<Arc<str>>,
     /// Groups whose commits are being moved, with how many times.
     closed_groups: BTreeMap<Arc<str>, usize>,
@@ -97,16 +101,19 @@ pub enum Begun {
 }
 
 impl TransactionRegistry {
-    /// A transaction of `id` takes in `topics`. Whoever is let in says with [`Self::answered`] what became of it, and, where
-    /// its plan moves the transactional id, with [`Self::moved`] that this is done.
+    /// A transaction of `id` takes in `topics`. Whoever is let in says with [`Self::answered`] what became of it; where its
+    /// plan moves the transactional id, whoever moves it says with [`Self::moved`] that this is done.
     pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, plan: TransactionPlan, now_ms: i64) -> Begun {
         let mut inner = lock(&self.inner);
         let is_open = inner.openings.contains_key(id);
-        let is_late = match inner.openings.get(id) {
-            None => plan.revision < inner.since,
-            Some(opening) => plan.revision < opening.revision || opening.at != Some(plan.home),
-        };
-        if is_late || inner.closed_ids.contains(id) || inner.must_wait(id, topics, is_open) {
+        let is_late = plan.revision < inner.since
+            || inner.openings.get(id).is_some_and(|o| plan.revision < o.revision || o.at != Some(plan.home))
+            || inner.is_elsewhere(id, plan.home);
+        // What is asked of the old home meanwhile would not count at the new one: whoever gets that identity would be taken
+        // for an earlier producer, and the one before it would go on.
+        let would_move = !is_open && plan.home != plan.to;
+        let must_stay = would_move && inner.is_asking(id);
+        if is_late || must_stay || inner.closed_ids.contains(id) || inner.must_wait(id, topics, is_open) {
             return Begun::Hold;
         }
         inner.make_room(id);
@@ -141,9 +148,12 @@ impl TransactionRegistry {
         now_ms - since < STRANGER_MS
     }
 
-    /// The transactional id has come to where its open transaction is to be.
+    /// The transactional id is at home at `to` from now on. Said before that is published: whoever has planned with another
+    /// home plans again.
     pub fn moved(&self, id: &str, to: ClusterSide) {
-        if let Some(opening) = lock(&self.inner).openings.get_mut(id) {
+        let inner = &mut *lock(&self.inner);
+        inner.homes.insert(Arc::from(id), to);
+        if let Some(opening) = inner.openings.get_mut(id) {
             opening.at = Some(to);
         }
     }
@@ -179,10 +189,19 @@ impl TransactionRegistry {
         lock(&self.inner).openings.get(id).is_some_and(|opening| opening.taken)
     }
 
-    /// Whether the transactional id is being moved for a transaction that begins.
+    /// The coordinator of `id` at `home` is asked for an identity, and the id stays there until what this returns is dropped.
+    /// `None`: not now, for the id is being moved, or has been.
     #[must_use]
-    pub fn is_moving(&self, id: &str) -> bool {
-        lock(&self.inner).openings.get(id).is_some_and(|opening| opening.at.is_none())
+    pub fn ask_identity(&self, id: &str, home: ClusterSide) -> Option<Arc<()>> {
+        let inner = &mut *lock(&self.inner);
+        let is_moving = inner.openings.get(id).is_some_and(|opening| opening.at != Some(home));
+        if is_moving || inner.is_elsewhere(id, home) {
+            return None;
+        }
+        if inner.asking.len() >= REMEMBERED_MAX {
+            inner.asking.retain(|_, token| Arc::strong_count(token) > 1);
+        }
+        Some(Arc::clone(inner.asking.entry(Arc::from(id)).or_default()))
     }
 
     /// Transactions of `id` would write to `topics` now, and could not with what they wrote to before.
@@ -200,9 +219,16 @@ impl TransactionRegistry {
         }
     }
 
-    /// The transaction is over. True if one was open.
+    /// The transaction is over, whoever began it. True if one was open.
     pub fn end(&self, id: &str) -> bool {
         lock(&self.inner).end(id)
+    }
+
+    /// The transaction of `producer` is over. What another producer of `id` has open meanwhile goes on. True if one was open.
+    pub fn end_of(&self, id: &str, producer: Identity) -> bool {
+        let inner = &mut *lock(&self.inner);
+        let is_its = inner.openings.get(id).is_none_or(|opening| opening.producer == producer);
+        is_its && inner.end(id)
     }
 
     /// From now on no transaction that writes to these topics begins. Those under way go on.
@@ -302,6 +328,15 @@ impl Inner {
         if is_open { takes_in && !is_of_them } else { takes_in || is_of_them }
     }
 
+    /// It has moved away from `home`, which a route table from before does not know.
+    fn is_elsewhere(&self, id: &str, home: ClusterSide) -> bool {
+        self.homes.get(id).is_some_and(|known| *known != home)
+    }
+
+    fn is_asking(&self, id: &str) -> bool {
+        self.asking.get(id).is_some_and(|token| Arc::strong_count(token) > 1)
+    }
+
     fn end(&mut self, id: &str) -> bool {
         self.openings.remove(id);
         let Some(seen) = self.seen.get_mut(id) else { return false };
@@ -358,8 +393,11 @@ mod tests {
         // The owner of what it takes in is known from the same table.
         assert_eq!(join(TransactionPlan { revision: Revision(2), ..after }), Begun::Hold);
         assert!(all.end("a"));
-        all.moved("a", Source);
+        assert_eq!(join(before), Begun::Hold, "a table from before the move");
         assert_eq!(join(after), Begun::First, "what has ended leaves nothing behind");
+        all.open(&[], Revision(4));
+        assert_eq!(join(after), Begun::Hold, "a flip was published since");
+        assert_eq!(join(TransactionPlan { revision: Revision(4), ..after }), Begun::Again);
     }
 
     #[test]
@@ -372,6 +410,43 @@ mod tests {
         assert_eq!(all.begin("a", &topics(&["orders"]), plan, 5), Begun::First);
         assert!(!answered(&all, "a", false) && all.all_open().len() == 1);
         assert!(all.answered("a", next, false, 5));
+    }
+
+    #[test]
+    fn trap_7_a_producer_that_is_fenced_ends_no_transaction_of_the_next_one() {
+        let all = TransactionRegistry::default();
+        let next = Identity { epoch: 1, ..PRODUCER };
+        let plan = TransactionPlan { producer: next, ..at_source(0) };
+        assert_eq!(all.begin("a", &topics(&["orders"]), plan, 5), Begun::First);
+        assert!(!all.end_of("a", PRODUCER) && all.all_open().len() == 1);
+        assert!(all.end_of("a", next) && !all.end_of("a", next) && all.all_open().is_empty());
+    }
+
+    #[test]
+    fn trap_7_an_id_stays_where_its_coordinator_is_asked_for_an_identity() {
+        let all = TransactionRegistry::default();
+        let moving = TransactionPlan { to: Target, ..at_source(0) };
+        let begin = |plan| all.begin("a", &topics(&["orders"]), plan, 5);
+        let tokens = [all.ask_identity("a", Source), all.ask_identity("a", Source)];
+        assert!(tokens.iter().all(Option::is_some));
+        assert_eq!(begin(moving), Begun::Hold);
+        assert_eq!(all.begin("b", &topics(&["orders"]), moving, 5), Begun::First, "another id");
+        assert_eq!(begin(at_source(0)), Begun::First, "it does not move");
+        assert!(all.end("a"));
+        let [one, other] = tokens;
+        drop(one);
+        assert_eq!(begin(moving), Begun::Hold, "the other one is not answered");
+        drop(other);
+        assert_eq!(begin(moving), Begun::First);
+        assert!(all.ask_identity("a", Source).is_none() && all.ask_identity("a", Target).is_none());
+        all.moved("a", Target);
+        assert!(all.ask_identity("a", Source).is_none(), "planned before that");
+        assert!(all.ask_identity("a", Target).is_some());
+        assert!(all.end("a") && all.ask_identity("a", Source).is_none(), "also when that is over");
+        for number in 0..2 * REMEMBERED_MAX {
+            assert!(all.ask_identity(&number.to_string(), Source).is_some());
+        }
+        assert!(lock(&all.inner).asking.len() <= REMEMBERED_MAX);
     }
 
     #[test]

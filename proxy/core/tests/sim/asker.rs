@@ -145,7 +145,8 @@ impl World {
     }
 
     fn ask_positions(&mut self, index: usize, conn: usize, epoch: i32, partition: i32, timestamp: i64) {
-        let before = self.oracle.before(partition, &self.clusters);
+        let stable = self.askers[index].version >= 2 && self.askers[index].isolation == 1;
+        let before = self.oracle.before(partition, stable, &self.clusters);
         let eras = self.oracle.eras(partition);
         let asker = &mut self.askers[index];
         asker.correlation += 1;

@@ -4,7 +4,9 @@
 use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
 use crate::coordinator::Coordinator;
 use crate::rng::Rng;
-use crate::wire::{self, Head, Mark};
+use crate::txn_coordinator::TxnCoordinator;
+use crate::unstable::Unstable;
+use crate::wire::{self, Head, Kind, Mark};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -32,6 +34,7 @@ pub(crate) struct Batch {
     pub(crate) pid_epoch: i16,
     pub(crate) sequence: i32,
     pub(crate) mark: Mark,
+    pub(crate) kind: Kind,
     /// Unix milliseconds, as its log's clock shows them: those of later batches may be lower.
     pub(crate) time: i64,
     pub(crate) bytes: Bytes,
@@ -63,6 +66,7 @@ pub(crate) struct Log {
     /// (epoch, its first offset)
     epochs: Vec<(i32, i64)>,
     producers: BTreeMap<i64, Producer>,
+    pub(crate) unstable: Unstable,
     /// Fewer replicas in sync than acks=all needs.
     pub(crate) short: bool,
     pub(crate) replicating: bool,
@@ -84,7 +88,7 @@ pub(crate) enum Appended {
 }
 
 impl Log {
-    fn new(leader: i32, epoch: i32, start: i64) -> Log {
+    pub(crate) fn new(leader: i32, epoch: i32, start: i64) -> Log {
         Log {
             leader,
             epoch,
@@ -95,6 +99,7 @@ impl Log {
             committed: start,
             epochs: vec![(epoch, start)],
             producers: BTreeMap::new(),
+            unstable: Unstable::default(),
             short: false,
             replicating: false,
         }
@@ -107,7 +112,7 @@ impl Log {
         if all && self.short {
             return Appended::Refused(code::NOT_ENOUGH_REPLICAS);
         }
-        if head.pid >= 0 {
+        if head.pid >= 0 && !matches!(head.kind, Kind::Marker { .. }) {
             match self.judge(&head) {
                 Ok(None) => {}
                 Ok(Some((base, end))) => return Appended::Before { base, end },
@@ -121,11 +126,13 @@ impl Log {
             pid_epoch: head.epoch,
             sequence: head.sequence,
             mark: head.mark,
+            kind: head.kind,
             time,
             bytes: wire::placed(bytes, self.end, self.epoch),
         };
         let (base, end) = (batch.base, batch.end());
         self.remember(&batch);
+        self.unstable.append(&batch);
         self.batches.push(batch);
         self.end = end;
         Appended::Now { base, end }
@@ -156,6 +163,10 @@ impl Log {
         if known.epoch != batch.pid_epoch {
             *known = Producer { epoch: batch.pid_epoch, batches: VecDeque::new() };
         }
+        // A marker has no sequences; a log has heard of a producer by it all the same.
+        if matches!(batch.kind, Kind::Marker { .. }) {
+            return;
+        }
         let last = batch.sequence.wrapping_add(batch.count - 1) & i32::MAX;
         known.batches.push_back((batch.sequence, last, batch.base));
         if known.batches.len() > REMEMBERED {
@@ -163,10 +174,20 @@ impl Log {
         }
     }
 
-    /// (pid, epoch, last sequence)
+    /// (pid, epoch, last sequence, −1 for none)
     pub(crate) fn producers(&self) -> Vec<(i64, i16, i32)> {
         let rows = self.producers.iter();
-        rows.filter_map(|(pid, p)| Some((*pid, p.epoch, p.batches.back()?.1))).collect()
+        rows.map(|(pid, p)| (*pid, p.epoch, p.batches.back().map_or(-1, |b| b.1))).collect()
+    }
+
+    /// The last stable offset: nothing below it is still to be decided (`UnifiedLog.fetchLastStableOffsetMetadata`).
+    pub(crate) fn stable(&self) -> i64 {
+        self.unstable.first(self.high_watermark).max(self.start).min(self.high_watermark)
+    }
+
+    /// As far as a reader may see.
+    pub(crate) fn readable(&self, committed: bool) -> i64 {
+        if committed { self.stable() } else { self.high_watermark }
     }
 
     /// Another replica leads: it has all that is committed, and of the rest what it got. Gives what is lost.
@@ -201,7 +222,11 @@ impl Log {
             self.epochs.retain(|(_, start)| *start <= first.base);
             let kept = std::mem::take(&mut self.batches);
             self.producers.clear();
-            kept.iter().for_each(|b| self.remember(b));
+            self.unstable = Unstable::default();
+            kept.iter().for_each(|b| {
+                self.remember(b);
+                self.unstable.append(b);
+            });
             self.batches = kept;
         }
         self.high_watermark = self.high_watermark.min(self.end);
@@ -237,10 +262,10 @@ impl Log {
         Ok(self.start)
     }
 
-    /// The batches from `offset` on that are readable, at most `max`.
-    pub(crate) fn read(&self, offset: i64, max: usize) -> Bytes {
+    /// The batches from `offset` on that end by `until`, at most `max`.
+    pub(crate) fn read(&self, offset: i64, until: i64, max: usize) -> Bytes {
         let mut out = BytesMut::new();
-        let readable = |b: &&Batch| b.end() <= self.high_watermark;
+        let readable = |b: &&Batch| b.end() <= until;
         for batch in self.batches[self.index_of(offset)..].iter().take_while(readable).take(max) {
             out.extend_from_slice(&batch.bytes);
         }
@@ -271,14 +296,15 @@ impl Log {
     /// The position and the time of what a client asks for (`Partition.fetchOffsetForTimestamp`). −1 of both: there is
     /// no such record. Records that are not on all replicas do not exist; a new leader that does not know yet what is
     /// on all of them says so.
-    pub(crate) fn list(&self, timestamp: i64) -> Result<(i64, i64), i16> {
+    pub(crate) fn list(&self, timestamp: i64, committed: bool) -> Result<(i64, i64), i16> {
         let is_lagging = self.epochs.last().is_some_and(|(_, start)| *start > self.high_watermark);
         let retained = &self.batches[self.index_of(self.start)..];
-        let readable = |b: &&Batch| b.end() <= self.high_watermark;
+        let end = self.readable(committed);
+        let readable = |b: &&Batch| b.end() <= end;
         let found = match timestamp {
             EARLIEST => return Ok((self.start, -1)),
             LATEST if is_lagging => return Err(code::OFFSET_NOT_AVAILABLE),
-            LATEST => return Ok((self.high_watermark, -1)),
+            LATEST => return Ok((end, -1)),
             MAX_TIMESTAMP => {
                 let known = retained.iter().rev().filter(|b| is_lagging || readable(b));
                 known.max_by_key(|b| b.time).filter(readable)
@@ -310,6 +336,7 @@ pub(crate) struct Cluster {
     /// Its clocks against true time.
     pub(crate) skew_ms: i64,
     pub(crate) coordinator: Coordinator,
+    pub(crate) transactions: TxnCoordinator,
 }
 
 impl Cluster {
@@ -323,7 +350,8 @@ impl Cluster {
         let logs = logs.collect();
         let brokers = (0..BROKERS).map(|_| Broker { up: true, stalled_until: 0 }).collect();
         let skew_ms = rng.pick(&[0, 0, -400, 250]);
-        Cluster { brokers, logs, skew_ms, coordinator: Coordinator::default() }
+        let (coordinator, transactions) = (Coordinator::default(), TxnCoordinator::default());
+        Cluster { brokers, logs, skew_ms, coordinator, transactions }
     }
 
     pub(crate) fn is_up(&self, broker: i32) -> bool {

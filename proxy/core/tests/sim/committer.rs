@@ -133,7 +133,7 @@ impl World {
         Some(conn)
     }
 
-    fn some_node(&mut self) -> VirtualNode {
+    pub(crate) fn some_node(&mut self) -> VirtualNode {
         let side = self.rng.pick(&ClusterSide::BOTH);
         VirtualNode::new(side, self.rng.up_to(1) as i32)
     }

@@ -1,6 +1,7 @@
 //! Consumers: they read each partition from the first record to the end, with and without fetch sessions.
 
 use crate::coverage::Seen;
+use crate::txn_reader::Reader;
 use crate::wire;
 use crate::world::{Ev, MS, Who, World, trace};
 use bytes::Bytes;
@@ -21,6 +22,8 @@ pub(crate) struct Consumer {
     correlation: i32,
     wait_ms: i32,
     batches: i32,
+    /// It reads what is committed only.
+    committed: bool,
 }
 
 impl Consumer {
@@ -79,6 +82,7 @@ impl World {
                 correlation: 0,
                 wait_ms: self.rng.pick(&[50, 200, 500]),
                 batches: self.rng.between(1, 5) as i32,
+                committed: self.shape.chains > 0 && self.rng.chance(600),
             });
             // Some come late, and have history to read.
             let after = if self.rng.chance(400) { self.rng.up_to(self.shape.heal_at) } else { 0 };
@@ -188,7 +192,7 @@ impl World {
                 p.least_end = self.shown_first[p.partition as usize];
                 p.least_record = if since <= self.now { floor } else { 0 };
             });
-            let body = fetch_body(
+            let mut body = fetch_body(
                 consumer.version,
                 &consumer.places,
                 fetcher,
@@ -196,6 +200,7 @@ impl World {
                 consumer.wait_ms,
                 consumer.batches,
             );
+            body.set("IsolationLevel", i8::from(consumer.committed));
             wire::ask(wire::FETCH, consumer.version, correlation, &consumer.client_id, &body)
         } else {
             let mut body = wire::request(wire::API_VERSIONS);
@@ -285,11 +290,19 @@ impl World {
             return self.fail(format!("consumer {index} is told that its log diverges: {answer:?}"));
         }
         self.check_ends(index, place, answer);
-        self.take_records(index, place, answer.bytes("Records"));
+        self.take_records(index, place, answer);
     }
 
-    fn take_records(&mut self, index: usize, place: usize, records: &[u8]) {
-        for head in wire::heads(records) {
+    fn take_records(&mut self, index: usize, place: usize, answer: &Struct) {
+        let mut reader = self.consumers[index].committed.then(|| Reader::new(answer));
+        for head in wire::heads(answer.bytes("Records")) {
+            if let Some(is_taken) = reader.as_mut().and_then(|reader| reader.takes(&head)) {
+                if !is_taken {
+                    self.see(Seen::ReadOverAborted);
+                }
+                let judged = self.oracle.txns.seen(head.mark, is_taken);
+                self.judge(judged);
+            }
             let at = &self.consumers[index].places[place];
             let (partition, position) = (at.partition, at.position);
             if head.base + i64::from(head.count) <= position {
@@ -330,6 +343,11 @@ impl World {
         let committed = self.oracle.committed(partition, &self.clusters);
         if watermark > committed {
             return self.fail(format!("consumer {index} is told the end {watermark}, it is {committed}"));
+        }
+        let stable = answer.i64("LastStableOffset");
+        let decided = self.oracle.stable(partition, &self.clusters);
+        if self.consumers[index].committed && stable > decided {
+            return self.fail(format!("consumer {index} is told the stable end {stable}, it is {decided}"));
         }
         let first = self.oracle.next_record(partition, 0, &self.clusters);
         if start > first {

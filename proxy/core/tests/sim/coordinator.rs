@@ -36,17 +36,23 @@ impl World {
 
     pub(crate) fn coordinate(&mut self, link: usize, asked: &Asked) {
         let body = match asked.key {
-            wire::FIND_COORDINATOR => self.say_coordinator(link),
+            wire::FIND_COORDINATOR => self.say_coordinator(link, asked),
             wire::OFFSET_COMMIT => self.commit_offsets(link, asked),
             _ => self.fetch_offsets(link, asked),
         };
         self.respond(link, asked, &body);
     }
 
-    fn say_coordinator(&self, link: usize) -> Struct {
+    fn say_coordinator(&self, link: usize, asked: &Asked) -> Struct {
         let side = self.links[link].side;
         let mut body = wire::response(wire::FIND_COORDINATOR);
-        body.set("NodeId", self.clusters[side.index()].coordinator.broker);
+        let cluster = &self.clusters[side.index()];
+        let is_of_transactions = asked.version >= 1 && asked.body.i8("KeyType") == 1;
+        let broker = match is_of_transactions {
+            true => cluster.transactions.broker,
+            false => cluster.coordinator.broker,
+        };
+        body.set("NodeId", broker);
         body.set("Host", side.as_str());
         body.set("Port", 9092);
         body

@@ -21,6 +21,9 @@ seen! {
     CommitTagged, CommitUnanswered, CommitOfAnOlderEra, CommitInAnOlderEra, CommitOfAnOlderProcess, BegunAgain,
     DeletedLater, DeletedInAnOlderEra, DeletedOverEras, FloorNotStored, FloorHides, DeletionHoldsFlip,
     ElectionLosesTail, EpochFenced, Seeded,
+    TransactionCommitted, TransactionAborted, TransactionLater, TransactionSpans, TransactionRefused,
+    TransactionTimedOut, TransactorReplaced, TransactorFenced, TxnCoordinatorLoading,
+    TransactionHoldsFlip, TransactionAbortsFlip, IdMoved, IdCameBack, AliasTaken, ReadOverAborted,
 }
 
 #[derive(Clone)]

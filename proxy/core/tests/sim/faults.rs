@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     Crash,
     Retention,
     Move,
+    /// Of the transaction coordinator.
+    Coordinate,
 }
 
 const KINDS: [Fault; 12] = [
@@ -38,6 +40,11 @@ impl World {
             let at = self.rng.up_to(self.shape.heal_at);
             let fault = self.rng.pick(&KINDS);
             self.plan(at, Ev::Fault(fault));
+        }
+        let more = if self.transactors.is_empty() { 0 } else { self.shape.faults / 2 };
+        for _ in 0..more {
+            let at = self.rng.up_to(self.shape.heal_at);
+            self.plan(at, Ev::Fault(Fault::Coordinate));
         }
     }
 
@@ -100,6 +107,13 @@ impl World {
                 log.delete_to(to);
             }
             Fault::Move => self.some_client_looks(),
+            Fault::Coordinate => {
+                let side = self.rng.pick(&ClusterSide::BOTH);
+                let to = 1 - self.clusters[side.index()].transactions.broker;
+                if self.clusters[side.index()].is_up(to) {
+                    self.move_txn_coordinator(side, to);
+                }
+            }
         }
     }
 
@@ -109,7 +123,8 @@ impl World {
         }
         self.kill_broker(side, broker);
         self.move_coordinator(side, 1 - broker);
-        for partition in 0..self.shape.partitions {
+        self.move_txn_coordinator(side, 1 - broker);
+        for partition in 0..self.logs() {
             if self.clusters[side.index()].logs[partition as usize].leader == broker {
                 let after = self.rng.between(50, 800) * MS;
                 self.plan(after, Ev::Elect { side, partition });
@@ -135,7 +150,7 @@ impl World {
         if !lost.is_empty() {
             self.see(Seen::ElectionLosesTail);
         }
-        let judged = self.oracle.truncated(&lost);
+        let judged = self.oracle.truncated(side, partition, &lost);
         self.judge(judged);
         self.look_at_parked(side, partition);
         self.on_isr_back(side, partition);
@@ -145,7 +160,7 @@ impl World {
         let cluster = &mut self.clusters[side.index()];
         cluster.brokers[broker as usize].up = true;
         trace!(self, "{side} broker {broker} is up");
-        for partition in 0..self.shape.partitions {
+        for partition in 0..self.logs() {
             let leader = self.clusters[side.index()].logs[partition as usize].leader;
             if !self.clusters[side.index()].is_up(leader) {
                 self.on_elect(side, partition);
@@ -162,7 +177,7 @@ impl World {
                 self.on_broker_up(side, broker);
                 self.clusters[side.index()].brokers[broker as usize].stalled_until = 0;
             }
-            for partition in 0..self.shape.partitions {
+            for partition in 0..self.logs() {
                 self.on_isr_back(side, partition);
             }
         }

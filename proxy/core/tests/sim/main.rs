@@ -2,6 +2,7 @@
 //! thread and one seed, with what must hold judged after every step.
 
 mod asker;
+mod broker;
 mod bugs;
 mod cluster;
 mod committer;
@@ -18,6 +19,13 @@ mod proxy;
 mod queue;
 mod rng;
 mod store;
+mod transactor;
+mod txn_client;
+mod txn_coordinator;
+mod txn_move;
+mod txn_oracle;
+mod txn_reader;
+mod unstable;
 mod wire;
 mod world;
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 const PREPARE_PAUSE: u64 = 150 * MS;
 const DRAIN_LOOK: u64 = 5 * MS;
 const CHANGES_LOOK: u64 = 5 * MS;
+const TRANSACTIONS_LOOK: u64 = 10 * MS;
 
 /// Which log is read, and for what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +36,22 @@ pub(crate) enum Which {
 pub(crate) enum At {
     Prepare,
     Ask,
-    Read { which: Which, part: usize, step: u32 },
+    Read {
+        which: Which,
+        part: usize,
+        step: u32,
+    },
     Settled,
+    /// Before the cluster is asked for open transactions, and when it has answered.
+    Transactions,
+    TransactionsTold {
+        here: bool,
+    },
     Closing,
     IntentStored,
-    Look { serial: u32 },
+    Look {
+        serial: u32,
+    },
     Deadline,
     Stored,
     Published,
@@ -53,6 +65,7 @@ struct Heard {
     log_end: i64,
     last_stable: i64,
     producers: Vec<(i64, i16, i32)>,
+    transaction: bool,
     new: (i64, i64),
     again: (i64, i64),
 }
@@ -70,6 +83,8 @@ pub(crate) struct Flip {
     looks: u32,
     /// So long it waits for changes of the topic.
     closing_until: u64,
+    /// So long it waits for transactions, while it does.
+    transactions_until: Option<u64>,
 }
 
 impl World {
@@ -113,6 +128,7 @@ impl World {
             abort_asked: false,
             looks: 0,
             closing_until: 0,
+            transactions_until: None,
         });
         self.proxy.preparing = true;
         self.publish();
@@ -159,6 +175,8 @@ impl World {
             At::Ask => self.ask(&[Which::Old, Which::New]),
             At::Read { which, part, step } => self.read(which, part, step),
             At::Settled => self.tell(Event::Settled),
+            At::Transactions => self.look_at_transactions(),
+            At::TransactionsTold { here } => self.transactions_told(here),
             At::Closing => self.closing(),
             At::IntentStored => self.intent_stored(),
             At::Look { serial } => self.look(serial),
@@ -173,7 +191,7 @@ impl World {
     }
 
     /// Tells the machine what came of its action, and begins the next one.
-    fn tell(&mut self, event: Event) {
+    pub(crate) fn tell(&mut self, event: Event) {
         let ms = self.now_ms();
         let flip = self.flip.as_mut().expect("a flip under way");
         let was = flip.machine.step();
@@ -198,8 +216,12 @@ impl World {
             Action::Prepare => self.go_on(At::Prepare),
             Action::Read { after_ms } => self.go_on_in(after_ms as u64 * MS, At::Ask),
             Action::Settle => self.go_on_in(PREPARE_PAUSE, At::Settled),
-            // The model's producers have no transactions.
-            Action::CloseTransactions => self.tell(Event::NoTransactions),
+            Action::CloseTransactions if self.transactors.is_empty() => self.tell(Event::NoTransactions),
+            Action::CloseTransactions => {
+                self.close_transactions();
+                self.the_flip().transactions_until = Some(self.now + self.shape.hold_ms as u64 * MS);
+                self.look_at_transactions();
+            }
             Action::CloseTopics => {
                 let name = Arc::clone(self.proxy.name());
                 self.proxy.shared.changes.close(&name);
@@ -222,6 +244,7 @@ impl World {
             }
             Action::Publish => self.publish_flip(),
             Action::Release => {
+                self.open_transactions();
                 self.wake_all();
                 self.tell(Event::Released);
             }
@@ -240,6 +263,28 @@ impl World {
             return self.tell(Event::Failed("a change of the topic is not over".to_owned()));
         }
         self.go_on_in(CHANGES_LOOK, At::Closing);
+    }
+
+    fn look_at_transactions(&mut self) {
+        let here = self.look_here();
+        let after = self.rng.between(50, 5_000);
+        self.go_on_in(after, At::TransactionsTold { here });
+    }
+
+    fn transactions_told(&mut self, here: bool) {
+        let side = self.the_flip().to.other();
+        let there = self.look_there(side);
+        if !here && !there {
+            self.the_flip().transactions_until = None;
+            return self.tell(Event::NoTransactions);
+        }
+        self.see(Seen::TransactionHoldsFlip);
+        let (now, flip) = (self.now, self.the_flip());
+        if flip.abort_asked || flip.transactions_until.is_some_and(|until| now >= until) {
+            self.see(Seen::TransactionAbortsFlip);
+            return self.tell(Event::Failed("a transaction is open".to_owned()));
+        }
+        self.go_on_in(TRANSACTIONS_LOOK, At::Transactions);
     }
 
     fn prepare(&mut self) {
@@ -303,10 +348,13 @@ impl World {
         let heard = &mut flip.heard[part];
         match (which, step) {
             (Which::Old, 0) => heard.before = log.high_watermark,
-            (Which::Old, 1) => heard.producers = log.producers(),
+            (Which::Old, 1) => {
+                heard.producers = log.producers();
+                heard.transaction = log.unstable.is_open();
+            }
             (Which::Old, 2) => heard.high_watermark = log.high_watermark,
             (Which::Old, 3) => heard.log_end = log.end,
-            (Which::Old, _) => heard.last_stable = log.high_watermark,
+            (Which::Old, _) => heard.last_stable = log.stable(),
             (Which::New, 0) => heard.new.0 = log.high_watermark,
             (Which::New, _) => heard.new.1 = log.end,
             (Which::OldAgain, 0) => heard.again.0 = log.high_watermark,
@@ -346,8 +394,9 @@ impl World {
                 log_end: heard.log_end,
                 last_stable: heard.last_stable,
             };
-            let producers = described(&heard.producers, now);
-            readings.old.insert(part.clone(), Told { reading, producers, transaction: false });
+            let side = flip.to.other();
+            let producers = described(&self.proxy.transactions, side, &heard.producers, now);
+            readings.old.insert(part.clone(), Told { reading, producers, transaction: heard.transaction });
             readings.new.insert(part, ends(heard.new));
         }
         self.tell(Event::Read(readings));
@@ -457,6 +506,7 @@ impl World {
                 trace!(self, "the flip is aborted: {why}");
                 self.see_abort(step, why);
                 self.disk.intent = false;
+                self.open_transactions();
                 self.wake_all();
             }
             Outcome::Unknown => {

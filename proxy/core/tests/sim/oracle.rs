@@ -3,7 +3,8 @@
 
 use crate::asker::{EARLIEST, LATEST, MAX_TIMESTAMP};
 use crate::cluster::{Batch, Cluster};
-use crate::wire::{Head, Mark};
+use crate::txn_oracle::Txns;
+use crate::wire::{COORDINATOR, Head, Kind, Mark};
 use crossover_core::ids::ClusterSide;
 use std::collections::BTreeMap;
 
@@ -47,6 +48,8 @@ pub(crate) enum Promise {
     Exactly,
     /// At most once, what is acknowledged in order, and kept where all replicas had it.
     AtMostOnce { all: bool },
+    /// Once and in order; what a transaction has left out is left out.
+    Transaction,
 }
 
 struct Writer {
@@ -77,6 +80,7 @@ pub(crate) struct Oracle {
     writers: Vec<Writer>,
     /// Nothing below shows any more, by partition.
     pub(crate) floors: Vec<i64>,
+    pub(crate) txns: Txns,
 }
 
 /// What held of a partition when a client asked.
@@ -87,6 +91,8 @@ pub(crate) struct Before {
     /// Native log starts, by side.
     starts: [i64; 2],
     floor: i64,
+    /// The question is about what is decided only.
+    stable: bool,
 }
 
 /// A batch in the virtual log, without its records that are deleted.
@@ -98,14 +104,15 @@ struct Shown {
     time: i64,
 }
 
-type Judged = Result<(), String>;
+pub(crate) type Judged = Result<(), String>;
 
 impl Oracle {
     pub(crate) fn new(partitions: i32) -> Oracle {
         let run = Run { side: ClusterSide::Source, native: 0, first: 0, end: None };
         let count = partitions as usize;
         let runs = vec![vec![run]; count];
-        Oracle { commits: BTreeMap::new(), runs, writers: Vec::new(), floors: vec![0; count] }
+        let (commits, writers, floors) = (BTreeMap::new(), Vec::new(), vec![0; count]);
+        Oracle { commits, runs, writers, floors, txns: Txns::default() }
     }
 
     /// A producer of one partition; its number goes into the marks of its batches.
@@ -146,9 +153,16 @@ impl Oracle {
         }
         let writer = &mut self.writers[mark.producer as usize];
         let (number, last) = (i64::from(mark.number), writer.last);
-        if writer.promise == Promise::Exactly && number != last + 1 {
+        let is_next = match writer.promise {
+            Promise::Exactly => number == last + 1,
+            Promise::AtMostOnce { .. } => true,
+            Promise::Transaction => number > last,
+        };
+        if !is_next {
             return Err(format!("{mark:?} was appended behind {last}: twice, or out of order"));
         }
+        self.txns.may_append(mark)?;
+        let writer = &mut self.writers[mark.producer as usize];
         writer.last = last.max(number);
         let written = self.written(mark);
         if written.at.is_some() {
@@ -156,6 +170,12 @@ impl Oracle {
         }
         written.at = Some((side, batch.base));
         Ok(())
+    }
+
+    /// Whether some log has a batch.
+    pub(crate) fn is_written(&self, mark: Mark) -> bool {
+        let batches = &self.writers[mark.producer as usize].batches;
+        batches.get(mark.number as usize).is_some_and(|written| written.at.is_some())
     }
 
     /// A broker has not taken a batch.
@@ -178,9 +198,13 @@ impl Oracle {
     }
 
     /// An election took batches away that were not on all replicas.
-    pub(crate) fn truncated(&mut self, lost: &[Batch]) -> Judged {
+    pub(crate) fn truncated(&mut self, side: ClusterSide, partition: i32, lost: &[Batch]) -> Judged {
         for batch in lost {
             let mark = batch.mark;
+            if mark.producer == COORDINATOR {
+                self.txns.undo(side, partition, mark);
+                continue;
+            }
             let writer = &mut self.writers[mark.producer as usize];
             let written = &mut writer.batches[mark.number as usize];
             written.at = None;
@@ -255,6 +279,13 @@ impl Oracle {
         run.virtual_end(clusters[run.side.index()].logs[partition as usize].committed)
     }
 
+    /// What is decided, of what every replica of the owner has. Exclusive.
+    pub(crate) fn stable(&self, partition: i32, clusters: &[Cluster; 2]) -> i64 {
+        let run = self.owner(partition);
+        let log = &clusters[run.side.index()].logs[partition as usize];
+        run.virtual_end(log.unstable.first(log.committed).max(log.start)).max(run.first)
+    }
+
     /// A consumer at `position` was given a batch.
     pub(crate) fn read(&self, partition: i32, position: i64, head: &Head, clusters: &[Cluster; 2]) -> Judged {
         let end = head.base + i64::from(head.count);
@@ -280,10 +311,14 @@ impl Oracle {
         Ok(())
     }
 
-    pub(crate) fn before(&self, partition: i32, clusters: &[Cluster; 2]) -> Before {
+    pub(crate) fn before(&self, partition: i32, stable: bool, clusters: &[Cluster; 2]) -> Before {
         let starts = ClusterSide::BOTH.map(|side| clusters[side.index()].logs[partition as usize].start);
         let (first, floor) = (self.next_record(partition, 0, clusters), self.floors[partition as usize]);
-        Before { first, committed: self.committed(partition, clusters), starts, floor }
+        let committed = match stable {
+            true => self.stable(partition, clusters),
+            false => self.committed(partition, clusters),
+        };
+        Before { first, committed, starts, floor, stable }
     }
 
     /// The batches of the virtual log that the logs begin with `starts`, above the floor, in order.
@@ -320,7 +355,7 @@ impl Oracle {
         told: (i64, i64),
         clusters: &[Cluster; 2],
     ) -> Judged {
-        let now = self.before(partition, clusters);
+        let now = self.before(partition, before.stable, clusters);
         let between = |what: &str, from: i64, to: i64| match (from..=to).contains(&told.0) {
             true => Ok(()),
             false => Err(format!("the {what} of {partition} is told as {}, it was {from} to {to}", told.0)),
@@ -342,7 +377,7 @@ impl Oracle {
         (offset, time): (i64, i64),
         clusters: &[Cluster; 2],
     ) -> Judged {
-        let now = self.before(partition, clusters);
+        let now = self.before(partition, before.stable, clusters);
         let lasting =
             self.shown(partition, (now.starts, now.floor), clusters).filter(|b| b.first < before.committed);
         let newest = timestamp == MAX_TIMESTAMP;
@@ -526,7 +561,7 @@ impl Oracle {
         // Of a batch that was not acknowledged nobody knows whether it is behind or before later ones; one that was
         // refused and sent again may stand behind those that were under way with it.
         let is_told = |w: Written| w.acked.is_some() && !w.refused;
-        writer.promise != Promise::Exactly
+        matches!(writer.promise, Promise::AtMostOnce { .. })
             && (!is_told(first) || !is_told(second) || first.came <= second.came)
     }
 
@@ -536,7 +571,8 @@ impl Oracle {
         for run in &self.runs[partition as usize] {
             let log = &clusters[run.side.index()].logs[partition as usize];
             let inside = |b: &&Batch| b.base >= run.native && run.end.is_none_or(|end| b.base < end);
-            for batch in log.batches.iter().filter(inside) {
+            let records = log.batches.iter().filter(|b| !matches!(b.kind, Kind::Marker { .. }));
+            for batch in records.filter(inside) {
                 let mark = batch.mark;
                 let before = &mut before[mark.producer as usize];
                 let later = before.iter().find(|m| m.number >= mark.number && !self.may_swap(**m, mark));

@@ -457,6 +457,11 @@ impl World {
             return;
         }
         match self.conns[conn].who {
+            Who::Transactor(index) if self.is_asleep(index) => {
+                let (frame, at) = (frame.clone(), self.wakes_at(index));
+                self.plan_at(at, Ev::Reply { conn, frame });
+            }
+            Who::Transactor(index) => self.transactor_hears(index, conn, frame),
             Who::Producer(index) => self.producer_hears(index, conn, frame),
             Who::Consumer(index) => self.consumer_hears(index, conn, frame),
             Who::Asker(index) => self.asker_hears(index, conn, frame),
@@ -466,12 +471,19 @@ impl World {
     }
 
     pub(crate) fn on_hangup(&mut self, conn: usize) {
+        if let Who::Transactor(index) = self.conns[conn].who
+            && self.is_asleep(index)
+        {
+            let at = self.wakes_at(index);
+            return self.plan_at(at, Ev::Hangup { conn });
+        }
         if !std::mem::replace(&mut self.conns[conn].client_open, false) {
             return;
         }
         trace!(self, "conn {conn} is lost");
         match self.conns[conn].who {
             Who::Producer(index) => self.producer_loses(index, conn),
+            Who::Transactor(index) => self.transactor_loses(index, conn),
             Who::Consumer(index) => self.consumer_loses(index, conn),
             Who::Asker(index) => self.asker_loses(index, conn),
             Who::Committer(index) => self.committer_loses(index, conn),
@@ -480,16 +492,17 @@ impl World {
     }
 
     /// What Metadata says of a partition: the owner's leader as its brokers know it, and the virtual epoch.
-    pub(crate) fn metadata(&self, partition: i32) -> Option<(VirtualNode, i32)> {
-        let route = self.proxy.route();
-        let log = &self.clusters[route.owner.index()].logs[partition as usize];
+    pub(crate) fn metadata(&self, log: i32) -> Option<(VirtualNode, i32)> {
+        let (name, partition) = self.place(log);
+        let route = self.proxy.route_of(name);
+        let log = &self.clusters[route.owner.index()].logs[log as usize];
         if !self.clusters[route.owner.index()].is_up(log.leader) {
             return None;
         }
         let timeline = route.timeline(partition)?;
         let epoch = timeline.epoch_to_virtual(timeline.current().index, log.epoch).ok()?;
         let seen = crossover_core::session::Seen { epoch, high_watermark: -1, last_stable_offset: -1 };
-        self.proxy.shared.seen.raise(self.proxy.name(), partition, seen);
+        self.proxy.shared.seen.raise(&route.name, partition, seen);
         Some((VirtualNode::new(route.owner, log.leader), epoch))
     }
 }

@@ -2,17 +2,18 @@
 //! for, publishes snapshots, and finds its way after a start.
 
 use crate::bugs::Bug;
-use crate::cluster::{BROKERS, Cluster};
+use crate::cluster::{BROKERS, Cluster, Log};
 use crate::committer::group_of;
 use crate::coverage::Seen;
 use crate::store::Disk;
-use crate::wire::{IDS, TOPIC};
+use crate::wire::{AUDIT, AUDIT_IDS, IDS, TOPIC};
 use crate::world::{Ev, MS, Shape, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode, VirtualOffset};
 use crossover_core::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::producer::gate::{PartitionGate, SessionId};
+use crossover_core::producer::transaction::{Identity, TransactionTable};
 use crossover_core::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines, TopicRoute};
 use crossover_core::schema;
 use crossover_core::session::{
@@ -35,6 +36,9 @@ struct Fixed {
     ranges: Arc<ApiRanges>,
     nodes: Arc<NodeMap>,
     name: Arc<str>,
+    /// The topic that stays, where there is one.
+    audit: Option<Arc<str>>,
+    partitions: usize,
     groups: Arc<GroupTable>,
 }
 
@@ -51,6 +55,10 @@ pub(crate) struct Proxy {
     topologies: [Arc<Topology>; 2],
     /// Where a moved topic is.
     pub(crate) moved: Option<(ClusterSide, Vec<Arc<Timeline>>)>,
+    /// Where transactional ids are at home.
+    pub(crate) transactions: Arc<TransactionTable>,
+    /// Whoever acts now has loaded what was published last.
+    pub(crate) is_shown: bool,
     /// What clients have deleted, by partition.
     floors: Vec<i64>,
     pub(crate) preparing: bool,
@@ -79,10 +87,13 @@ impl Proxy {
             ranges: Arc::new(ApiRanges(schema::keys().iter().filter_map(|key| of(*key)).collect())),
             nodes: Arc::new(NodeMap { host: "proxy".to_owned(), ports }),
             name: Arc::from(TOPIC),
+            audit: shape.audit.then(|| Arc::from(AUDIT)),
+            partitions: shape.partitions as usize,
             groups: Arc::new(GroupTable { homes: homes.collect(), ..GroupTable::default() }),
         };
         let topologies = ClusterSide::BOTH.map(|side| Arc::new(topology(side, clusters, &fixed)));
-        let snapshot = snapshot(&fixed, 1, &topologies, None, &[], false);
+        let transactions = Arc::default();
+        let snapshot = snapshot(&fixed, 1, &topologies, None, (&[], &transactions), false);
         Proxy {
             up: true,
             incarnation: 0,
@@ -93,6 +104,8 @@ impl Proxy {
             revision: 1,
             topologies,
             moved: None,
+            transactions,
+            is_shown: false,
             floors: vec![0; shape.partitions as usize],
             preparing: false,
             unseeded: BTreeSet::new(),
@@ -122,7 +135,11 @@ impl Proxy {
     }
 
     pub(crate) fn route(&self) -> Arc<TopicRoute> {
-        Arc::clone(self.snapshot.routes.topic(TOPIC).expect("the one topic"))
+        self.route_of(TOPIC)
+    }
+
+    pub(crate) fn route_of(&self, topic: &str) -> Arc<TopicRoute> {
+        Arc::clone(self.snapshot.routes.topic(topic).expect("a topic of the model"))
     }
 
     pub(crate) fn topology(&self, side: ClusterSide) -> &Topology {
@@ -149,24 +166,31 @@ impl Proxy {
 fn topology(side: ClusterSide, clusters: &[Cluster; 2], fixed: &Fixed) -> Topology {
     let cluster = &clusters[side.index()];
     let mut topology = Topology::unknown(side);
-    let id = TopicId(IDS[side.index()]);
-    let partitions = cluster.logs.iter().map(|log| PartitionInfo {
+    for broker in (0..BROKERS).filter(|b| cluster.is_up(*b)) {
+        let address = BrokerAddress { host: side.as_str().to_owned(), port: 9092, rack: None };
+        topology.brokers.insert(broker, address);
+    }
+    let (moved, stays) = cluster.logs.split_at(fixed.partitions);
+    let topics = [(Some(&fixed.name), IDS, moved), (fixed.audit.as_ref(), AUDIT_IDS, stays)];
+    for (name, ids, logs) in topics {
+        let Some(name) = name else { continue };
+        let info = topic_info(name, TopicId(ids[side.index()]), logs);
+        topology.topic_names.insert(info.id, Arc::clone(name));
+        topology.topics.insert(Arc::clone(name), Arc::new(info));
+    }
+    topology.api_ranges = (*fixed.ranges).clone();
+    topology.reachable = true;
+    topology
+}
+
+fn topic_info(name: &Arc<str>, id: TopicId, logs: &[Log]) -> TopicInfo {
+    let partitions = logs.iter().map(|log| PartitionInfo {
         leader: log.leader,
         epoch: log.epoch,
         replicas: vec![0, 1],
         isr: vec![0, 1],
     });
-    let name = Arc::clone(&fixed.name);
-    let info = TopicInfo { name, id, internal: false, partitions: partitions.collect() };
-    for broker in (0..BROKERS).filter(|b| cluster.is_up(*b)) {
-        let address = BrokerAddress { host: side.as_str().to_owned(), port: 9092, rack: None };
-        topology.brokers.insert(broker, address);
-    }
-    topology.topic_names.insert(id, Arc::clone(&info.name));
-    topology.topics.insert(Arc::clone(&info.name), Arc::new(info));
-    topology.api_ranges = (*fixed.ranges).clone();
-    topology.reachable = true;
-    topology
+    TopicInfo { name: Arc::clone(name), id, internal: false, partitions: partitions.collect() }
 }
 
 fn snapshot(
@@ -174,7 +198,7 @@ fn snapshot(
     revision: u64,
     topologies: &[Arc<Topology>; 2],
     moved: Option<&(ClusterSide, Vec<Arc<Timeline>>)>,
-    floors: &[i64],
+    (floors, transactions): (&[i64], &Arc<TransactionTable>),
     preparing: bool,
 ) -> Snapshot {
     let mut route = fixed.rules.initial_route(&fixed.name, topologies);
@@ -186,19 +210,24 @@ fn snapshot(
         route.raise_floor(partition, VirtualOffset(*floor));
     }
     assert_eq!(route.mode, LinkMode::Continue);
-    let routes = RouteTable {
+    let mut routes = RouteTable {
         rules: Arc::clone(&fixed.rules),
         names: HashMap::from([(route.virtual_id, Arc::clone(&fixed.name))]),
         topics: HashMap::from([(Arc::clone(&fixed.name), Arc::new(route))]),
         virtual_names: [HashMap::new(), HashMap::new()],
     };
+    if let Some(audit) = &fixed.audit {
+        let route = fixed.rules.initial_route(audit, topologies);
+        routes.names.insert(route.virtual_id, Arc::clone(audit));
+        routes.topics.insert(Arc::clone(audit), Arc::new(route));
+    }
     let preparing: BTreeSet<Arc<str>> = preparing.then(|| Arc::clone(&fixed.name)).into_iter().collect();
     Snapshot {
         revision: Revision(revision),
         topologies: topologies.clone(),
         routes: Arc::new(routes),
         groups: Arc::clone(&fixed.groups),
-        transactions: Arc::default(),
+        transactions: Arc::clone(transactions),
         taken_over: false,
         nodes: Arc::clone(&fixed.nodes),
         cluster_id: Arc::from("virtual"),
@@ -212,7 +241,8 @@ impl World {
     pub(crate) fn publish(&mut self) {
         let proxy = &mut self.proxy;
         let (fixed, revision, moved) = (&proxy.fixed, proxy.revision, proxy.moved.as_ref());
-        let next = snapshot(fixed, revision, &proxy.topologies, moved, &proxy.floors, proxy.preparing);
+        let durable = (&proxy.floors[..], &proxy.transactions);
+        let next = snapshot(fixed, revision, &proxy.topologies, moved, durable, proxy.preparing);
         let last = std::mem::replace(&mut proxy.snapshot, next);
         if proxy.stale.is_none() || self.now - proxy.published_at >= STALE {
             proxy.stale = Some(last);
@@ -255,12 +285,20 @@ impl World {
     }
 
     /// The model's other side keeps no copies of commits: whether a copy could be made is drawn.
-    pub(crate) fn on_errand(&mut self, conn: usize, ticket: Ticket, errand: &Errand) {
+    pub(crate) fn on_errand(&mut self, conn: usize, ticket: Ticket, errand: Errand) {
+        if let Errand::MoveTransactionalId { id, to, client } = &errand {
+            // It goes on although its client has gone, but not in another process.
+            let is_of_this = self.conns[conn].incarnation == self.proxy.incarnation && self.proxy.up;
+            if is_of_this && !self.begin_move((conn, ticket), id, *to, *client) {
+                self.plan(MS, Ev::Errand { conn, ticket, errand });
+            }
+            return;
+        }
         if self.conns[conn].session.is_none() {
             // The process that was asked has ended.
             return;
         }
-        let done = match errand {
+        let done = match &errand {
             Errand::MirrorCommits(_) => Ok(self.rng.chance(900)),
             Errand::RaiseFloors(floors) => self.raise_floors(floors),
             other => return self.fail(format!("the model knows no errand {other:?}")),
@@ -332,7 +370,7 @@ impl World {
         // A connection's task never goes back to a snapshot older than one it has used.
         let may_be_stale = self.conns[conn].loaded_at < self.proxy.published_at;
         let is_recent = self.now - self.proxy.published_at < STALE;
-        let is_stale = may_be_stale && is_recent && self.rng.chance(300);
+        let is_stale = may_be_stale && is_recent && !self.proxy.is_shown && self.rng.chance(300);
         if !is_stale {
             self.conns[conn].loaded_at = self.now;
         }
@@ -472,6 +510,8 @@ impl World {
         self.crash_flip();
         self.proxy.up = false;
         self.proxy.incarnation += 1;
+        self.moves.clear();
+        self.disturbed_at = self.now;
         for link in 0..self.links.len() {
             if std::mem::replace(&mut self.links[link].proxy_open, false) {
                 self.leave(link);
@@ -490,7 +530,7 @@ impl World {
     }
 
     pub(crate) fn on_restart(&mut self) {
-        let Disk { revision, topic, floors, running, .. } = self.disk.clone();
+        let Disk { revision, topic, floors, running, transactions, .. } = self.disk.clone();
         trace!(self, "the proxy starts, unclean {running}");
         let now_ms = self.now_ms();
         self.disk.intent = false;
@@ -510,6 +550,7 @@ impl World {
             proxy.floors[..floors.len()].copy_from_slice(&floors);
         }
         proxy.moved = None;
+        proxy.transactions = transactions;
         proxy.stale = None;
         if let Some(stored) = topic {
             let parts = stored.read();
@@ -544,7 +585,7 @@ impl World {
                 self.refresh(route.owner);
                 continue;
             }
-            let rows = described(&log.producers(), self.now_ms());
+            let rows = described(&self.proxy.transactions, route.owner, &log.producers(), self.now_ms());
             let visit = route.timeline(partition).map_or(0, |t| t.current().visit);
             let gate = self.proxy.gate(partition);
             let signal = {
@@ -562,13 +603,22 @@ impl World {
     }
 }
 
-/// DescribeProducers, as the control tasks read it.
-pub(crate) fn described(rows: &[(i64, i16, i32)], now_ms: i64) -> Vec<DescribedProducer> {
-    let row = |(pid, epoch, last_sequence): &(i64, i16, i32)| DescribedProducer {
-        pid: *pid,
-        epoch: i32::from(*epoch),
-        last_sequence: *last_sequence,
-        last_timestamp_ms: now_ms,
+/// DescribeProducers, as the control tasks read it: of producers as their clients know themselves.
+pub(crate) fn described(
+    table: &TransactionTable,
+    side: ClusterSide,
+    rows: &[(i64, i16, i32)],
+    now_ms: i64,
+) -> Vec<DescribedProducer> {
+    let row = |(pid, epoch, last_sequence): &(i64, i16, i32)| {
+        let last_sequence = *last_sequence;
+        let clients = table.clients_of(side, Identity { pid: *pid, epoch: *epoch });
+        clients.map(move |client| DescribedProducer {
+            pid: client.pid,
+            epoch: i32::from(client.epoch),
+            last_sequence,
+            last_timestamp_ms: now_ms,
+        })
     };
-    rows.iter().map(row).collect()
+    rows.iter().flat_map(row).collect()
 }

@@ -3,6 +3,7 @@
 
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::Carry;
+use crossover_core::producer::transaction::TransactionTable;
 use crossover_core::timeline::Timeline;
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ pub(crate) struct Disk {
     /// By partition: what clients have deleted.
     pub(crate) floors: Vec<i64>,
     pub(crate) intent: bool,
+    /// Where transactional ids are at home.
+    pub(crate) transactions: Arc<TransactionTable>,
     /// Set while a process runs: the next one finds out that this one was killed.
     pub(crate) running: bool,
 }

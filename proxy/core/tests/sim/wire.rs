@@ -8,6 +8,9 @@ use crossover_core::wire::header;
 pub(crate) const TOPIC: &str = "orders";
 /// Of the topic, by side.
 pub(crate) const IDS: [[u8; 16]; 2] = [[1; 16], [2; 16]];
+/// A second topic, which is never moved; some transactions write to it too.
+pub(crate) const AUDIT: &str = "audit";
+pub(crate) const AUDIT_IDS: [[u8; 16]; 2] = [[3; 16], [4; 16]];
 const PREFIX: usize = 4;
 const HEADER: usize = 61;
 const PAYLOAD: usize = 12;
@@ -20,6 +23,23 @@ pub(crate) const OFFSET_FETCH: i16 = 9;
 pub(crate) const FIND_COORDINATOR: i16 = 10;
 pub(crate) const API_VERSIONS: i16 = 18;
 pub(crate) const DELETE_RECORDS: i16 = 21;
+pub(crate) const INIT_PRODUCER_ID: i16 = 22;
+pub(crate) const ADD_PARTITIONS_TO_TXN: i16 = 24;
+pub(crate) const END_TXN: i16 = 26;
+
+/// In the place of a producer's number: a coordinator has written it.
+pub(crate) const COORDINATOR: u32 = u32::MAX;
+
+/// What a batch is, by its attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Plain,
+    Transactional,
+    /// Ends a transaction.
+    Marker {
+        commit: bool,
+    },
+}
 
 /// Who wrote a batch, and its number among that producer's batches of the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,14 +59,34 @@ pub(crate) struct Head {
     pub(crate) count: i32,
     pub(crate) mark: Mark,
     pub(crate) sound: bool,
+    pub(crate) kind: Kind,
 }
 
+/// Bits of a batch's attributes.
+const TRANSACTIONAL: u16 = 0x10;
+const CONTROL: u16 = 0x20;
+
 pub(crate) fn batch(pid: i64, epoch: i16, sequence: i32, count: i32, mark: Mark) -> Bytes {
+    written(0, (pid, epoch), sequence, count, mark)
+}
+
+pub(crate) fn transactional(producer: (i64, i16), sequence: i32, count: i32, mark: Mark) -> Bytes {
+    written(TRANSACTIONAL, producer, sequence, count, mark)
+}
+
+/// `serial` tells this marker from others of the cluster.
+pub(crate) fn marker(producer: (i64, i16), commit: bool, serial: u32) -> Bytes {
+    let mark = Mark { producer: COORDINATOR, number: serial << 1 | u32::from(commit) };
+    written(TRANSACTIONAL | CONTROL, producer, -1, 1, mark)
+}
+
+fn written(attributes: u16, (pid, epoch): (i64, i16), sequence: i32, count: i32, mark: Mark) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER + PAYLOAD);
     out.extend_from_slice(&0_i64.to_be_bytes());
     out.extend_from_slice(&((HEADER + PAYLOAD - 12) as i32).to_be_bytes());
     out.extend_from_slice(&(-1_i32).to_be_bytes());
-    out.extend_from_slice(&[2, 0, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&[2, 0, 0, 0, 0]);
+    out.extend_from_slice(&attributes.to_be_bytes());
     out.extend_from_slice(&(count - 1).to_be_bytes());
     out.extend_from_slice(&[0; 16]);
     out.extend_from_slice(&pid.to_be_bytes());
@@ -73,6 +113,11 @@ pub(crate) fn heads(records: &[u8]) -> Vec<Head> {
     for bytes in records.chunks_exact(HEADER + PAYLOAD) {
         let crc = u32::from_be_bytes(at(bytes, 17));
         let (producer, number) = (u32::from_be_bytes(at(bytes, 61)), u32::from_be_bytes(at(bytes, 65)));
+        let kind = match u16::from_be_bytes(at(bytes, 21)) {
+            bits if bits & CONTROL != 0 => Kind::Marker { commit: number & 1 == 1 },
+            bits if bits & TRANSACTIONAL != 0 => Kind::Transactional,
+            _ => Kind::Plain,
+        };
         all.push(Head {
             base: i64::from_be_bytes(at(bytes, 0)),
             leader_epoch: i32::from_be_bytes(at(bytes, 12)),
@@ -82,6 +127,7 @@ pub(crate) fn heads(records: &[u8]) -> Vec<Head> {
             count: i32::from_be_bytes(at(bytes, 57)),
             mark: Mark { producer, number },
             sound: crc == crc32c::crc32c(&bytes[21..]),
+            kind,
         });
     }
     all
@@ -116,6 +162,13 @@ pub(crate) struct Asked {
     pub(crate) version: i16,
     pub(crate) correlation: i32,
     pub(crate) body: Struct,
+}
+
+impl Asked {
+    /// Whether the question is about what is decided only (`isolation.level`).
+    pub(crate) fn is_committed(&self) -> bool {
+        self.body.i8("IsolationLevel") == 1
+    }
 }
 
 pub(crate) fn read_request(frame: &Bytes) -> Result<Asked, String> {

@@ -2,7 +2,7 @@
 
 use crate::asker::Asker;
 use crate::bugs::{self, Bug};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Log};
 use crate::committer::Committer;
 use crate::consumer::Consumer;
 use crate::coverage::{Coverage, Seen};
@@ -16,9 +16,14 @@ use crate::proxy::Proxy;
 use crate::queue::Queue;
 use crate::rng::Rng;
 use crate::store::Disk;
+use crate::transactor::Transactor;
+use crate::txn_coordinator::Due;
+use crate::txn_move::{Move, Moving};
+use crate::wire;
 use bytes::Bytes;
 use crossover_core::ids::ClusterSide;
 use crossover_core::session::{Errand, Ticket};
+use std::sync::Arc;
 
 pub(crate) const MS: u64 = 1_000;
 /// After this the schedule is stuck.
@@ -34,6 +39,7 @@ pub(crate) enum Who {
     Consumer(usize),
     Asker(usize),
     Committer(usize),
+    Transactor(usize),
     Deleter,
 }
 
@@ -101,6 +107,22 @@ pub(crate) enum Ev {
         ticket: Ticket,
         errand: Errand,
     },
+    /// The control tasks move a transactional id.
+    Move {
+        serial: u64,
+        step: Moving,
+    },
+    /// A coordinator does what comes next for a transaction.
+    Transaction {
+        side: ClusterSide,
+        name: Arc<str>,
+        serial: u32,
+        what: Due,
+    },
+    /// An application gets another instance.
+    Replace {
+        transactor: usize,
+    },
     Replicate {
         side: ClusterSide,
         partition: i32,
@@ -156,6 +178,10 @@ pub(crate) struct Shape {
     pub(crate) heal_at: u64,
     /// Where the groups are.
     pub(crate) home: ClusterSide,
+    /// Transactional ids.
+    pub(crate) chains: usize,
+    /// Whether there is a topic that stays where it is.
+    pub(crate) audit: bool,
 }
 
 pub(crate) struct World {
@@ -174,6 +200,10 @@ pub(crate) struct World {
     pub(crate) askers: Vec<Asker>,
     pub(crate) committers: Vec<Committer>,
     pub(crate) deleter: Deleter,
+    pub(crate) transactors: Vec<Transactor>,
+    pub(crate) moves: Vec<Move>,
+    /// When the proxy last ended: the next process does not know what was open then.
+    pub(crate) disturbed_at: u64,
     pub(crate) flip: Option<Flip>,
     pub(crate) flip_serial: u32,
     pub(crate) flips_sealed: u32,
@@ -203,7 +233,19 @@ pub(crate) struct Outcome {
     pub(crate) digest: u64,
 }
 
+/// Of a hundred schedules so many have transactions: they cost more than others.
+const WITH_TRANSACTIONS: u64 = 25;
+
 impl Shape {
+    /// What there is of transactions, from a source of its own: schedules without them are what they were before.
+    fn draw_transactions(&mut self, rng: &mut Rng) {
+        if rng.up_to(99) < WITH_TRANSACTIONS {
+            self.chains = rng.pick(&[1, 1, 2]);
+            self.audit = rng.chance(600);
+            self.producers = self.producers.min(2);
+        }
+    }
+
     fn draw(rng: &mut Rng) -> Shape {
         Shape {
             partitions: rng.between(1, 2) as i32,
@@ -217,6 +259,8 @@ impl Shape {
             faults: rng.pick(&[0, 2, 5, 10]),
             heal_at: rng.between(500, 3_000) * MS,
             home: rng.pick(&ClusterSide::BOTH),
+            chains: 0,
+            audit: false,
         }
     }
 }
@@ -268,8 +312,13 @@ pub(crate) fn play(seed: u64, bug: Option<Bug>, traced: bool) -> Outcome {
 impl World {
     fn new(seed: u64, bug: Option<Bug>, traced: bool) -> World {
         let mut rng = Rng::new(seed);
-        let shape = Shape::draw(&mut rng);
-        let clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
+        let mut shape = Shape::draw(&mut rng);
+        shape.draw_transactions(&mut Rng::new(seed ^ 0x7478_6e73));
+        let mut clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
+        if shape.audit {
+            clusters.iter_mut().for_each(|cluster| cluster.logs.push(Log::new(0, 0, 0)));
+        }
+        let logs = clusters[0].logs.len() as i32;
         let proxy = Proxy::new(&clusters, &shape);
         World {
             now: 0,
@@ -284,11 +333,14 @@ impl World {
             askers: Vec::new(),
             committers: Vec::new(),
             deleter: Deleter::default(),
+            transactors: Vec::new(),
+            moves: Vec::new(),
+            disturbed_at: 0,
             flip: None,
             flip_serial: 0,
             flips_sealed: 0,
             operating: false,
-            oracle: Oracle::new(shape.partitions),
+            oracle: Oracle::new(logs),
             coverage: Coverage::default(),
             bug,
             healed: false,
@@ -310,6 +362,7 @@ impl World {
         self.add_askers();
         self.add_committers();
         self.add_deleter();
+        self.add_transactors();
         self.plan_faults();
         let first = self.rng.between(1, 200) * MS;
         self.plan(first, Ev::Operate);
@@ -332,7 +385,10 @@ impl World {
             Ev::Timer { conn, at } => self.on_timer(conn, at),
             Ev::Wake { conn } => self.on_wake(conn),
             Ev::Orphan { conn } => self.on_orphan(conn),
-            Ev::Errand { conn, ticket, errand } => self.on_errand(conn, ticket, &errand),
+            Ev::Errand { conn, ticket, errand } => self.on_errand(conn, ticket, errand),
+            Ev::Move { serial, step } => self.on_move(serial, step),
+            Ev::Transaction { side, name, serial, what } => self.on_transaction(side, name, serial, what),
+            Ev::Replace { transactor } => self.on_replace(transactor),
             Ev::Replicate { side, partition } => self.on_replicate(side, partition),
             Ev::Refresh { side, incarnation } => self.on_refresh(side, incarnation),
             Ev::Tick(who) => self.on_tick(who),
@@ -356,6 +412,7 @@ impl World {
             Who::Consumer(index) => self.tick_consumer(index),
             Who::Asker(index) => self.tick_asker(index),
             Who::Committer(index) => self.tick_committer(index),
+            Who::Transactor(index) => self.tick_transactor(index),
             Who::Deleter => self.tick_deleter(),
         }
     }
@@ -364,6 +421,7 @@ impl World {
         match who {
             Who::Producer(index) => self.producer_learns(index, partition),
             Who::Consumer(index) => self.consumer_learns(index, partition),
+            Who::Transactor(index) => self.transactor_learns(index, partition),
             // These look at the metadata when they need them.
             Who::Asker(_) | Who::Committer(_) | Who::Deleter => {}
         }
@@ -392,6 +450,19 @@ impl World {
             return self.rng.between(5, 400) * MS;
         }
         self.rng.between(20, self.shape.pace)
+    }
+
+    /// How many logs each cluster has.
+    pub(crate) fn logs(&self) -> i32 {
+        self.clusters[0].logs.len() as i32
+    }
+
+    /// The topic and the partition of a log.
+    pub(crate) fn place(&self, log: i32) -> (&'static str, i32) {
+        match log - self.shape.partitions {
+            other @ 0.. => (wire::AUDIT, other),
+            _ => (wire::TOPIC, log),
+        }
     }
 
     pub(crate) fn fresh(&mut self) -> u64 {
@@ -439,6 +510,7 @@ impl World {
         self.askers.iter().any(|a| a.left > 0)
             || self.committers.iter().any(|c| c.left > 0)
             || self.deleter.left > 0
+            || self.is_transacting()
     }
 
     /// What is still to be done.
@@ -456,11 +528,14 @@ impl World {
         let asker = producer.or_else(|| self.askers.iter().find_map(Asker::unfinished));
         let positions = asker.or_else(|| self.committers.iter().find_map(Committer::unfinished));
         let positions = positions.or_else(|| self.deleter.unfinished());
+        let positions = positions.or_else(|| self.transactors.iter().find_map(Transactor::unfinished));
         positions.or_else(|| self.consumers.iter().find_map(|c| self.behind(c)))
     }
 
     fn judge_the_end(&mut self) {
-        for partition in 0..self.shape.partitions {
+        let judged = self.oracle.all_ended();
+        self.judge(judged);
+        for partition in 0..self.logs() {
             let judged = self.oracle.whole(partition, &self.clusters);
             self.judge(judged);
             if self.oracle.eras(partition) >= 3 {

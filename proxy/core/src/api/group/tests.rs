@@ -416,7 +416,10 @@ fn commits_that_are_apart_are_read_at_their_coordinator_which_the_client_has_not
 #[test]
 fn only_what_changes_something_is_seen_through_when_its_client_has_gone() {
     let mut rig = Rig::new(Source, 0);
-    rig.ask(key::END_TXN, 3, |body| body.set("TransactionalId", "pay"));
+    rig.ask(key::END_TXN, 3, |body| {
+        body.set("TransactionalId", "pay");
+        body.set("ProducerId", 1_i64);
+    });
     let ended = rig.one();
     let topics = [Arc::from(TOPIC)].into();
     rig.begin_transaction("pay", &topics);

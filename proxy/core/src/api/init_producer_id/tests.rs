@@ -3,7 +3,6 @@ use super::*;
 use crate::producer::transaction::{Identity, TransactionRoute, TransactionTable};
 use crate::session::testing::{Rig, Sent, Source, TOPIC, Target};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 const ID: &str = "pay";
 

@@ -25,6 +25,7 @@ fn flipped() -> Rig {
 
 fn move_home(rig: &mut Rig) {
     let route = TransactionRoute { home: Target, aliases: [0, 2], client: CLIENT, native: NATIVE };
+    rig.shared.transactions.moved(ID, Target);
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     rig.snapshot.revision.0 += 1;
 }
@@ -229,12 +230,22 @@ fn trap_7_a_transaction_is_open_until_its_coordinator_says_that_it_is_not() {
         let mut rig = Rig::new(Source, 0);
         let topics = [Arc::from(TOPIC)].into();
         rig.begin_transaction(ID, &topics);
-        end(&mut rig, CLIENT);
+        end(&mut rig, Identity { pid: 1, epoch: 0 });
         let sent = rig.one();
         rig.answer(&sent, |body| body.set("ErrorCode", error));
         assert_eq!(rig.reply().map(|reply| reply.i16("ErrorCode")), Some(error));
         assert_eq!(rig.shared.transactions.all_open().len(), open, "after {error}");
     }
+}
+
+#[test]
+fn trap_7_a_producer_that_is_fenced_leaves_what_the_next_one_has_open() {
+    let mut rig = Rig::new(Source, 0);
+    rig.begin_transaction(ID, &[Arc::from(TOPIC)].into());
+    end(&mut rig, CLIENT);
+    let sent = rig.one();
+    rig.answer(&sent, |body| body.set("ErrorCode", code::PRODUCER_FENCED));
+    assert_eq!(rig.shared.transactions.all_open().len(), 1, "a flip still waits for it");
 }
 
 fn add_offsets(rig: &mut Rig) {
@@ -410,4 +421,48 @@ fn trap_7_an_identity_is_asked_for_where_the_id_is_when_it_has_moved() {
     let sent = rig.one();
     assert_eq!((sent.api_key, sent.node.side), (key::INIT_PRODUCER_ID, Target));
     assert_eq!(sent.body.str("TransactionalId"), "pay.__crossover.2");
+}
+
+/// The other way round: an identity that is asked for where the id is keeps it there.
+#[test]
+fn trap_7_an_id_does_not_move_while_its_coordinator_is_asked_for_an_identity() {
+    let mut rig = flipped();
+    rig.ask(key::INIT_PRODUCER_ID, 3, |body| body.set("TransactionalId", ID));
+    let asked = rig.one();
+    assert_eq!((asked.api_key, asked.node.side), (key::INIT_PRODUCER_ID, Source));
+    add_partitions(&mut rig, TOPIC);
+    rig.pass(RETRY_MS);
+    assert!(rig.errand().is_none(), "the new producer would be fenced, and the old one would not");
+    rig.answer(&asked, |body| body.set("ErrorCode", code::NONE));
+    rig.pass(RETRY_MS);
+    assert!(matches!(rig.errand(), Some((_, Errand::MoveTransactionalId { to: Target, .. }))));
+}
+
+#[test]
+fn trap_7_a_move_whose_client_has_gone_is_seen_through() {
+    let mut rig = flipped();
+    add_partitions(&mut rig, TOPIC);
+    let errand = rig.errand().expect("the id is to be moved");
+    rig.handle(crate::session::Event::ClientGone);
+    assert!(rig.shared.transactions.ask_identity(ID, Source).is_none(), "it is being moved");
+    move_home(&mut rig);
+    rig.run_errand(errand, Ok(true));
+    assert!(rig.sent().is_empty() && rig.shared.transactions.all_open().is_empty());
+    assert!(rig.shared.transactions.ask_identity(ID, Target).is_some());
+}
+
+#[test]
+fn trap_7_the_end_of_a_transaction_is_not_sent_again_for_a_client_that_has_gone() {
+    let mut rig = flipped();
+    move_home(&mut rig);
+    add_partitions(&mut rig, TOPIC);
+    let added = look_up(&mut rig);
+    rig.answer(&added, |_| {});
+    end(&mut rig, CLIENT);
+    let sent = rig.one();
+    assert_eq!((sent.api_key, sent.node.side), (key::END_TXN, Target));
+    rig.handle(crate::session::Event::ClientGone);
+    rig.lose(&sent);
+    rig.pass(RETRY_MS);
+    assert!(rig.sent().is_empty(), "its client has asked elsewhere, and begun another one");
 }
