@@ -94,11 +94,13 @@ fn failures_cost_them_no_more_than_on_bare_kafka() -> Result<()> {
     let proxied = proxied(faults, rate)?;
     print("bare Kafka", &bare);
     print("in flips", &proxied);
-    let costs: [(&str, fn(&Deviations) -> u64); 3] =
-        [("lost", |w| w.lost), ("twice", |w| w.twice), ("out of order", |w| w.out_of_order)];
-    for (what, of) in costs {
-        let sum = |all: &[Deviations]| all.iter().map(of).sum::<u64>();
-        let (bare, proxied) = (sum(&bare), sum(&proxied));
+    let costs = |all: &[Deviations]| {
+        let sum = |of: fn(&Deviations) -> u64| all.iter().map(of).sum::<u64>();
+        [sum(|w| w.lost), sum(|w| w.twice), sum(|w| w.out_of_order)]
+    };
+    for (what, (bare, proxied)) in
+        ["lost", "twice", "out of order"].into_iter().zip(costs(&bare).into_iter().zip(costs(&proxied)))
+    {
         println!("{faults} failures: {what}: {bare} on bare Kafka, {proxied} in flips");
         ensure!(proxied <= bare, "{what}: {proxied} in flips, {bare} on bare Kafka");
     }

@@ -81,6 +81,34 @@ pub enum Bug {
     R27TagIgnored,
     /// A number at which two eras of a side meet is the start of the second one.
     R27Skips,
+    /// A transaction begins on a topic that a flip has closed.
+    TxnClosed,
+    /// A transaction begins that was planned with the route table from before a flip.
+    TxnSince,
+    /// Those that join a transaction do not wait until its transactional id has moved.
+    TxnJoins,
+    /// A transactional id moves while its coordinator is asked for an identity.
+    TxnMoveMeanwhile,
+    /// A move whose client has gone is over for those that wait for it.
+    TxnMoveLeft,
+    /// A route table from before the move of a transactional id is believed.
+    TxnHomeStale,
+    /// A new producer gets its identity where its transactional id is about to leave.
+    TxnInitMoving,
+    /// A producer whose transactional id is another one's is not told so.
+    TxnFenced,
+    /// Producer ids that the target has allocated look like the source's.
+    TxnClientId,
+    /// Batches keep the identity that their client knows.
+    TxnNative,
+    /// A transaction begins with topics of both clusters.
+    TxnSpans,
+    /// A transaction takes in a topic of the other cluster.
+    TxnSpansLater,
+    /// Aborted transactions are named at native offsets.
+    TxnAborted,
+    /// The end that a fenced producer is told of is that of the next one's transaction.
+    TxnEndsNext,
 }
 
 #[cfg(feature = "bug-flags")]

@@ -330,7 +330,9 @@ impl Entry {
                 return false;
             }
             let shown = timeline.record_to_virtual(target.era, first);
-            aborted.set("FirstOffset", shown.map_or(self.position, |v| v.0));
+            if !bug::is(Bug::TxnAborted) {
+                aborted.set("FirstOffset", shown.map_or(self.position, |v| v.0));
+            }
             true
         });
     }

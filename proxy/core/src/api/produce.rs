@@ -584,7 +584,7 @@ impl Part {
     fn records_for(&self, cx: &Cx<'_>) -> Option<Bytes> {
         let records = self.records.clone()?;
         let (Some(id), State::InFlight { era, .. }) = (self.batch, &self.state) else { return Some(records) };
-        if let Some(native) = self.native {
+        if let Some(native) = self.native.filter(|_| !bug::is(Bug::TxnNative)) {
             return Some(rewritten(&records, native.pid, native.epoch));
         }
         let timeline = cx.snapshot.routes.topic(&self.at.0).and_then(|r| r.timeline(self.at.1));

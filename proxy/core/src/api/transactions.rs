@@ -4,6 +4,7 @@
 //! Source: KIP-98; protocol.md §3.6.
 
 use super::group::{GroupApi, GroupCall};
+use crate::bug::{self, Bug};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
 use crate::producer::transaction::Identity;
@@ -35,7 +36,7 @@ pub(super) fn client(request: &Struct, [_, pid, epoch]: Names) -> Identity {
 
 /// Whether the transactional id of a request is another producer's by now.
 pub(super) fn is_fenced(cx: &Cx<'_>, request: &Struct, home: ClusterSide, names: Names) -> bool {
-    native(cx, request, home, names).is_none()
+    native(cx, request, home, names).is_none() && !bug::is(Bug::TxnFenced)
 }
 
 fn native(cx: &Cx<'_>, request: &Struct, home: ClusterSide, names: Names) -> Option<Identity> {
@@ -132,7 +133,9 @@ impl<A: Beginning> Begin<A> {
                 .or_else(|| Some(cx.snapshot.offset_home(group))),
         };
         let cannot_join = self.call.api().cannot_join();
-        if let (None, Some(error)) = (to, cannot_join) {
+        if let (None, Some(error)) = (to, cannot_join)
+            && !bug::is(Bug::TxnSpans)
+        {
             return self.refuse(cx, error);
         }
         let home = cx.snapshot.transaction_home(&id);
@@ -149,7 +152,7 @@ impl<A: Beginning> Begin<A> {
                 Step::Pending
             }
             // It is open elsewhere: a transaction cannot span clusters. The next one may begin where this was refused.
-            (Begun::Again, Some(error)) if home != to => {
+            (Begun::Again, Some(error)) if home != to && !bug::is(Bug::TxnSpansLater) => {
                 cx.shared.transactions.turns_to(&id, &topics);
                 self.cannot_begin(cx, error)
             }
@@ -272,7 +275,8 @@ impl<A: Beginning> Operation for Begin<A> {
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         // The move goes on: until it is over, nobody may get an identity where the id was.
-        if self.stage == Stage::Moving && !std::mem::replace(&mut self.is_gone, true) {
+        let sees_through = self.stage == Stage::Moving && !bug::is(Bug::TxnMoveLeft);
+        if sees_through && !std::mem::replace(&mut self.is_gone, true) {
             return Step::Pending;
         }
         // What was sent may have begun a transaction, or still will: then only its coordinator ends it.

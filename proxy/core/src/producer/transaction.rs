@@ -13,6 +13,7 @@
 //!
 //! Source: KIP-98, KIP-360, KIP-890.
 
+use crate::bug::{self, Bug};
 use crate::ids::ClusterSide;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -55,7 +56,7 @@ pub fn of_offsets(group: &str) -> String {
 #[must_use]
 pub fn to_client(side: ClusterSide, pid: i64) -> i64 {
     match side {
-        ClusterSide::Target if (0..TARGET).contains(&pid) => pid | TARGET,
+        ClusterSide::Target if (0..TARGET).contains(&pid) && !bug::is(Bug::TxnClientId) => pid | TARGET,
         _ => pid,
     }
 }

@@ -5,6 +5,7 @@
 //! fence could not end (protocol.md §3.6).
 
 use super::shared::lock;
+use crate::bug::{self, Bug};
 use crate::ids::{ClusterSide, Revision};
 use crate::producer::transaction::Identity;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -106,12 +107,13 @@ impl TransactionRegistry {
     pub fn begin(&self, id: &str, topics: &BTreeSet<Arc<str>>, plan: TransactionPlan, now_ms: i64) -> Begun {
         let mut inner = lock(&self.inner);
         let is_open = inner.openings.contains_key(id);
-        let is_late = plan.revision < inner.since
-            || inner.openings.get(id).is_some_and(|o| plan.revision < o.revision || o.at != Some(plan.home))
+        let joins_late = |o: &Opening| plan.revision < o.revision || o.at != Some(plan.home);
+        let is_late = (plan.revision < inner.since && !bug::is(Bug::TxnSince))
+            || inner.openings.get(id).is_some_and(|o| joins_late(o) && !bug::is(Bug::TxnJoins))
             || inner.is_elsewhere(id, plan.home);
         // What is asked of the old home meanwhile would not count at the new one: whoever gets that identity would be taken
         // for an earlier producer, and the one before it would go on.
-        let would_move = !is_open && plan.home != plan.to;
+        let would_move = !is_open && plan.home != plan.to && !bug::is(Bug::TxnMoveMeanwhile);
         let must_stay = would_move && inner.is_asking(id);
         if is_late || must_stay || inner.closed_ids.contains(id) || inner.must_wait(id, topics, is_open) {
             return Begun::Hold;
@@ -195,7 +197,7 @@ impl TransactionRegistry {
     pub fn ask_identity(&self, id: &str, home: ClusterSide) -> Option<Arc<()>> {
         let inner = &mut *lock(&self.inner);
         let is_moving = inner.openings.get(id).is_some_and(|opening| opening.at != Some(home));
-        if is_moving || inner.is_elsewhere(id, home) {
+        if (is_moving && !bug::is(Bug::TxnInitMoving)) || inner.is_elsewhere(id, home) {
             return None;
         }
         if inner.asking.len() >= REMEMBERED_MAX {
@@ -228,7 +230,7 @@ impl TransactionRegistry {
     pub fn end_of(&self, id: &str, producer: Identity) -> bool {
         let inner = &mut *lock(&self.inner);
         let is_its = inner.openings.get(id).is_none_or(|opening| opening.producer == producer);
-        is_its && inner.end(id)
+        (is_its || bug::is(Bug::TxnEndsNext)) && inner.end(id)
     }
 
     /// From now on no transaction that writes to these topics begins. Those under way go on.
@@ -319,7 +321,7 @@ impl Inner {
     /// A transaction that is open and writes to a closed topic, or has written to it before, is waited for: it goes on. No
     /// other one takes in a closed topic, nor does one begin that most likely will.
     fn must_wait(&self, id: &str, topics: &BTreeSet<Arc<str>>, is_open: bool) -> bool {
-        if self.closed.is_empty() {
+        if self.closed.is_empty() || bug::is(Bug::TxnClosed) {
             return false;
         }
         let closed: Vec<Arc<str>> = self.closed.iter().cloned().collect();
@@ -330,7 +332,7 @@ impl Inner {
 
     /// It has moved away from `home`, which a route table from before does not know.
     fn is_elsewhere(&self, id: &str, home: ClusterSide) -> bool {
-        self.homes.get(id).is_some_and(|known| *known != home)
+        self.homes.get(id).is_some_and(|known| *known != home) && !bug::is(Bug::TxnHomeStale)
     }
 
     fn is_asking(&self, id: &str) -> bool {

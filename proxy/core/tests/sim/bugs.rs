@@ -12,6 +12,14 @@ pub(crate) enum Bug {
     R3NoSeed,
     /// After a start what was deleted shows again.
     R25FloorForgotten,
+    /// Before a flip the cluster is not asked for open transactions.
+    TxnNotThere,
+    /// … nor what sessions have seen.
+    TxnNotHere,
+    /// A coordinator that does not tell all is taken to have told all.
+    TxnIncomplete,
+    /// After a start every transactional id is at home where it was at first.
+    TxnHomeForgotten,
     #[cfg(feature = "bug-flags")]
     Core(CoreBug),
 }
@@ -60,6 +68,24 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R27NoTag),
     Bug::Core(CoreBug::R27TagIgnored),
     Bug::Core(CoreBug::R27Skips),
+    Bug::TxnNotThere,
+    Bug::TxnNotHere,
+    Bug::TxnIncomplete,
+    Bug::TxnHomeForgotten,
+    Bug::Core(CoreBug::TxnClosed),
+    Bug::Core(CoreBug::TxnSince),
+    Bug::Core(CoreBug::TxnJoins),
+    Bug::Core(CoreBug::TxnMoveMeanwhile),
+    Bug::Core(CoreBug::TxnMoveLeft),
+    Bug::Core(CoreBug::TxnHomeStale),
+    Bug::Core(CoreBug::TxnInitMoving),
+    Bug::Core(CoreBug::TxnFenced),
+    Bug::Core(CoreBug::TxnClientId),
+    Bug::Core(CoreBug::TxnNative),
+    Bug::Core(CoreBug::TxnSpans),
+    Bug::Core(CoreBug::TxnSpansLater),
+    Bug::Core(CoreBug::TxnAborted),
+    Bug::Core(CoreBug::TxnEndsNext),
 ];
 
 /// Every flag, and in how many schedules it must be caught. The long searches come first.

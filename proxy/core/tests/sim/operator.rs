@@ -3,8 +3,8 @@
 
 use crate::bugs::Bug;
 use crate::coverage::Seen;
-use crate::proxy::described;
 use crate::store::StoredTopic;
+use crate::txn_move::described;
 use crate::wire::TOPIC;
 use crate::world::{Ev, MS, World, trace};
 use crossover_core::cutover::{
@@ -273,7 +273,8 @@ impl World {
 
     fn transactions_told(&mut self, here: bool) {
         let side = self.the_flip().to.other();
-        let there = self.look_there(side);
+        let here = here && !self.is(Bug::TxnNotHere);
+        let there = self.look_there(side) && !self.is(Bug::TxnNotThere);
         if !here && !there {
             self.the_flip().transactions_until = None;
             return self.tell(Event::NoTransactions);

@@ -6,14 +6,14 @@ use crate::cluster::{BROKERS, Cluster, Log};
 use crate::committer::group_of;
 use crate::coverage::Seen;
 use crate::store::Disk;
+use crate::txn_move::described;
 use crate::wire::{AUDIT, AUDIT_IDS, IDS, TOPIC};
 use crate::world::{Ev, MS, Shape, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode, VirtualOffset};
 use crossover_core::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, Topology};
-use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::producer::gate::{PartitionGate, SessionId};
-use crossover_core::producer::transaction::{Identity, TransactionTable};
+use crossover_core::producer::transaction::TransactionTable;
 use crossover_core::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines, TopicRoute};
 use crossover_core::schema;
 use crossover_core::session::{
@@ -536,6 +536,7 @@ impl World {
         self.disk.intent = false;
         self.disk.running = true;
         let forgets = self.is(Bug::R25FloorForgotten);
+        let transactions = if self.is(Bug::TxnHomeForgotten) { Arc::default() } else { transactions };
         let proxy = &mut self.proxy;
         proxy.up = true;
         proxy.shared = Shared::default();
@@ -601,24 +602,4 @@ impl World {
         }
         self.plan(SEED_AGAIN, Ev::Seed { incarnation });
     }
-}
-
-/// DescribeProducers, as the control tasks read it: of producers as their clients know themselves.
-pub(crate) fn described(
-    table: &TransactionTable,
-    side: ClusterSide,
-    rows: &[(i64, i16, i32)],
-    now_ms: i64,
-) -> Vec<DescribedProducer> {
-    let row = |(pid, epoch, last_sequence): &(i64, i16, i32)| {
-        let last_sequence = *last_sequence;
-        let clients = table.clients_of(side, Identity { pid: *pid, epoch: *epoch });
-        clients.map(move |client| DescribedProducer {
-            pid: client.pid,
-            epoch: i32::from(client.epoch),
-            last_sequence,
-            last_timestamp_ms: now_ms,
-        })
-    };
-    rows.iter().flat_map(row).collect()
 }

@@ -1,11 +1,13 @@
 //! What the control tasks do about transactions, as `control/transaction_move.rs` and `control/transactions.rs` do it: they
 //! take a transactional id to another home, and wait before a flip until no transaction on its topics is open.
 
+use crate::bugs::Bug;
 use crate::coverage::Seen;
 use crate::txn_coordinator::{CONCURRENT, LOADING};
 use crate::world::{Ev, MS, World, trace};
 use crossover_core::ids::ClusterSide;
-use crossover_core::producer::transaction::{self, Identity, TransactionRoute};
+use crossover_core::producer::carry::DescribedProducer;
+use crossover_core::producer::transaction::{self, Identity, TransactionRoute, TransactionTable};
 use crossover_core::session::{ErrandDone, Event, Ticket};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -240,7 +242,7 @@ impl World {
         if is_complete {
             self.forget_ended(side, &ids);
         }
-        there || !is_complete
+        there || !(is_complete || self.is(Bug::TxnIncomplete))
     }
 
     /// Of clients that have died: their coordinator has ended what they left.
@@ -266,4 +268,24 @@ impl World {
         let revision = self.proxy.snapshot.revision;
         self.proxy.shared.transactions.open(&[name], revision);
     }
+}
+
+/// DescribeProducers, as the control tasks read it: of producers as their clients know themselves.
+pub(crate) fn described(
+    table: &TransactionTable,
+    side: ClusterSide,
+    rows: &[(i64, i16, i32)],
+    now_ms: i64,
+) -> Vec<DescribedProducer> {
+    let row = |(pid, epoch, last_sequence): &(i64, i16, i32)| {
+        let last_sequence = *last_sequence;
+        let clients = table.clients_of(side, Identity { pid: *pid, epoch: *epoch });
+        clients.map(move |client| DescribedProducer {
+            pid: client.pid,
+            epoch: i32::from(client.epoch),
+            last_sequence,
+            last_timestamp_ms: now_ms,
+        })
+    };
+    rows.iter().flat_map(row).collect()
 }
