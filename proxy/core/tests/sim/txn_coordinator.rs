@@ -94,10 +94,9 @@ impl World {
     }
 
     pub(crate) fn transact(&mut self, link: usize, asked: &Asked) {
-        // Carried out late, behind its repetition, it would fence the producer or end its next transaction, also without a
-        // proxy: what KIP-890 is for.
-        let is_late = self.is_cut(link) || self.conns[self.links[link].conn].gone;
-        if asked.key != wire::ADD_PARTITIONS_TO_TXN && is_late {
+        // Carried out late, behind its repetition, it would fence the producer, end its next transaction, or begin one that
+        // nobody ends, also without a proxy: what KIP-890 is for.
+        if self.is_cut(link) || self.conns[self.links[link].conn].gone {
             let mut body = wire::response(asked.key);
             body.set("ErrorCode", CONCURRENT);
             return self.respond(link, asked, &body);
