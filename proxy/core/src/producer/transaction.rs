@@ -25,7 +25,7 @@ const TARGET: i64 = 1 << 61;
 const ALIAS: &str = ".__crossover.";
 
 /// A producer as a coordinator or a client knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub pid: i64,
     pub epoch: i16,

@@ -46,15 +46,23 @@ pub struct TransactionPlan {
 /// at once.
 #[derive(Debug)]
 struct Opening {
+    /// Whose transaction it is: who has taken something in, and until then who came first.
     producer: Identity,
     /// Of the plan it began with.
     revision: Revision,
     /// Where it is open. `None`: its transactional id is being moved.
     at: Option<ClusterSide>,
-    /// Requests that may yet take something in.
-    asked: u32,
+    /// Requests that may yet take something in, and whose they are: one that is fenced may have come first.
+    asked: HashMap<Identity, u32>,
     /// One of them has.
     taken: bool,
+}
+
+impl Opening {
+    /// Nobody else has a part in it, nor may yet have.
+    fn is_of(&self, producer: Identity) -> bool {
+        self.producer == producer && self.asked.keys().all(|asked| *asked == producer)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -129,10 +137,10 @@ impl TransactionRegistry {
             producer: plan.producer,
             revision: plan.revision,
             at,
-            asked: 0,
+            asked: HashMap::new(),
             taken: false,
         });
-        opening.asked += u32::from(opening.producer == plan.producer);
+        *opening.asked.entry(plan.producer).or_default() += 1;
         if is_open { Begun::Again } else { Begun::First }
     }
 
@@ -164,23 +172,28 @@ impl TransactionRegistry {
     /// transaction is over that nothing else is in, nor may yet be.
     pub fn answered(&self, id: &str, producer: Identity, taken: bool, now_ms: i64) -> bool {
         let inner = &mut *lock(&self.inner);
-        // Its transactional id has another producer by now, with a transaction of its own.
-        let Some(opening) = inner.openings.get_mut(id).filter(|opening| opening.producer == producer) else {
-            return false;
-        };
-        opening.asked = opening.asked.saturating_sub(1);
-        opening.taken |= taken;
+        let Some(opening) = inner.openings.get_mut(id) else { return false };
+        // Else what it had asked is over, and its transactional id has a transaction of another producer by now.
+        let Some(left) = opening.asked.get_mut(&producer) else { return false };
+        *left -= 1;
+        if *left == 0 {
+            opening.asked.remove(&producer);
+        }
+        if taken {
+            opening.taken = true;
+            opening.producer = producer;
+        }
         if let Some(seen) = inner.seen.get_mut(id).filter(|_| taken) {
             extend(&mut seen.written, &seen.topics);
             seen.last_ms = now_ms;
         }
-        !opening.taken && opening.asked == 0 && inner.end(id)
+        !opening.taken && opening.asked.is_empty() && inner.end(id)
     }
 
     /// Its cluster knows of no transaction of `id`. One that may yet be begun by what is under way goes on.
     pub fn end_unless_asked(&self, id: &str) {
         let mut inner = lock(&self.inner);
-        if inner.openings.get(id).is_none_or(|opening| opening.asked == 0) {
+        if inner.openings.get(id).is_none_or(|opening| opening.asked.is_empty()) {
             inner.end(id);
         }
     }
@@ -229,7 +242,7 @@ impl TransactionRegistry {
     /// The transaction of `producer` is over. What another producer of `id` has open meanwhile goes on. True if one was open.
     pub fn end_of(&self, id: &str, producer: Identity) -> bool {
         let inner = &mut *lock(&self.inner);
-        let is_its = inner.openings.get(id).is_none_or(|opening| opening.producer == producer);
+        let is_its = inner.openings.get(id).is_none_or(|opening| opening.is_of(producer));
         (is_its || bug::is(Bug::TxnEndsNext)) && inner.end(id)
     }
 
@@ -422,6 +435,20 @@ mod tests {
         assert_eq!(all.begin("a", &topics(&["orders"]), plan, 5), Begun::First);
         assert!(!all.end_of("a", PRODUCER) && all.all_open().len() == 1);
         assert!(all.end_of("a", next) && !all.end_of("a", next) && all.all_open().is_empty());
+    }
+
+    #[test]
+    fn trap_7_requests_of_a_fenced_producer_that_came_first_end_no_transaction_of_the_next_one() {
+        let all = TransactionRegistry::default();
+        let next = Identity { epoch: 1, ..PRODUCER };
+        assert_eq!(begin(&all, "a", &["orders"], 0), Begun::First);
+        let plan = TransactionPlan { producer: next, ..at_source(0) };
+        assert_eq!(all.begin("a", &topics(&["orders"]), plan, 5), Begun::Again);
+        assert!(!all.end_of("a", PRODUCER), "the next one may have begun");
+        assert!(!all.answered("a", next, true, 6));
+        assert!(!all.answered("a", PRODUCER, false, 7), "it is refused: it was fenced");
+        assert!(all.is_open("a") && all.all_open().len() == 1);
+        assert!(!all.end_of("a", PRODUCER) && all.end_of("a", next));
     }
 
     #[test]
