@@ -239,7 +239,8 @@ const WITH_TRANSACTIONS: u64 = 25;
 /// finds something there (ADR 12, "Open").
 const TRANSACTIONS_BELOW: u64 = 40_000;
 
-fn may_have_transactions(seed: u64) -> bool {
+/// Whether a schedule is one of those that draw for them.
+pub(crate) fn may_have_transactions(seed: u64) -> bool {
     static EVERYWHERE: OnceLock<bool> = OnceLock::new();
     seed < TRANSACTIONS_BELOW
         || *EVERYWHERE.get_or_init(|| std::env::var_os("CROSSOVER_SIM_TRANSACTIONS").is_some())
