@@ -194,17 +194,11 @@ pub fn wait_for(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<b
     Ok(())
 }
 
-/// Runs the independent checker over histories and both clusters' logs; gives what it printed.
+/// The independent checker, to be run over histories and both clusters' logs.
 ///
 /// # Errors
-/// The verdict is not "pass".
-pub fn check(
-    rig: &Rig,
-    topic: &str,
-    producers: &[PathBuf],
-    consumers: &[PathBuf],
-    more: &[&str],
-) -> Result<String> {
+/// It is not built.
+pub fn checker(rig: &Rig, topic: &str, producers: &[PathBuf], consumers: &[PathBuf]) -> Result<Command> {
     let mut command = Command::new(binary("crossover-check")?);
     command.arg("--producers").args(producers).arg("--consumers").args(consumers);
     command.args([
@@ -215,6 +209,21 @@ pub fn check(
         "--topic",
         topic,
     ]);
+    Ok(command)
+}
+
+/// Runs the checker; gives what it printed.
+///
+/// # Errors
+/// The verdict is not "pass".
+pub fn check(
+    rig: &Rig,
+    topic: &str,
+    producers: &[PathBuf],
+    consumers: &[PathBuf],
+    more: &[&str],
+) -> Result<String> {
+    let mut command = checker(rig, topic, producers, consumers)?;
     let output = command.args(more).output()?;
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

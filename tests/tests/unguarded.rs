@@ -12,9 +12,8 @@ use crossover_tests::fault_run::{Failure, Hit, Run};
 use crossover_tests::faults::STEPS;
 use crossover_tests::live::{Histories, Kind, TOPIC, Traffic, create_topic};
 use crossover_tests::measure::machine_load;
-use crossover_tests::{binary, one_at_a_time, rig, setting};
+use crossover_tests::{checker, one_at_a_time, rig, setting};
 use serde_json::Value;
-use std::process::Command;
 use std::time::Duration;
 
 /// The defaults of sarama and kafkajs are not idempotent. One group reads what everybody writes.
@@ -141,18 +140,8 @@ fn judge(run: Run) -> Result<Vec<Deviations>> {
 
 /// The checker's numbers, whatever its verdict is.
 fn deviations(rig: &Rig, histories: &Histories) -> Result<Vec<Deviations>> {
-    let mut command = Command::new(binary("crossover-check")?);
-    command.arg("--json").arg("--producers").args(&histories.producers);
-    command.arg("--consumers").args(&histories.consumers);
-    command.args([
-        "--source",
-        &rig.source.bootstrap(),
-        "--target",
-        &rig.target.bootstrap(),
-        "--topic",
-        TOPIC,
-    ]);
-    let output = command.output()?;
+    let mut command = checker(rig, TOPIC, &histories.producers, &histories.consumers)?;
+    let output = command.arg("--json").output()?;
     let value: Value = serde_json::from_slice(&output.stdout)
         .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
     let doubts = value["report"]["doubts"].as_array().context("a report without doubts")?;

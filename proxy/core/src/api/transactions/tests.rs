@@ -197,8 +197,8 @@ fn trap_7_a_beginning_is_not_held_for_longer_than_the_bound() {
     assert_eq!(refusal(&mut rig), Some(code::CONCURRENT_TRANSACTIONS));
 }
 
-#[test]
-fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
+/// A transaction at the new home whose end has been sent there.
+fn ending() -> (Rig, Sent) {
     let mut rig = flipped();
     move_home(&mut rig);
     add_partitions(&mut rig, TOPIC);
@@ -206,6 +206,12 @@ fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
     rig.answer(&added, |_| {});
     end(&mut rig, CLIENT);
     let sent = rig.one();
+    (rig, sent)
+}
+
+#[test]
+fn trap_7_the_end_of_a_transaction_goes_home_and_is_noted() {
+    let (mut rig, sent) = ending();
     assert_eq!((sent.node.side, sent.body.i64("ProducerId")), (Target, NATIVE.pid));
     assert_eq!(rig.shared.transactions.all_open().len(), 1);
     rig.answer(&sent, |body| body.set("ErrorCode", code::NONE));
@@ -453,13 +459,7 @@ fn trap_7_a_move_whose_client_has_gone_is_seen_through() {
 
 #[test]
 fn trap_7_the_end_of_a_transaction_is_not_sent_again_for_a_client_that_has_gone() {
-    let mut rig = flipped();
-    move_home(&mut rig);
-    add_partitions(&mut rig, TOPIC);
-    let added = look_up(&mut rig);
-    rig.answer(&added, |_| {});
-    end(&mut rig, CLIENT);
-    let sent = rig.one();
+    let (mut rig, sent) = ending();
     assert_eq!((sent.api_key, sent.node.side), (key::END_TXN, Target));
     rig.handle(crate::session::Event::ClientGone);
     rig.lose(&sent);
