@@ -242,14 +242,19 @@ impl World {
         }
     }
 
+    /// Whether a parked fetch is answered now that something has changed at a log (`DelayedFetch.tryComplete`).
     fn is_worth(&self, side: ClusterSide, link: usize, partition: i32, asked: &Asked) -> bool {
-        let log = &self.clusters[side.index()].logs[partition as usize];
-        let end = log.readable(asked.is_committed());
-        let mut parts = asked.body.structs("Topics").flat_map(|t| t.structs("Partitions"));
-        parts.any(|p| {
-            p.i32("Partition") == partition
-                && (log.leader != self.links[link].broker || end > p.i64("FetchOffset"))
-        })
+        let logs = &self.clusters[side.index()].logs;
+        let wanted = || asked.body.structs("Topics").flat_map(|t| t.structs("Partitions"));
+        if logs[partition as usize].leader != self.links[link].broker {
+            return wanted().any(|p| p.i32("Partition") == partition);
+        }
+        let there = wanted().map(|p| {
+            let log = &logs[p.i32("Partition") as usize];
+            let batches = log.readable_from(p.i64("FetchOffset"), asked.is_committed());
+            (batches as i32 * BATCH).min(p.i32("PartitionMaxBytes"))
+        });
+        there.sum::<i32>() >= limits(asked).1
     }
 
     fn answer_produce(&mut self, link: usize, asked: &Asked, parts: &[PartAnswer]) {
@@ -288,19 +293,21 @@ impl World {
 
     /// `may_wait`: it has just come.
     pub(crate) fn fetch(&mut self, link: usize, asked: Asked, may_wait: bool) {
-        let (body, news) = self.fetched(link, &asked);
+        let (body, is_enough) = self.fetched(link, &asked);
         let wait = u64::try_from(asked.body.i32("MaxWaitMs")).unwrap_or(0) * MS;
-        if may_wait && !news && wait > 0 {
+        if may_wait && !is_enough && wait > 0 {
             return self.park(link, Parked::Fetch { asked }, wait);
         }
         self.respond(link, &asked, &body);
     }
 
+    /// The answer, and whether it need not wait.
     fn fetched(&mut self, link: usize, asked: &Asked) -> (Struct, bool) {
         let (side, broker) = (self.links[link].side, self.links[link].broker);
         let mut body = wire::response(wire::FETCH);
-        let mut room = asked.body.i32("MaxBytes");
-        let mut news = false;
+        let (max, least) = limits(asked);
+        let mut room = max;
+        let mut urgent = false;
         for data in asked.body.structs("Topics") {
             let mut topic = body.new_element("Responses");
             topic.set("Topic", data.get("Topic").clone());
@@ -320,12 +327,12 @@ impl World {
                 );
                 room -= size;
                 let diverges = answer.opt_struct("DivergingEpoch").is_some_and(|d| d.i64("EndOffset") >= 0);
-                news |= size > 0 || answer.i16("ErrorCode") != 0 || diverges;
+                urgent |= answer.i16("ErrorCode") != 0 || diverges;
                 topic.push("Partitions", answer);
             }
             body.push("Responses", topic);
         }
-        (body, news)
+        (body, urgent || max - room >= least)
     }
 
     fn fetch_partition(
@@ -441,4 +448,10 @@ impl World {
         }
         self.respond(link, asked, &body);
     }
+}
+
+/// How many bytes a fetch wants at most, and at least.
+fn limits(asked: &Asked) -> (i32, i32) {
+    let max = asked.body.i32("MaxBytes");
+    (max, asked.body.i32("MinBytes").min(max))
 }

@@ -272,6 +272,12 @@ impl Log {
         out.freeze()
     }
 
+    /// How many batches from `offset` on a reader may see.
+    pub(crate) fn readable_from(&self, offset: i64, committed: bool) -> usize {
+        let until = self.readable(committed);
+        self.batches[self.index_of(offset)..].iter().take_while(|b| b.end() <= until).count()
+    }
+
     pub(crate) fn check_epoch(&self, broker: i32, epoch: i32) -> Result<(), i16> {
         if broker != self.leader {
             return Err(code::NOT_LEADER);

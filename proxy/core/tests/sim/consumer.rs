@@ -21,6 +21,8 @@ pub(crate) struct Consumer {
     tick_at: u64,
     correlation: i32,
     wait_ms: i32,
+    /// Bytes that an answer is to have at least, and batches that it may have.
+    least: i32,
     batches: i32,
     /// It reads what is committed only.
     committed: bool,
@@ -81,6 +83,7 @@ impl World {
                 tick_at: u64::MAX,
                 correlation: 0,
                 wait_ms: self.rng.pick(&[50, 200, 500]),
+                least: self.rng.pick(&[1, 1, 2 * BATCH, 3 * BATCH]),
                 batches: self.rng.between(1, 5) as i32,
                 committed: self.shape.chains > 0 && self.rng.chance(600),
             });
@@ -192,14 +195,9 @@ impl World {
                 p.least_end = self.shown_first[p.partition as usize];
                 p.least_record = if since <= self.now { floor } else { 0 };
             });
-            let mut body = fetch_body(
-                consumer.version,
-                &consumer.places,
-                fetcher,
-                node,
-                consumer.wait_ms,
-                consumer.batches,
-            );
+            let mut body = fetch_body(consumer.version, &consumer.places, fetcher, node, consumer.batches);
+            body.set("MaxWaitMs", consumer.wait_ms);
+            body.set("MinBytes", consumer.least);
             body.set("IsolationLevel", i8::from(consumer.committed));
             wire::ask(wire::FETCH, consumer.version, correlation, &consumer.client_id, &body)
         } else {
@@ -400,13 +398,10 @@ fn fetch_body(
     places: &[Place],
     fetcher: &mut Fetcher,
     node: VirtualNode,
-    wait_ms: i32,
     batches: i32,
 ) -> Struct {
     let mut body = wire::request(wire::FETCH);
     body.set("ReplicaId", -1);
-    body.set("MaxWaitMs", wait_ms);
-    body.set("MinBytes", 1);
     body.set("MaxBytes", BATCH * batches);
     body.set("SessionId", fetcher.session);
     body.set("SessionEpoch", if version < 7 { -1 } else { fetcher.epoch });

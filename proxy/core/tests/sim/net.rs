@@ -83,7 +83,8 @@ impl World {
         let to = &mut self.conns[conn].to_proxy;
         *to = at.max(*to);
         let at = *to;
-        self.plan_at(at, Ev::Request { conn, frame });
+        let sent_at = self.now;
+        self.plan_at(at, Ev::Request { conn, frame, sent_at });
         at
     }
 

@@ -267,8 +267,12 @@ impl World {
         }
     }
 
-    pub(crate) fn on_request(&mut self, conn: usize, frame: Bytes) {
+    pub(crate) fn on_request(&mut self, conn: usize, frame: Bytes, sent_at: u64) {
         if self.conns[conn].proxy_open {
+            // A snapshot is loaded when the request is there: one that was shown before it was sent, perhaps because of
+            // that, or a newer one.
+            let loaded_at = &mut self.conns[conn].loaded_at;
+            *loaded_at = sent_at.max(*loaded_at);
             let first = self.conns[conn].session.as_ref().map(Session::id);
             if let Some(id) = first {
                 self.proxy.sessions.insert(id, conn);

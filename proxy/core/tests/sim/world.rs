@@ -50,6 +50,7 @@ pub(crate) enum Ev {
     Request {
         conn: usize,
         frame: Bytes,
+        sent_at: u64,
     },
     /// The proxy learns that the client has hung up.
     ClientGone {
@@ -384,7 +385,7 @@ impl World {
 
     fn happen(&mut self, event: Ev) {
         match event {
-            Ev::Request { conn, frame } => self.on_request(conn, frame),
+            Ev::Request { conn, frame, sent_at } => self.on_request(conn, frame, sent_at),
             Ev::ClientGone { conn } => self.on_client_gone(conn),
             Ev::Reply { conn, frame } => self.on_reply(conn, &frame),
             Ev::Hangup { conn } => self.on_hangup(conn),
