@@ -20,11 +20,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
 /// How long an answer may still be awaited for a client that has gone.
 const ORPHAN_MS: i64 = 30_000;
+/// How long a client that was hung up on is still listened to.
+const LINGER: Duration = Duration::from_secs(2);
 /// Events of upstreams that wait for this task; a full channel stops reading from the brokers.
 const UPSTREAM_EVENTS: usize = 64;
 
@@ -38,14 +40,26 @@ pub(crate) async fn serve(
 ) {
     let _ = stream.set_nodelay(true);
     runtime.metrics.connections.add(1);
-    let (read, write) = stream.into_split();
+    let (mut read, write) = stream.into_split();
     let mut connection = Connection::new(runtime, node, peer, write);
-    let ran = unharmed(connection.run(read, shutdown)).await;
+    let ran = unharmed(connection.run(&mut read, shutdown)).await;
     let ended = catch_unwind(AssertUnwindSafe(|| connection.end()));
     if ran.is_err() || ended.is_err() {
         error!(%peer, "a client connection ended in a panic");
         connection.leave();
     }
+    let lingers = connection.hung_up;
+    drop(connection);
+    if lingers {
+        let _ = timeout(LINGER, discard(read)).await;
+    }
+}
+
+/// Reads until the client has closed its end too. With unread requests the socket would end in a reset, and Java gives up
+/// what it has not read yet when a reset meets it in a write: answers to produce, which it would send again.
+async fn discard(mut read: OwnedReadHalf) {
+    let mut unwanted = [0; 4096];
+    while read.read(&mut unwanted).await.is_ok_and(|count| count > 0) {}
 }
 
 /// Runs a future to its end, or to its panic. What the others share of this connection must be given back.
@@ -87,6 +101,8 @@ struct Connection {
     /// Answers that the socket has not taken yet.
     out: BytesMut,
     gone_at_ms: Option<i64>,
+    /// It was this end that closed first.
+    hung_up: bool,
     /// The process ends: what is in flight is answered, nothing more is taken.
     ending: bool,
     opened: Instant,
@@ -124,6 +140,7 @@ impl Connection {
             client: Some(client),
             out: BytesMut::new(),
             gone_at_ms: None,
+            hung_up: false,
             ending: false,
             opened: Instant::now(),
             active: Instant::now(),
@@ -132,7 +149,7 @@ impl Connection {
         }
     }
 
-    async fn run(&mut self, mut read: OwnedReadHalf, mut shutdown: ShutdownReceiver) {
+    async fn run(&mut self, read: &mut OwnedReadHalf, mut shutdown: ShutdownReceiver) {
         let decoder = FrameDecoder::requests(self.runtime.config.limits.first_frame_bytes_max);
         let mut input = Input { decoder, first: true, partial_since: None };
         loop {
@@ -140,7 +157,7 @@ impl Connection {
             self.take_frames(&mut input);
             let drained = self.session.is_idle() && self.out.is_empty();
             if self.ending && drained && self.client.is_some() {
-                self.client_gone();
+                self.hang_up();
             }
             let waited_enough = self.gone_at_ms.is_some_and(|at| self.runtime.now_ms() - at > ORPHAN_MS);
             if self.session.is_finished() || waited_enough {
@@ -174,7 +191,7 @@ impl Connection {
                 }
                 () = sleep_until(expiry.unwrap_or(due)), if expiry.is_some() => {
                     debug!(peer = %self.peer, "closing a silent client connection");
-                    self.client_gone();
+                    self.hang_up();
                 }
                 () = shutdown.requested(), if !self.ending => self.ending = true,
             }
@@ -231,7 +248,7 @@ impl Connection {
                 Err(error) => {
                     self.runtime.metrics.bad_requests.add(1);
                     self.warn_of_frame(error, input.first);
-                    return self.client_gone();
+                    return self.hang_up();
                 }
             }
         }
@@ -412,7 +429,14 @@ impl Connection {
                 warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection")
             }
         }
+        self.hung_up |= self.client.is_some();
         self.drop_client();
+    }
+
+    /// The client is still there.
+    fn hang_up(&mut self) {
+        self.hung_up = true;
+        self.client_gone();
     }
 
     fn client_gone(&mut self) {

@@ -93,12 +93,27 @@ async fn serve(
     control.set_serving();
     println!("ready");
     std::io::stdout().flush()?;
+    say_what_is_served(&control);
     listeners.run().await;
     // A connection that was cut may have produce on its way to a broker.
     if runtime.sessions.len() == 0 {
         control.stored(|store| store.put_running(false)).await?;
     }
     Ok(())
+}
+
+/// The first lines of a log: what is where.
+fn say_what_is_served(control: &Control) {
+    let config = &control.runtime.config;
+    let snapshot = control.runtime.snapshot();
+    for side in ClusterSide::BOTH {
+        let topology = snapshot.topology(side);
+        let owned = snapshot.routes.topics.values().filter(|route| route.owner == side).count();
+        let (cluster, brokers) = (&topology.cluster_id, topology.brokers.len());
+        info!(%side, reachable = topology.reachable, cluster, brokers, topics_owned = owned, "cluster");
+    }
+    let (clients, admin) = (&config.listener.bootstrap, &config.admin.address);
+    info!(revision = snapshot.revision.0, %clients, %admin, "serving");
 }
 
 /// Waits until the cluster of the default side has been seen; the other one may be down.

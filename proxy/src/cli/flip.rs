@@ -61,6 +61,8 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
         all &= record["ok"] == json!(true);
         match json {
             true => print_json(&record)?,
+            // Its check says so.
+            false if record["owner"].is_null() && failed(&ended).next().is_some() => {}
             false => println!("{}", topic_line(topic, to, &record)),
         }
     }
@@ -307,9 +309,16 @@ pub(super) fn step_text(kind: OperationKind, step: &Step) -> String {
     line.trim_end().to_owned()
 }
 
+fn failed(operation: &OperationView) -> impl Iterator<Item = &Check> {
+    operation.checks.iter().filter(|check| check.result == CheckResult::Failed)
+}
+
 fn print_failure(operation: &OperationView) {
-    let failed = operation.checks.iter().filter(|check| check.result == CheckResult::Failed);
-    eprint!("{}", failed.map(check_text).collect::<String>());
+    if failed(operation).next().is_some() {
+        // The operation's reason and remedy are theirs.
+        let checks: String = failed(operation).map(check_text).collect();
+        return eprint!("Refused, no topic was moved:\n{checks}");
+    }
     if let Some(reason) = &operation.reason {
         eprintln!("Operation {} ended in {}: {}", operation.id, operation.state, clean(reason));
     }

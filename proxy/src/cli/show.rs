@@ -69,6 +69,9 @@ pub(super) async fn groups(client: &Client, json: bool) -> anyhow::Result<Outcom
     let groups: Vec<GroupView> = client.get("/v1/groups").await?;
     match json {
         true => print_json(&groups)?,
+        false if groups.is_empty() => {
+            println!("no group has moved, and none was seen since Crossover was started")
+        }
         false => print!("{}", groups_text(&groups)),
     }
     Ok(Outcome::Done)

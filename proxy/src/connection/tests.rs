@@ -351,6 +351,26 @@ async fn at_shutdown_what_is_in_flight_is_answered_and_nothing_more_is_taken() {
     assert_eq!(broker.seen.requests.load(Ordering::SeqCst), 1);
 }
 
+/// Java throws away answers that it has not read when a write meets a reset, and sends what they answer again.
+#[tokio::test]
+async fn at_shutdown_a_client_that_goes_on_writing_reads_its_answers_and_the_end() {
+    let broker = Broker::start(Manner::Answers { after: Duration::from_millis(100) }).await;
+    let mut proxy = Proxy::start(config(), &broker, &broker).await;
+    proxy.send(&[relayed(1), relayed(2)].concat()).await;
+    until("the requests", || broker.seen.requests.load(Ordering::SeqCst) == 2).await;
+    proxy.shutdown.request();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.send(&relayed(3)).await;
+    until("the end of the session", || proxy.runtime.sessions.len() == 0).await;
+    for correlation in 4..20 {
+        proxy.send(&relayed(correlation)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!([proxy.next().await, proxy.next().await], [Some(1), Some(2)]);
+    let end = timeout(PATIENCE, proxy.client.read_buf(proxy.decoder.spare())).await;
+    assert_eq!(end.expect("an end in time").expect("no reset"), 0);
+}
+
 #[tokio::test]
 async fn an_idle_companion_ends_and_is_dialled_again() {
     let (own, other) = (Broker::start(AT_ONCE).await, Broker::start(AT_ONCE).await);

@@ -485,8 +485,10 @@ impl Control {
         }
         let snapshot = self.runtime.snapshot();
         if snapshot.routes.rules.default_side == ClusterSide::Source {
-            let known = groups.iter().filter(|g| g.home == Side::Source).count();
-            reasons.push(format!("groups are at home on the source by default; {known} known ones are"));
+            let here = groups.iter().filter(|g| g.home == Side::Source).count();
+            reasons.push(format!(
+                "groups that come are at home on the source by default (routing.default_side); {here} of those that are known are there"
+            ));
         }
         Verdict { answer: reasons.is_empty(), reasons }
     }

@@ -52,6 +52,29 @@ impl Drop for ClosedCommits {
     }
 }
 
+/// A group whose members are told to come to a rebalance. Dropped, for whatever reason, they go on where its home is then.
+struct Moving<'c> {
+    control: &'c Control,
+    group: &'c Arc<str>,
+}
+
+impl<'c> Moving<'c> {
+    fn begin(control: &'c Control, group: &'c Arc<str>, to: ClusterSide) -> Moving<'c> {
+        control.state().moving.insert(Arc::clone(group), to);
+        control.publish();
+        Moving { control, group }
+    }
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        let was_told = self.control.state().moving.remove(self.group).is_some();
+        if was_told {
+            self.control.publish();
+        }
+    }
+}
+
 impl Control {
     /// Moves one group; `view` is shown as it goes.
     pub(crate) async fn move_group(
@@ -65,8 +88,6 @@ impl Control {
         view.state = OperationState::Drain;
         self.show(view);
         let result = self.try_move(group, to, &view.id).await;
-        self.state().moving.remove(group);
-        self.publish();
         if result.is_ok() {
             self.bring_offsets(group, to).await;
         }
@@ -124,14 +145,16 @@ impl Control {
         let from = to.other();
         let protocol = self.protocol(from, group).await?;
         self.coordinator(to, group).await?;
-        self.state().moving.insert(Arc::clone(group), to);
-        self.publish();
+        let _moving = Moving::begin(self, group, to);
         // Commits of transactions stay where the transactions are (ADR 13).
         let commits_stay = self.runtime.snapshot().groups.offset_homes.contains_key(group);
         if !commits_stay {
             let known = self.stable_commits(from, group, STABLE_MAX).await;
             let known = known.context("its commits cannot be read")?;
             self.check_room(&known, to, &[])?;
+        }
+        if protocol == Protocol::Classic {
+            self.enrol_members(from, group).await?;
         }
         let deadline = Instant::now() + DRAIN_MAX;
         while !self.is_drained(from, group, protocol).await? {
@@ -170,6 +193,15 @@ impl Control {
             warn!(%group, "its members are still known to the {from}, until their sessions end: {problem:#}");
         }
         Ok(revision)
+    }
+
+    /// Members are known by what they say, and since a start some may have said nothing yet.
+    async fn enrol_members(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
+        let (_, answer) = self.describe_group(side, group).await?;
+        for member in answer.structs("Groups").flat_map(|described| described.structs("Members")) {
+            self.runtime.shared.groups.enrol(group, member.str("MemberId"), self.runtime.now_ms());
+        }
+        Ok(())
     }
 
     /// From now on, until what this returns is dropped, no commit is sent to the group's home; those that were are there.

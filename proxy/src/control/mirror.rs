@@ -11,13 +11,13 @@ use crossover_core::api::key;
 use crossover_core::error_code as code;
 use crossover_core::ids::{ClusterSide, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
-use crossover_core::session::{CommitMirror, Errand};
+use crossover_core::session::{CommitMirror, Errand, ErrandDone};
 use crossover_core::timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
                     }
                     let control = Arc::clone(&control);
                     tokio::spawn(async move {
-                        let done = control.run_errand(errand).await.map_err(|problem| format!("{problem:#}"));
+                        let done = done(tokio::spawn(async move { control.run_errand(errand).await }).await);
                         // A connection that has ended does not wait for it any more.
                         let _ = asker.send(UpstreamEvent::ErrandDone(ticket, done)).await;
                     });
@@ -138,6 +138,13 @@ pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<Contro
             },
         }
     }
+}
+
+/// What a connection is told of its errand. It waits for a word also where there will be no result.
+fn done(ended: Result<anyhow::Result<bool>, JoinError>) -> ErrandDone {
+    ended
+        .map_err(|end| format!("the control task ended early: {end}"))?
+        .map_err(|problem| format!("{problem:#}"))
 }
 
 impl Control {
@@ -317,6 +324,15 @@ mod tests {
             pending.add(CommitMirror { group, topic, partition, position: 1, metadata: String::new() });
         }
         pending
+    }
+
+    #[tokio::test]
+    async fn whoever_has_sent_for_something_is_told_also_of_a_panic() {
+        let task = |errand: fn() -> anyhow::Result<bool>| tokio::spawn(async move { errand() });
+        assert_eq!(done(task(|| Ok(true)).await), Ok(true));
+        assert_eq!(done(task(|| bail!("no")).await), Err("no".to_owned()));
+        let told = done(task(|| panic!("on purpose")).await).expect_err("no result");
+        assert!(told.contains("on purpose"), "{told}");
     }
 
     fn left(pending: &mut Pending, group: &str) -> Vec<(String, i32)> {

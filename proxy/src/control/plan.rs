@@ -133,7 +133,11 @@ impl Control {
             }
         }
         if !refused {
-            checks.add(NAME, CheckResult::Passed, format!("{} topics move to the {to}", routes.len()), "");
+            let moved = match routes.as_slice() {
+                [one] => format!("topic {} moves to the {to}", one.name),
+                all => format!("{} topics move to the {to}", all.len()),
+            };
+            checks.add(NAME, CheckResult::Passed, moved, "");
         }
         (!refused).then_some(routes)
     }

@@ -151,6 +151,14 @@ impl GroupRegistry {
         }
     }
 
+    /// Its coordinator knows a member that has said nothing here yet: the proxy has just started, or the member does not
+    /// go through it.
+    pub fn enrol(&self, group: &str, member: &str, now_ms: i64) {
+        if self.member(group, member).is_none() {
+            self.alive(group, member, -1, None, now_ms);
+        }
+    }
+
     /// A member has left, or its coordinator does not know it.
     pub fn left(&self, group: &str, member: &str) {
         if let Some(group) = self.lock().get_mut(group) {
@@ -317,6 +325,19 @@ mod tests {
         registry.stands_for("g", "a", "a-2");
         registry.park("g", "a-2", true, 6_000);
         assert!(registry.is_drained("g", 6_000), "the first one never left");
+    }
+
+    #[test]
+    fn a_member_of_which_only_its_coordinator_has_told_is_waited_for() {
+        let registry = GroupRegistry::default();
+        registry.enrol("g", "m", 0);
+        assert_eq!(registry.missing("g", 0), 1);
+        registry.alive("g", "m", 7, Some(10_000), 2_000);
+        registry.enrol("g", "m", 3_000);
+        let known = registry.member("g", "m").map(|m| (m.generation, m.session_timeout_ms, m.seen_ms));
+        assert_eq!(known, Some((7, 10_000, 2_000)), "it has spoken since");
+        registry.park("g", "m", true, 4_000);
+        assert!(registry.is_drained("g", 4_000));
     }
 
     #[test]
