@@ -269,6 +269,7 @@ impl Produce {
         }
         let submission = Submission {
             session: cx.core.id,
+            node: cx.core.node,
             client: cx.core.client_key(),
             path,
             era: target.era,
@@ -438,8 +439,12 @@ impl Operation for Produce {
 
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         for part in &mut self.parts {
-            if matches!(part.state, State::Waiting) {
-                part.answer(cx, code::REQUEST_TIMED_OUT);
+            match part.state {
+                State::Waiting => part.answer(cx, code::REQUEST_TIMED_OUT),
+                State::InFlight { ticket, .. } => {
+                    crate::session::lock(&cx.shared.gates.get(&part.at.0, part.at.1)).leave(ticket);
+                }
+                State::Answered(_) => {}
             }
         }
         if self.finish_silently() { Step::Done } else { Step::Pending }
@@ -555,6 +560,7 @@ impl Part {
     fn kept(&self, cx: &Cx<'_>) -> Kept {
         Kept {
             session: cx.core.id,
+            node: cx.core.node,
             client: cx.core.client_key(),
             batch: self.batch,
             hold: self.hold,

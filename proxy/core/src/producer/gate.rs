@@ -7,7 +7,7 @@
 
 use super::carry::{self, Carry, CarryVerdict, DescribedProducer};
 use crate::bug::{self, Bug};
-use crate::ids::VirtualOffset;
+use crate::ids::{VirtualNode, VirtualOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// One client connection of the proxy.
@@ -60,6 +60,8 @@ pub struct BatchId {
 #[derive(Clone, Copy, Debug)]
 pub struct Submission {
     pub session: SessionId,
+    /// What the client is connected to.
+    pub node: VirtualNode,
     pub client: ClientKey,
     pub path: PathId,
     /// The era whose owner the batch would be sent to.
@@ -76,6 +78,7 @@ pub struct Submission {
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
     pub session: SessionId,
+    pub node: VirtualNode,
     pub client: ClientKey,
     pub batch: Option<BatchId>,
     /// Set when the batch was kept before.
@@ -88,6 +91,7 @@ impl Submission {
     fn kept(&self) -> Kept {
         Kept {
             session: self.session,
+            node: self.node,
             client: self.client,
             batch: self.batch,
             hold: self.hold,
@@ -164,10 +168,27 @@ pub struct GateSignal {
 #[derive(Clone, Debug)]
 struct InFlight {
     session: SessionId,
+    node: VirtualNode,
     path: PathId,
     client: ClientKey,
     batch: Option<BatchId>,
     era: u32,
+    /// Its client has gone.
+    is_left: bool,
+}
+
+impl InFlight {
+    /// Whether a batch without sequences must not overtake it: it may be of the same producer, on another way. A producer
+    /// has one connection to a broker, and another one when that has ended. So who is connected to the same node
+    /// meanwhile is another instance of an application, which often share their client id and, behind a translation of
+    /// addresses, their host.
+    fn may_be_overtaken_by(&self, submission: &Submission) -> bool {
+        let is_another = self.session != submission.session && self.node == submission.node && !self.is_left;
+        self.batch.is_none()
+            && self.client == submission.client
+            && self.path != submission.path
+            && !is_another
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -226,8 +247,7 @@ impl PartitionGate {
             return self.wait(submission, HoldReason::Stale, Some(now_ms + STALE_RETRY_MS));
         }
         let Some(batch) = submission.batch else {
-            let elsewhere = |f: &InFlight| f.client == submission.client && f.path != submission.path;
-            let under_way = self.in_flight.values().any(|f| f.batch.is_none() && elsewhere(f));
+            let under_way = self.in_flight.values().any(|f| f.may_be_overtaken_by(submission));
             if under_way && !bug::is(Bug::R1Path) {
                 return self.wait(submission, HoldReason::OtherPath, None);
             }
@@ -239,13 +259,13 @@ impl PartitionGate {
         self.admit_sequenced(now_ms, submission, batch)
     }
 
-    /// Whether an earlier batch without sequences of the same client is kept on another connection. Earlier by when it
+    /// Whether an earlier batch without sequences of the same client is kept on a connection to another node. Earlier by when it
     /// came: a connection's turn may be interrupted between that and the question.
     fn is_behind(&self, submission: &Submission) -> bool {
         let own = (submission.arrived_ms, submission.hold.unwrap_or(HoldId(u64::MAX)));
         let is_earlier = |id: &HoldId, kept: &Kept| (kept.arrived_ms, *id) < own;
         let of_client = |kept: &Kept| {
-            kept.batch.is_none() && kept.client == submission.client && kept.session != submission.session
+            kept.batch.is_none() && kept.client == submission.client && kept.node != submission.node
         };
         let mut kept = self.kept.iter().filter(|(_, kept)| of_client(kept));
         kept.any(|(id, kept)| is_earlier(id, kept))
@@ -360,10 +380,12 @@ impl PartitionGate {
             ticket,
             InFlight {
                 session: submission.session,
+                node: submission.node,
                 path: submission.path,
                 client: submission.client,
                 batch: submission.batch,
                 era: self.era,
+                is_left: false,
             },
         );
         if let Some(batch) = submission.batch {
@@ -400,6 +422,13 @@ impl PartitionGate {
         self.waiting.insert(submission.session);
         let hold = self.keep(&submission.kept());
         Admission::Hold { hold, reason, deadline_ms }
+    }
+
+    /// The client of an admitted batch has gone: what comes of it now, comes later.
+    pub fn leave(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.in_flight.get_mut(&ticket) {
+            entry.is_left = true;
+        }
     }
 
     /// The client of a held batch has gone, or the batch is answered otherwise.

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ids::VirtualNode;
 use crate::producer::carry::DescribedProducer;
 use crate::producer::gate::FAILED_WINDOW_MS;
 use crate::producer::gate::{PathId, SessionId};
@@ -338,13 +339,13 @@ fn r08_a_moved_topic_is_served_by_its_leader_whatever_the_client_knows() {
     flip(&mut rig, Source, 60, 100);
     rig.handle(Event::Wake);
     let sent = rig.one();
-    assert_eq!(sent.node, crate::ids::VirtualNode::new(Source, 0));
+    assert_eq!(sent.node, VirtualNode::new(Source, 0));
     answer(&mut rig, &sent, 0, 100);
     assert_eq!(reply(&mut rig), Some((0, 120)));
     // And so does what comes later, until its metadata ages.
     produce(&mut rig, -1, PID, 1);
     let sent = rig.one();
-    assert_eq!(sent.node, crate::ids::VirtualNode::new(Source, 0));
+    assert_eq!(sent.node, VirtualNode::new(Source, 0));
     answer(&mut rig, &sent, 0, 101);
     assert_eq!(reply(&mut rig), Some((0, 121)));
 }
@@ -724,7 +725,7 @@ fn a_leaders_hints_are_told_in_virtual_terms() {
     let topic = reply.structs("Responses").next().unwrap().clone();
     let partition = topic.structs("PartitionResponses").next().unwrap();
     let leader = partition.opt_struct("CurrentLeader").expect("a hint");
-    assert_eq!(leader.i32("LeaderId"), crate::ids::VirtualNode::new(Target, 1).to_virtual());
+    assert_eq!(leader.i32("LeaderId"), VirtualNode::new(Target, 1).to_virtual());
     assert_eq!(leader.i32("LeaderEpoch"), rig.virtual_epoch(4));
     assert_eq!(partition.i64("LogStartOffset"), -1, "that of the source is not known yet");
 }
@@ -834,6 +835,7 @@ fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_late
 fn of_another_session(rig: &Rig, era: u32, sequence: Option<i32>) -> Submission {
     Submission {
         session: SessionId(2),
+        node: VirtualNode::new(Target, 7),
         client: rig.client_key(),
         path: PathId(2),
         era,
@@ -984,7 +986,7 @@ fn a_leader_that_a_client_is_told_of_comes_with_its_address() {
         body.push("NodeEndpoints", broker);
     });
     let reply = rig.reply().expect("answered");
-    let node = crate::ids::VirtualNode::new(Source, 1);
+    let node = VirtualNode::new(Source, 1);
     let endpoints: Vec<(i32, &str, i32)> =
         reply.structs("NodeEndpoints").map(|e| (e.i32("NodeId"), e.str("Host"), e.i32("Port"))).collect();
     assert_eq!(endpoints, [(node.to_virtual(), "proxy", 9100 + node.to_virtual())], "the proxy's");

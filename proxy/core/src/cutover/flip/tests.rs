@@ -1,6 +1,6 @@
 use super::*;
-use crate::ids::TopicId;
 use crate::ids::VirtualOffset;
+use crate::ids::{TopicId, VirtualNode};
 use crate::producer::gate::{
     Admission, BatchId, ClientKey, Outcome as Acked, PathId, SessionId, Submission, Ticket,
 };
@@ -121,6 +121,7 @@ impl Case {
     fn produce(&self) -> Ticket {
         let submission = Submission {
             session: SessionId(1),
+            node: VirtualNode::new(ClusterSide::Source, 1),
             client: ClientKey(1),
             path: PathId(1),
             era: 0,

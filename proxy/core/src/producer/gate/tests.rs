@@ -1,10 +1,17 @@
 use super::*;
+use crate::ids::ClusterSide;
 
 const NOW: i64 = 1_000_000;
+
+/// Each connection is one to another node.
+fn node(path: u64) -> VirtualNode {
+    VirtualNode::new(ClusterSide::Source, i32::try_from(path).unwrap())
+}
 
 fn submission(path: u64, seq: Option<(i32, i32)>, era: u32) -> Submission {
     Submission {
         session: SessionId(path),
+        node: node(path),
         client: ClientKey(7),
         path: PathId(path),
         era,
@@ -51,6 +58,25 @@ fn r01_a_batch_without_sequence_waits_for_the_same_client_on_another_connection(
     assert_eq!(reason(gate.admit(NOW, &submission(2, None, 0))), HoldReason::OtherPath);
     let signal = gate.complete(NOW, ticket, acked(0));
     assert_eq!(signal.wake, [SessionId(2)]);
+}
+
+/// Instances of an application share a client id, and often a host.
+#[test]
+fn r01_another_connection_to_the_same_node_is_another_instance_s() {
+    let mut gate = PartitionGate::default();
+    let other = Submission { node: node(1), ..submission(2, None, 0) };
+    let ticket = forwarded(gate.admit(NOW, &submission(1, None, 0)));
+    forwarded(gate.admit(NOW, &other));
+    // The first one's leader has changed: its own next batch takes another way.
+    let moved = Submission { path: PathId(9), ..submission(1, None, 0) };
+    assert_eq!(reason(gate.admit(NOW, &moved)), HoldReason::OtherPath);
+    forwarded(gate.admit(NOW, &Submission { node: node(1), ..submission(3, None, 0) }));
+    // A connection that has ended is followed by one of the same instance.
+    gate.leave(ticket);
+    assert_eq!(
+        reason(gate.admit(NOW, &Submission { node: node(1), ..submission(4, None, 0) })),
+        HoldReason::OtherPath
+    );
 }
 
 #[test]
