@@ -1,11 +1,11 @@
 //! Failures of brokers, connections and the proxy, placed behind each step of a flip. Needs
 //! `cargo build -p crossover --features failpoints` and `cargo build -p crossover-loadtest` first.
 //!
-//! Each step is a run of its own: its clusters, its clients, a verdict over their histories. A row per case (step, failure,
-//! direction, how the flip ended, how long until everything was well again) goes to a table when the verdict has passed,
-//! and a step that the table holds already is left out: what was interrupted goes on where it was.
-//! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case, `CROSSOVER_TABLE` names the table
-//! (default `target/faults.tsv`).
+//! A run has its clusters, its clients, and a verdict over their histories. A row per case (step, failure, direction, how
+//! the flip ended, how long until everything was well again) goes to a table when the verdict has passed, and what the
+//! table holds already is left out: what was interrupted goes on where it was.
+//! `CROSSOVER_STEPS` (comma list) picks steps, `CROSSOVER_REPEATS` repeats each case, `CROSSOVER_STEPS_PER_RUN` (default 1)
+//! saves starts and verdicts, `CROSSOVER_TABLE` names the table (default `target/faults.tsv`).
 
 use anyhow::{Result, ensure};
 use crossover_harness::relay::Cut;
@@ -106,23 +106,25 @@ fn every_step(failures: &[Failure], clients: Clients) -> Result<()> {
     let _turn = one_at_a_time();
     let repeats: usize = setting("CROSSOVER_REPEATS", 1)?;
     let table = Table::open()?;
-    for step in steps() {
-        let open: Vec<(Failure, usize)> = failures
-            .iter()
-            .map(|failure| (*failure, repeats.saturating_sub(table.repeats(step, &format!("{failure:?}")))))
-            .filter(|(_, left)| *left > 0)
-            .collect();
-        if open.is_empty() {
-            println!("{step}: {failures:?} stand in the table");
-            continue;
-        }
+    let open = steps().into_iter().map(|step| (step, missing(&table, step, failures, repeats)));
+    let open: Vec<_> = open.filter(|(_, cases)| !cases.is_empty()).collect();
+    for steps in open.chunks(setting("CROSSOVER_STEPS_PER_RUN", 1)?) {
         let mut run = Run::start(clients, RATE)?;
-        for (failure, left) in open {
-            (0..left).try_for_each(|_| run.cases(step, failure))?;
+        for (step, cases) in steps {
+            cases.iter().try_for_each(|failure| run.cases(step, *failure))?;
         }
         table.add(&run.finish(clients)?)?;
     }
     Ok(())
+}
+
+/// The cases of a step that the table does not hold yet.
+fn missing(table: &Table, step: &str, failures: &[Failure], repeats: usize) -> Vec<Failure> {
+    let cases = failures.iter().flat_map(|failure| {
+        let left = repeats.saturating_sub(table.repeats(step, &format!("{failure:?}")));
+        std::iter::repeat_n(*failure, left)
+    });
+    cases.collect()
 }
 
 fn steps() -> Vec<&'static str> {
