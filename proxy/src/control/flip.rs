@@ -186,7 +186,7 @@ impl Flip {
             };
             let now = Now { ms: self.control.runtime.now_ms(), abort_asked: self.control.is_abort_asked() };
             let was = machine.flip.step();
-            let is_fencing = matches!(event, Event::IntentStored);
+            let is_fencing = matches!(event, Event::Closed);
             action = machine.flip.on(now, event, &self.control.runtime.shared);
             if is_fencing {
                 self.held_since = Some(Instant::now());
@@ -212,6 +212,7 @@ impl Flip {
                 self.in_time(flip, self.read(routes, flip, after_ms)).await.map(Event::Read)
             }
             Action::Settle => {
+                self.control.set_preparing(self.topics.iter().cloned().collect());
                 sleep(PREPARE_PAUSE).await;
                 return Event::Settled;
             }
@@ -279,7 +280,6 @@ impl Flip {
     /// Fresh metadata of both sides and warm connections, before clients wait.
     async fn prepare(&mut self, routes: &[Arc<TopicRoute>]) -> anyhow::Result<[BTreeMap<Part, Lead>; 2]> {
         self.control.prepare_claim().await;
-        self.control.set_preparing(self.topics.iter().cloned().collect());
         for side in ClusterSide::BOTH {
             ensure!(super::topology::refresh(&self.control, side).await, "the {side} cannot be reached");
         }

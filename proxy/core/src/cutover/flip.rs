@@ -79,7 +79,10 @@ pub enum Action {
     Prepare,
     /// After a pause, both sides at once; each leader of the old owner in the order of RULES R11. [`Event::Read`].
     Read { after_ms: i64 },
-    /// Time for sessions to dial their companions. [`Event::Settled`].
+    /// [`Event::IntentStored`].
+    StoreIntent,
+    /// Let sessions prepare themselves: dial their companions, keep their fetches short, have little in flight.
+    /// [`Event::Settled`].
     Settle,
     /// From now on no transaction that writes to the topics begins; wait until those under way are over.
     /// [`Event::NoTransactions`].
@@ -87,8 +90,6 @@ pub enum Action {
     /// From now on no client changes the topics; wait for changes under way, then check that what was read still holds
     /// (RULES R26). [`Event::Closed`].
     CloseTopics,
-    /// [`Event::IntentStored`].
-    StoreIntent,
     /// Until a gate is drained, a few milliseconds at most. [`Event::Looked`].
     AwaitDrain,
     /// The old owner's ends once more. [`Event::Ends`].
@@ -250,6 +251,11 @@ impl Flip {
             }
             (Step::Prepare, Event::Leads(leads)) => self.lead(leads),
             (Step::Prepare, Event::Read(readings)) => self.check_dry(&readings),
+            // Two clusters and a disk are written to: nobody is to be slowed down for a flip meanwhile.
+            (Step::Prepare, Event::IntentStored) => {
+                check_asked(now)?;
+                Ok(Action::Settle)
+            }
             (Step::Prepare, Event::Settled) => {
                 check_asked(now)?;
                 Ok(Action::CloseTransactions)
@@ -259,8 +265,7 @@ impl Flip {
                 self.step = Step::Fence;
                 Ok(Action::CloseTopics)
             }
-            (Step::Fence, Event::Closed) => Ok(Action::StoreIntent),
-            (Step::Fence, Event::IntentStored) => {
+            (Step::Fence, Event::Closed) => {
                 self.fence(now, shared);
                 Ok(Action::AwaitDrain)
             }
@@ -306,7 +311,7 @@ impl Flip {
             }
         }
         self.prepared = readings.new.iter().map(|(part, ends)| (part.clone(), ends.log_end)).collect();
-        Ok(Action::Settle)
+        Ok(Action::StoreIntent)
     }
 
     fn fence(&mut self, now: Now, shared: &Shared) {

@@ -130,8 +130,6 @@ impl World {
             closing_until: 0,
             transactions_until: None,
         });
-        self.proxy.preparing = true;
-        self.publish();
         self.go_on(At::Prepare);
         self.maybe_disturb();
         true
@@ -196,7 +194,7 @@ impl World {
         let flip = self.flip.as_mut().expect("a flip under way");
         let was = flip.machine.step();
         let now = Now { ms, abort_asked: flip.abort_asked };
-        let is_fencing = matches!(event, Event::IntentStored);
+        let is_fencing = matches!(event, Event::Closed);
         flip.action = flip.machine.on(now, event, &self.proxy.shared);
         let (action, step) = (flip.action.clone(), flip.machine.step());
         if is_fencing {
@@ -215,7 +213,11 @@ impl World {
         match action {
             Action::Prepare => self.go_on(At::Prepare),
             Action::Read { after_ms } => self.go_on_in(after_ms as u64 * MS, At::Ask),
-            Action::Settle => self.go_on_in(PREPARE_PAUSE, At::Settled),
+            Action::Settle => {
+                self.proxy.preparing = true;
+                self.publish();
+                self.go_on_in(PREPARE_PAUSE, At::Settled);
+            }
             Action::CloseTransactions if self.transactors.is_empty() => self.tell(Event::NoTransactions),
             Action::CloseTransactions => {
                 self.close_transactions();
@@ -226,7 +228,8 @@ impl World {
                 let name = Arc::clone(self.proxy.name());
                 self.proxy.shared.changes.close(&name);
                 self.the_flip().closing_until = self.now + self.shape.hold_ms as u64 * MS;
-                self.closing();
+                let after = self.rng.between(20, 500);
+                self.go_on_in(after, At::Closing);
             }
             Action::StoreIntent => {
                 let after = self.rng.between(200, 5_000);
