@@ -312,7 +312,7 @@ impl PartitionGate {
             CarryVerdict::Overlap => {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
-            _ if verdict.lacks_predecessor(batch.first) && alone && !bug::is(Bug::R3Gap) => {
+            _ if alone && self.lacks_predecessor(now_ms, verdict, batch) && !bug::is(Bug::R3Gap) => {
                 return self.gap(now_ms, submission, batch.pid);
             }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
@@ -322,6 +322,13 @@ impl PartitionGate {
             return self.wait(submission, HoldReason::Unconfirmed, None);
         }
         self.forward(submission)
+    }
+
+    /// A log takes whatever comes first of a producer that it does not know, and what belongs before it is refused for
+    /// ever. So nobody may begin in the middle while the beginning may have failed.
+    fn lacks_predecessor(&self, now_ms: i64, verdict: CarryVerdict, batch: BatchId) -> bool {
+        let begins_late = verdict == CarryVerdict::Unknown && batch.first != 0;
+        verdict.lacks_predecessor(batch.first) || (begins_late && self.awaits_failed(now_ms, batch.pid))
     }
 
     /// The proxy does not know where the batch lies. An owner that has this producer's state cannot append it again, and

@@ -14,12 +14,14 @@ const ID: &str = "pay";
 const CLIENT: Identity = Identity { pid: 1000, epoch: 3 };
 const NATIVE: Identity = Identity { pid: 7, epoch: 0 };
 
-/// A client of the source's node, with the topic on the target.
+/// A client of the source's node, with the topic on the target. It has written 40 records before.
 fn flipped() -> Rig {
     let mut rig = Rig::new(Source, 0);
     rig.flip(Target, 100, 40);
     let gate = rig.shared.gates.get(&Arc::from(TOPIC), 0);
-    lock(&gate).release(0, 1, crate::producer::carry::Carry::default());
+    let mut carry = crate::producer::carry::Carry::default();
+    carry.record_ack(CLIENT.pid, CLIENT.epoch, 0, 39, None, 0);
+    lock(&gate).release(0, 1, carry);
     rig
 }
 

@@ -181,6 +181,30 @@ fn r08_behind_a_batch_that_failed_a_gap_is_not_called_missing() {
     assert_eq!(refused(&mut gate, much_later), Refusal::BehindFailed);
 }
 
+/// A log without state of the producer would take it, and call what belongs before it a duplicate.
+#[test]
+fn r03_nobody_begins_in_the_middle_while_the_beginning_may_have_failed() {
+    let much_later = NOW + 10 * FAILED_WINDOW_MS;
+    let (first, later) = (submission(1, Some((0, 3)), 1), submission(1, Some((4, 7)), 1));
+    let new = || {
+        let mut gate = PartitionGate::default();
+        gate.release(NOW, 1, Carry::default());
+        gate
+    };
+    // A log forgets producers that are idle for a day.
+    forwarded(new().admit(much_later, &later));
+    let mut gate = new();
+    let ticket = forwarded(gate.admit(much_later, &first));
+    gate.complete(much_later, ticket, Outcome::NotAppended);
+    assert_eq!(gate.admit(much_later, &later), Admission::Refuse(Refusal::BehindFailed));
+    let ticket = forwarded(gate.admit(much_later, &first));
+    gate.complete(much_later, ticket, acked(0));
+    forwarded(gate.admit(much_later, &later));
+    let mut gate = new();
+    assert_eq!(reason(gate.admit(NOW, &later)), HoldReason::Gap, "a flip may have delayed what came before");
+    forwarded(gate.admit(NOW + FAILED_WINDOW_MS, &later));
+}
+
 #[test]
 fn r03_the_second_batch_of_an_era_waits_until_the_first_is_appended() {
     let mut gate = flipped();
@@ -302,7 +326,8 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
     // One that is gone holds nobody up.
     assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 0))), HoldReason::Stale);
     assert_eq!(gate.drop_hold(NOW, hold), GateSignal::default());
-    forwarded(gate.admit(NOW, &submission(2, Some((5, 9)), 1)));
+    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))), HoldReason::Gap, "it may come again");
+    forwarded(gate.admit(NOW, &submission(2, Some((0, 4)), 1)));
 }
 
 #[test]
