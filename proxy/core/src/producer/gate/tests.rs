@@ -326,7 +326,11 @@ fn a_hold_that_is_dropped_lets_the_others_go_on() {
     // One that is gone holds nobody up.
     assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 0))), HoldReason::Stale);
     assert_eq!(gate.drop_hold(NOW, hold), GateSignal::default());
-    assert_eq!(reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))), HoldReason::Gap, "it may come again");
+    assert_eq!(
+        reason(gate.admit(NOW, &submission(2, Some((5, 9)), 1))),
+        HoldReason::Gap,
+        "it may come again"
+    );
     forwarded(gate.admit(NOW, &submission(2, Some((0, 4)), 1)));
 }
 
