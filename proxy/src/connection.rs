@@ -25,8 +25,12 @@ use tracing::{debug, error, warn};
 
 /// How long an answer may still be awaited for a client that has gone.
 const ORPHAN_MS: i64 = 30_000;
-/// How long a client that was hung up on is still listened to.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a client that was hung up on is still listened to. At a restart of the proxy all others wait so long, and
+/// sarama's default retries end after less than half a second.
+const LINGER: Duration = Duration::from_millis(200);
+/// Who has neither asked nor been answered since has no answer that it could miss. Some clients do not look at a connection
+/// that they do not use.
+const RECENT: Duration = Duration::from_secs(1);
 /// Events of upstreams that wait for this task; a full channel stops reading from the brokers.
 const UPSTREAM_EVENTS: usize = 64;
 
@@ -48,7 +52,7 @@ pub(crate) async fn serve(
         error!(%peer, "a client connection ended in a panic");
         connection.leave();
     }
-    let lingers = connection.hung_up;
+    let lingers = connection.hung_up && connection.active.elapsed() < RECENT;
     drop(connection);
     if lingers {
         let _ = timeout(LINGER, discard(read)).await;
