@@ -26,7 +26,12 @@ pub(crate) enum Bug {
 
 /// What only a rare meeting of failures shows.
 #[cfg(feature = "bug-flags")]
-const RARE: &[Bug] = &[Bug::Core(CoreBug::R3OtherPath), Bug::R2NoGrace, Bug::Core(CoreBug::R5NoOverlay)];
+const RARE: &[Bug] = &[
+    Bug::Core(CoreBug::R3OtherPath),
+    Bug::R2NoGrace,
+    Bug::Core(CoreBug::R5NoOverlay),
+    Bug::Core(CoreBug::TxnMoveMeanwhile),
+];
 
 #[cfg(feature = "bug-flags")]
 const COMMON: &[Bug] = &[
@@ -75,7 +80,6 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::TxnClosed),
     Bug::Core(CoreBug::TxnSince),
     Bug::Core(CoreBug::TxnJoins),
-    Bug::Core(CoreBug::TxnMoveMeanwhile),
     Bug::Core(CoreBug::TxnMoveLeft),
     Bug::Core(CoreBug::TxnHomeStale),
     Bug::Core(CoreBug::TxnInitMoving),

@@ -84,7 +84,7 @@ impl World {
                 correlation: 0,
                 wait_ms: self.rng.pick(&[50, 200, 500]),
                 least: self.rng.pick(&[1, 1, 2 * BATCH, 3 * BATCH]),
-                batches: self.rng.between(1, 5) as i32,
+                batches: self.rng.pick(&[1, 3, 6, 12]),
                 committed: self.shape.chains > 0 && self.rng.chance(600),
             });
             // Some come late, and have history to read.
