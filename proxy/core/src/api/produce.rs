@@ -352,8 +352,11 @@ impl Produce {
         let mut native = false;
         for index in self.calls.remove(&call).unwrap_or_default() {
             let part = &mut self.parts[index];
-            let State::InFlight { companion, .. } = part.state else { continue };
+            let State::InFlight { companion, side, .. } = part.state else { continue };
             native |= !companion;
+            if self.acks == 0 {
+                cx.refresh(side);
+            }
             part.settle(cx, if sent { Outcome::Unknown } else { Outcome::NotAppended });
             let may_repeat = part.batch.is_some() || !sent || bug::is(Bug::R2PlainAgain);
             if companion && may_repeat && self.acks != 0 {
@@ -363,7 +366,7 @@ impl Produce {
             }
         }
         // Without acknowledgements this is a broker's only way to say that it does not lead: the client looks for the
-        // leader when its connection ends, and would go on writing to nobody if it did not.
+        // leader when its connection ends, and would go on writing to nobody if it did not; so does the proxy.
         if native { Step::Close(CloseReason::UpstreamLost) } else { self.finish(cx) }
     }
 
