@@ -242,6 +242,15 @@ fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_bu
 }
 
 #[test]
+fn r07_silent_produce_goes_to_the_leader_whomever_its_client_is_connected_to() {
+    for (acks, broker) in [(0, 0), (1, 1), (-1, 1)] {
+        let mut rig = Rig::new(Source, 1);
+        produce(&mut rig, acks, -1, -1);
+        assert_eq!(rig.sent()[0].node, VirtualNode::new(Source, broker), "acks={acks}");
+    }
+}
+
+#[test]
 fn r08_an_answer_that_proves_that_nothing_was_appended_is_not_the_clients() {
     let mut rig = stale();
     produce(&mut rig, -1, PID, 0);
