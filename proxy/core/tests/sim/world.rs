@@ -324,7 +324,8 @@ impl World {
     fn new(seed: u64, bug: Option<Bug>, traced: bool) -> World {
         let mut rng = Rng::new(seed);
         let mut shape = Shape::draw(&mut rng);
-        if may_have_transactions(seed) {
+        // What is broken on purpose is looked for in all of them.
+        if bug.is_some() || may_have_transactions(seed) {
             shape.draw_transactions(&mut Rng::new(seed ^ 0x7478_6e73));
         }
         let mut clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
