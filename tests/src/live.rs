@@ -1,6 +1,6 @@
 //! Live traffic by many client libraries over flips, and the verdict on it.
 
-use crate::history::{At, lines};
+use crate::history::{At, Line, lines};
 use crate::measure::{self, Pause, Window, machine_load, now_us};
 use crate::{check, end, flip, text, wait_count, wait_for, wait_more};
 use anyhow::{Context, Result, ensure};
@@ -293,7 +293,7 @@ impl Traffic {
     /// A group does not read everything, or a client does not end well.
     pub fn finish(mut self) -> Result<Histories> {
         let producers = self.producers.drain(..).map(end).collect::<Result<Vec<_>>>()?;
-        let written = producers.iter().map(|history| written(history)).sum::<Result<usize>>()?;
+        let written = producers.iter().map(|history| sent(history)).sum::<Result<usize>>()?;
         let mut consumers = Vec::new();
         for (mut consumer, past) in self.consumers.drain(..).zip(self.past) {
             if past.is_empty() {
@@ -313,17 +313,12 @@ impl Traffic {
 
 /// The records that a producer calls sent. Of kafkajs only those whose offset it knows: after a broker's failure it may call
 /// records sent that its retry has left out (`sendMessages.js`); whether they may be missing is for the verdict to say.
-fn written(history: &Path) -> Result<usize> {
-    let all = count(history, "P.ok");
+fn sent(history: &Path) -> Result<usize> {
     if !history.to_string_lossy().contains("kafkajs") {
-        return Ok(all);
+        return Ok(count(history, "P.ok"));
     }
-    let text = std::fs::read_to_string(history)?;
-    let left_out = text.lines().filter(|line| {
-        let mut fields = line.split('\t').skip(1);
-        fields.next() == Some("P.ok") && fields.nth(2) == Some("-1")
-    });
-    Ok(all - left_out.count())
+    let told = lines(history, &["P.ok"])?.iter().map(Line::at).collect::<Result<Vec<At>>>()?;
+    Ok(told.iter().filter(|(_, offset)| *offset != -1).count())
 }
 
 /// Does what the remedy of `log-ends` says: on a machine with many times more load than processors, followers may lag for

@@ -106,8 +106,9 @@ fn every_step(failures: &[Failure], clients: Clients) -> Result<()> {
     let _turn = one_at_a_time();
     let repeats: usize = setting("CROSSOVER_REPEATS", 1)?;
     let table = Table::open()?;
-    let open = steps().into_iter().map(|step| (step, missing(&table, step, failures, repeats)));
-    let open: Vec<_> = open.filter(|(_, cases)| !cases.is_empty()).collect();
+    let all = steps().into_iter().map(|step| (step, missing(&table, step, failures, repeats)));
+    let (done, open): (Vec<_>, Vec<_>) = all.partition(|(_, cases)| cases.is_empty());
+    done.iter().for_each(|(step, _)| println!("{step}: {failures:?} stand in the table"));
     for steps in open.chunks(setting("CROSSOVER_STEPS_PER_RUN", 1)?) {
         let mut run = Run::start(clients, RATE)?;
         for (step, cases) in steps {
