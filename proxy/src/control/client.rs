@@ -21,6 +21,7 @@ pub(crate) type Address = (String, u16);
 pub(crate) type Versions = BTreeMap<i16, (i16, i16)>;
 
 /// A request in the newest version that both sides know, at most `version_max`.
+#[derive(Clone, Copy)]
 pub(crate) struct Call<'a> {
     pub(crate) api_key: i16,
     pub(crate) version_max: i16,

@@ -4,7 +4,7 @@
 
 use super::Control;
 use super::boundary::{Lead, Part};
-use super::client::{Address, ClientError, request};
+use super::client::{Address, Call, ClientError, request};
 use anyhow::ensure;
 use crossover_admin_api::model::TransactionView;
 use crossover_core::api::key;
@@ -25,6 +25,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const BEGINNING_MS: i64 = 2_000;
 /// `transaction.max.timeout.ms` of brokers with defaults: then a coordinator has aborted what its client left.
 const TRANSACTION_MAX_MS: i64 = 15 * 60 * 1_000;
+
+/// What coordinators write their transactions to (`org.apache.kafka.common.internals.Topic`).
+const TRANSACTION_LOG: &str = "__transaction_state";
 
 /// The transactions of these states hold partitions (`org.apache.kafka.coordinator.transaction.TransactionState`).
 const OPEN_STATES: [&str; 4] = ["Ongoing", "PrepareCommit", "PrepareAbort", "PrepareEpochFence"];
@@ -89,15 +92,20 @@ impl Control {
 
     /// Every broker's transactions.
     async fn list_open(&self, side: ClusterSide, found: &mut Transactions) {
-        let brokers: Vec<i32> = self.topology(side).brokers.keys().copied().collect();
-        for broker in brokers {
-            let Ok(at) = self.address(side, broker) else { continue };
+        let brokers: BTreeSet<i32> = self.topology(side).brokers.keys().copied().collect();
+        let mut views = Vec::new();
+        for broker in &brokers {
+            let Ok(at) = self.address(side, *broker) else { continue };
             match self.list_transactions(&at, found).await {
-                Ok(()) => {}
+                Ok(view) => views.extend(view),
                 // Before Kafka 3.0 only the producers of a log tell.
                 Err(ClientError::Unsupported(..)) => {}
                 Err(problem) => found.incomplete = Some(problem.to_string()),
             }
+        }
+        if let Some(why) = untold(&brokers, &views) {
+            found.incomplete = Some(why);
+            self.refresh[side.index()].notify_one();
         }
     }
 
@@ -168,9 +176,17 @@ impl Control {
         }
     }
 
-    async fn list_transactions(&self, at: &Address, found: &mut Transactions) -> Result<(), ClientError> {
-        let listed =
-            self.client.call(at, key::LIST_TRANSACTIONS, i16::MAX, &request(key::LIST_TRANSACTIONS)).await?;
+    /// What a broker coordinates, between two looks at who coordinates what as that broker knows it.
+    async fn list_transactions(
+        &self,
+        at: &Address,
+        found: &mut Transactions,
+    ) -> Result<[Coordinators; 2], ClientError> {
+        let (view, list) = (coordinators_request(), request(key::LIST_TRANSACTIONS));
+        let [view, list] = [(key::METADATA, &view), (key::LIST_TRANSACTIONS, &list)]
+            .map(|(api_key, body)| Call { api_key, version_max: i16::MAX, body });
+        let answers = self.client.calls(at, &[view, list, view]).await?;
+        let [before, listed, after] = &answers[..] else { return Ok(Default::default()) };
         // A coordinator that is still loading leaves out what it has not read yet.
         let error = listed.i16("ErrorCode");
         if error != code::NONE {
@@ -180,14 +196,14 @@ impl Control {
             let id = transaction.str("TransactionalId").to_owned();
             found.ids.insert(transaction.i64("ProducerId"), id);
         }
-        let open = open_ids(&listed);
+        let open = open_ids(listed);
         found.open_ids.extend(open.iter().cloned());
         for transaction in self.describe_transactions(at, &open).await? {
             let id = transaction.str("TransactionalId");
             let topics = transaction.structs("Topics").map(|t| (t.str("Topic").to_owned(), id.to_owned()));
             found.open.extend(topics);
         }
-        Ok(())
+        Ok([before, after].map(coordinators))
     }
 
     async fn describe_transactions(
@@ -272,6 +288,39 @@ impl Control {
     }
 }
 
+/// Which broker coordinates each partition of the transaction log, with the leader's epoch.
+type Coordinators = BTreeMap<i32, (i32, i32)>;
+
+fn coordinators_request() -> Struct {
+    let mut body = request(key::METADATA);
+    let mut topic = body.new_element("Topics");
+    topic.set("Name", TRANSACTION_LOG);
+    body.push("Topics", topic);
+    body.set("AllowAutoTopicCreation", false);
+    body
+}
+
+/// None where the log does not exist: then nobody has begun a transaction yet. None either where Crossover's principal may
+/// not describe it.
+fn coordinators(metadata: &Struct) -> Coordinators {
+    let partitions = metadata.structs("Topics").flat_map(|topic| topic.structs("Partitions"));
+    partitions.map(|p| (p.i32("PartitionIndex"), (p.i32("LeaderId"), p.i32("LeaderEpoch")))).collect()
+}
+
+/// Why `brokers` may not have told all: a coordinator moved while they were asked, or is not one of them. A broker that
+/// has just come back may coordinate before the next look at the cluster's metadata finds it.
+fn untold(brokers: &BTreeSet<i32>, views: &[Coordinators]) -> Option<String> {
+    let first = views.first()?;
+    if views.iter().any(|view| view != first) {
+        return Some("coordinators move".to_owned());
+    }
+    let (partition, (leader, _)) = first.iter().find(|(_, (leader, _))| !brokers.contains(leader))?;
+    Some(match leader {
+        0.. => format!("broker {leader} coordinates {TRANSACTION_LOG}-{partition} and is not known yet"),
+        _ => format!("{TRANSACTION_LOG}-{partition} has no leader"),
+    })
+}
+
 /// Of a coordinator's list, those that hold partitions.
 fn open_ids(listed: &Struct) -> BTreeSet<String> {
     let open = listed.structs("TransactionStates").filter(|t| is_open(t.str("TransactionState")));
@@ -284,6 +333,22 @@ mod tests {
 
     fn part() -> Part {
         (Arc::from("orders"), 0)
+    }
+
+    #[test]
+    fn trap_7_coordinators_that_were_not_asked_have_not_told_all() {
+        let brokers = BTreeSet::from([0, 1]);
+        let view = |leaders: &[(i32, i32)]| -> Coordinators { (0..).zip(leaders.iter().copied()).collect() };
+        let told = |views: &[Coordinators]| untold(&brokers, views).unwrap_or_default();
+        assert_eq!(told(&[]), "", "before Kafka 3.0");
+        assert_eq!(told(&[view(&[]), view(&[])]), "", "no transaction has ever begun");
+        assert_eq!(told(&[view(&[(0, 4), (1, 7)]), view(&[(0, 4), (1, 7)])]), "");
+        assert_eq!(told(&[view(&[(0, 4)]), view(&[(0, 5)])]), "coordinators move");
+        assert_eq!(told(&[view(&[(0, 4)]), view(&[(1, 5)])]), "coordinators move");
+        assert!(
+            told(&[view(&[(0, 4), (2, 7)])]).starts_with("broker 2 coordinates __transaction_state-1 and")
+        );
+        assert_eq!(told(&[view(&[(-1, 4)])]), "__transaction_state-0 has no leader");
     }
 
     #[test]

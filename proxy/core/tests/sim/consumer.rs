@@ -82,7 +82,7 @@ impl World {
                 fetchers: BTreeMap::new(),
                 tick_at: u64::MAX,
                 correlation: 0,
-                wait_ms: self.rng.pick(&[50, 200, 500]),
+                wait_ms: self.rng.pick(&[100, 500, 1_000]),
                 least: self.rng.pick(&[1, 1, 2 * BATCH, 3 * BATCH]),
                 batches: self.rng.pick(&[1, 3, 6, 12]),
                 committed: self.shape.chains > 0 && self.rng.chance(600),

@@ -123,7 +123,7 @@ impl World {
                 _ => Promise::Exactly,
             };
             let random = self.rng.next();
-            let wanted = self.rng.between(8, 26) as usize;
+            let wanted = self.rng.between(4, 14) as usize;
             let mut lots = Vec::new();
             for partition in 0..self.shape.partitions {
                 if partition > 0 && self.rng.chance(500) {

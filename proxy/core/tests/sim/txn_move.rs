@@ -227,11 +227,13 @@ impl World {
         let cluster = &self.clusters[side.index()];
         let coordinator = &cluster.transactions;
         let asked = &self.proxy.topology(side).brokers;
-        let answers = |broker: i32| asked.contains_key(&broker) && cluster.is_up(broker);
-        // A broker that is not known is not asked, and one that does not coordinate has nothing to tell.
-        let loads = asked.contains_key(&coordinator.broker) && coordinator.loading_until > self.now;
-        let is_complete = !loads && asked.keys().all(|broker| cluster.is_up(*broker));
-        let open: Vec<_> = match answers(coordinator.broker) && !loads {
+        // What coordinates and has come (back) since the last look at the metadata is not asked.
+        let is_asked = asked.contains_key(&coordinator.broker);
+        let is_complete = is_asked
+            && coordinator.loading_until <= self.now
+            && asked.keys().all(|broker| cluster.is_up(*broker));
+        let tells = is_asked && cluster.is_up(coordinator.broker) && coordinator.loading_until <= self.now;
+        let open: Vec<_> = match tells {
             true => coordinator.all.iter().filter(|(_, known)| known.is_open()).collect(),
             false => Vec::new(),
         };
@@ -241,6 +243,9 @@ impl World {
         let ids: BTreeSet<&str> = open.iter().map(|(name, _)| transaction::of_physical(name)).collect();
         if is_complete {
             self.forget_ended(side, &ids);
+        }
+        if !is_asked {
+            self.refresh(side);
         }
         there || !(is_complete || self.is(Bug::TxnIncomplete))
     }
