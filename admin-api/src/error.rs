@@ -97,7 +97,11 @@ impl ApiError {
     #[must_use]
     pub fn operation_running(id: &str) -> ApiError {
         let message = format!("Operation {id} is running; operations are not queued.");
-        ApiError::new(ErrorCode::OperationRunning, message, "wait for its end, or abort it before SEAL")
+        ApiError::new(
+            ErrorCode::OperationRunning,
+            message,
+            "wait for its end (`crossover watch`), or end it before SEAL (`crossover abort`)",
+        )
     }
 }
 

@@ -325,7 +325,9 @@ fn pauses(facts: &Facts, options: &Options) -> Check {
         }
     }
     let limits = [options.max_ack_gap_us, options.max_ack_latency_us].iter().flatten().count();
-    check("C19", "pauses within their limits", limits * facts.writers.len(), findings)
+    let title =
+        if limits == 0 { "pauses within their limits (none given)" } else { "pauses within their limits" };
+    check("C19", title, limits * facts.writers.len(), findings)
 }
 
 fn acked_offset_is_read_offset(facts: &Facts, options: &Options, seen: &Seen) -> Check {

@@ -394,8 +394,9 @@ impl Connection {
         let companion = node != self.node;
         self.upstreams.insert(id, Upstream { queue, companion, used: Instant::now() });
         let linger = Duration::from_millis(ORPHAN_MS.unsigned_abs());
-        let dial = Dial { id, host, port, connect: self.runtime.config.timeouts.connect, linger };
-        tokio::spawn(upstream::run(dial, frames, self.events.clone()));
+        let dial = Dial { id, node, host, port, connect: self.runtime.config.timeouts.connect, linger };
+        let (runtime, events) = (Arc::clone(&self.runtime), self.events.clone());
+        tokio::spawn(async move { upstream::run(dial, frames, events, &runtime.missing).await });
     }
 
     fn run_errand(&self, ticket: Ticket, errand: Errand) {

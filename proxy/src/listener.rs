@@ -1,6 +1,7 @@
 //! The addresses clients connect to: the bootstrap address and one port per virtual node.
 
 use crate::connection;
+use crate::missing;
 use crate::runtime::Runtime;
 use crate::shutdown::ShutdownReceiver;
 use anyhow::Context;
@@ -145,6 +146,9 @@ async fn accept(
         }
         let (runtime, shutdown) = (Arc::clone(&runtime), shutdown.clone());
         tokio::spawn(async move {
+            if matches!(presents, Presents::Node(_)) && missing::refuses(&runtime, node).await {
+                return;
+            }
             connection::serve(runtime, stream, node, peer, shutdown).await;
             drop(count);
         });

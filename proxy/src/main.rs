@@ -5,6 +5,7 @@ mod connection;
 mod control;
 mod demo;
 mod listener;
+mod missing;
 mod run;
 mod runtime;
 mod shutdown;

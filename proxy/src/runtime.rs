@@ -1,5 +1,6 @@
 //! What every task of the process shares: the published snapshot, the core's shared state, the sessions, the clock.
 
+use crate::missing::Missing;
 use crate::telemetry::Metrics;
 use crate::upstream::UpstreamEvent;
 use crate::warned::Warned;
@@ -45,6 +46,7 @@ pub(crate) struct Runtime {
     pub(crate) metrics: Metrics,
     /// Of what clients send that is not Kafka.
     pub(crate) warned: Warned,
+    pub(crate) missing: Missing,
     pub(crate) control: mpsc::Sender<ControlEvent>,
     /// A fenced partition has become quiet: the flip looks at its gates again.
     pub(crate) drained: Notify,
@@ -64,6 +66,7 @@ impl Runtime {
             sessions: Sessions::default(),
             metrics: Metrics::default(),
             warned: Warned::default(),
+            missing: Missing::default(),
             control,
             drained: Notify::new(),
             started: Instant::now(),

@@ -1,6 +1,8 @@
 //! One connection to a broker, on behalf of one client connection.
 
+use crate::missing::Missing;
 use bytes::{Bytes, BytesMut};
+use crossover_core::ids::VirtualNode;
 use crossover_core::session::{ErrandDone, Ticket, UpstreamId};
 use crossover_core::wire::frame::FrameDecoder;
 use std::time::Duration;
@@ -29,6 +31,7 @@ pub(crate) enum UpstreamEvent {
 /// Where a broker is, and how long to try.
 pub(crate) struct Dial {
     pub(crate) id: UpstreamId,
+    pub(crate) node: VirtualNode,
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) connect: Duration,
@@ -42,21 +45,25 @@ pub(crate) async fn run(
     dial: Dial,
     queue: mpsc::UnboundedReceiver<Bytes>,
     events: mpsc::Sender<UpstreamEvent>,
+    missing: &Missing,
 ) {
     let id = dial.id;
     let connected = timeout(dial.connect, TcpStream::connect((dial.host.as_str(), dial.port))).await;
     if let Ok(Ok(stream)) = connected {
         let _ = stream.set_nodelay(true);
+        missing.found(dial.node);
         if events.send(UpstreamEvent::Connected(id)).await.is_ok() {
             let (read, write) = stream.into_split();
             let mut writer = tokio::spawn(write_all(write, queue));
             tokio::select! {
-                () = read_all(id, read, &events) => {}
+                () = read_all(id, read, &events) => missing.lost(dial.node),
                 // Dropping the writer's half is the half close.
                 () = async { let _ = (&mut writer).await; sleep(dial.linger).await; } => {}
             }
             writer.abort();
         }
+    } else {
+        missing.lost(dial.node);
     }
     let _ = events.send(UpstreamEvent::Lost(id)).await;
 }

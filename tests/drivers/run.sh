@@ -16,7 +16,9 @@ case $driver in
   java-* | streams-*)
     kind=${driver%%-*} version=${driver#*-} main=Driver
     [ "$kind" = java ] || main=Streams
-    exec java -Xms32m -Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto \
+    jit=1
+    [ "${CROSSOVER_JIT:-}" != full ] || jit=4
+    exec java -Xms32m -Xmx192m -XX:+UseSerialGC -XX:TieredStopAtLevel=$jit -Xshare:auto \
       -cp "$cache/$kind/classes-$version:$cache/$kind/clients-$version/*" $main "$@"
     ;;
   librdkafka | aiokafka) exec "$cache/$driver/bin/python" -u "$here/$driver/driver.py" "$@" ;;

@@ -48,6 +48,8 @@ pub struct Run {
     pub traffic: Traffic,
     /// They move together.
     pub topics: Vec<&'static str>,
+    /// How long what each case broke stayed so before it was mended.
+    pub outages: Vec<Duration>,
     rows: Vec<Row>,
 }
 
@@ -94,7 +96,7 @@ impl Run {
         let rig = rig_with_topic()?;
         let traffic = Traffic::start(&rig, kinds, rate)?;
         println!("{}\t{}", Row::TITLES, machine_load());
-        Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new() })
+        Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new(), outages: Vec::new() })
     }
 
     /// The control: clients of the bare source.
@@ -106,19 +108,20 @@ impl Run {
         let proxy = std::mem::replace(&mut rig.bootstrap, rig.source.relay_bootstrap(RELAYED));
         let traffic = Traffic::start(&rig, kinds, rate)?;
         rig.bootstrap = proxy;
-        Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new() })
+        Ok(Run { rig, traffic, topics: vec![TOPIC], rows: Vec::new(), outages: Vec::new() })
     }
 
-    /// A failure of the source without a flip; returns when everything is well again.
+    /// A failure of the source without a flip, mended after `outage`; returns when everything is well again.
     ///
     /// # Errors
     /// It does not become well.
-    pub fn fault(&mut self, failure: Failure) -> Result<()> {
+    pub fn fault(&mut self, failure: Failure, outage: Duration) -> Result<()> {
         if failure == Failure::Election {
             self.rig.source.rotate_replicas(TOPIC)?;
             self.rig.source.wait_in_sync(TOPIC)?;
         }
         self.inject(failure, 0)?;
+        sleep(outage);
         self.heal(failure, 0)?;
         wait_until_well(&self.rig, &mut self.traffic)
     }
@@ -151,10 +154,12 @@ impl Run {
         }
         let stopped = stop_all_behind(&self.rig, verb, &self.topics, step)?;
         self.inject(failure, side)?;
+        let injected = Instant::now();
         if failure != Failure::KillProxy {
             stopped.go_on()?;
         }
         let outcome = stopped.outcome()?;
+        self.outages.push(injected.elapsed());
         let began = Instant::now();
         self.heal(failure, side)?;
         wait_until_well(&self.rig, &mut self.traffic)?;

@@ -109,7 +109,7 @@ fn every_step(failures: &[Failure], clients: Clients) -> Result<()> {
     let all = steps().into_iter().map(|step| (step, missing(&table, step, failures, repeats)));
     let (done, open): (Vec<_>, Vec<_>) = all.partition(|(_, cases)| cases.is_empty());
     done.iter().for_each(|(step, _)| println!("{step}: {failures:?} stand in the table"));
-    for steps in open.chunks(setting("CROSSOVER_STEPS_PER_RUN", 1)?) {
+    for steps in open.chunks(setting("CROSSOVER_STEPS_PER_RUN", 1)?.max(1)) {
         let mut run = Run::start(clients, RATE)?;
         for (step, cases) in steps {
             cases.iter().try_for_each(|failure| run.cases(step, *failure))?;

@@ -26,13 +26,13 @@ fn a_group_moves_with_its_topic_and_back() -> Result<()> {
     wait_count(&mut producer, "P.ok", 500, WAIT)?;
     wait_count(&mut first, "C.poll", 100, WAIT)?;
     wait_count(&mut second, "C.poll", 100, WAIT)?;
-    for (verb, side) in [("cutover", "target"), ("rollback", "source"), ("", "target")] {
-        if verb.is_empty() {
+    for (verb, side) in [(Some("cutover"), "target"), (Some("rollback"), "source"), (None, "target")] {
+        if let Some(verb) = verb {
+            flip(&rig, verb, &["orders"])?;
+        } else {
             // Its members have said nothing yet to the process that is to move them.
             rig.kill_proxy();
             rig.start_proxy()?;
-        } else {
-            flip(&rig, verb, &["orders"])?;
         }
         let output = rig.crossover(&["groups", "move", "g1", "--to", side])?;
         let said = text(&output);

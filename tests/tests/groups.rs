@@ -4,7 +4,7 @@
 mod mirrored_commits;
 
 use anyhow::{Result, ensure};
-use crossover_harness::rig::{Driver, command, count};
+use crossover_harness::rig::{Driver, Rig, command, count};
 use crossover_tests::{check, flip, one_at_a_time, rig, text, wait_count, wait_for, wait_more};
 use std::time::Duration;
 
@@ -71,6 +71,7 @@ fn kip_848_groups_move_with_their_topic_and_back() -> Result<()> {
         }
     }
     read_on(&mut members)?;
+    all_are_kip_848(&rig)?;
     for kind in KIP_848 {
         let moving = command(&rig, &["groups", "move", kind, "--to", "target"]).spawn()?;
         wait_for(WAIT, "the move to begin", || {
@@ -106,7 +107,17 @@ fn kip_848_groups_move_with_their_topic_and_back() -> Result<()> {
 }
 
 /// Libraries with the KIP-848 protocol; each has a group of its name.
-const KIP_848: [&str; 2] = ["java-4.3.1", "librdkafka"];
+const KIP_848: [&str; 3] = ["java-4.3.1", "librdkafka", "franz"];
+
+/// A library may fall back to the classic protocol and say nothing.
+fn all_are_kip_848(rig: &Rig) -> Result<()> {
+    let args = ["--bootstrap-server", &rig.bootstrap, "--list", "--type", "consumer"];
+    let listed = text(&rig.target.kafka().run_tool("kafka-consumer-groups", &args, None)?);
+    let is_listed = |kind: &&str| listed.lines().any(|line| line.split_whitespace().next() == Some(kind));
+    let other: Vec<_> = KIP_848.iter().filter(|kind| !is_listed(kind)).collect();
+    ensure!(other.is_empty(), "not of the KIP-848 protocol: {other:?} in:\n{listed}");
+    Ok(())
+}
 
 /// Every member reads more.
 fn read_on(members: &mut [Driver]) -> Result<()> {

@@ -1,10 +1,10 @@
 //! A whole cluster is down: that costs only what lives on it (RULES R30).
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use crossover_harness::Cluster;
 use crossover_tests::faults::{owner, wait_until_well};
 use crossover_tests::live::{KINDS, TOPIC, Traffic, create_topic, group, wait_end};
-use crossover_tests::{flip, one_at_a_time, rig};
+use crossover_tests::{flip, one_at_a_time, rig, wait_count, wait_more};
 use std::time::{Duration, Instant};
 
 /// Longer than clients wait for an answer, than metadata is refreshed after an error, and than sessions last.
@@ -12,6 +12,7 @@ const OUTAGE: Duration = Duration::from_secs(60);
 /// The longest that any client may stand still meanwhile.
 const STILL_MAX: Duration = Duration::from_secs(5);
 const RATE: u32 = 40;
+const WELL: Duration = Duration::from_secs(60);
 
 fn kill(cluster: &Cluster) -> Result<()> {
     cluster.broker_ids().into_iter().try_for_each(|broker| Ok(cluster.kill_broker(broker)?))
@@ -38,6 +39,38 @@ fn stays_well(traffic: &mut Traffic) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+    Ok(())
+}
+
+/// A producer with three attempts, as `kafka-console-producer` has them, loses nothing when a leader dies: not directly, for
+/// the dead broker refuses it, and not through the proxy.
+#[test]
+fn r30_a_dead_leader_uses_up_no_attempts() -> Result<()> {
+    let _turn = one_at_a_time();
+    let mut rig = rig("3.9.2", "4.3.1", 3)?;
+    rig.keep = true;
+    let mut writers = Vec::new();
+    for (topic, at) in [("via", rig.bootstrap.clone()), ("direct", rig.source.bootstrap())] {
+        rig.source.create_topic(topic, 6, 3, &[("min.insync.replicas", "1")])?;
+        let args =
+            ["--topic", topic, "--partitions", "6", "--rate", "100", "--writer", "1", "--conf", "retries=3"];
+        let mut writer = rig.driver_at(&at, "java-3.9.2", "producer", topic, &args)?;
+        wait_count(&mut writer, "P.ok", 300, WELL)?;
+        writers.push(writer);
+    }
+    // Each leads some partitions of both topics; the first one is the only voter of the controllers.
+    let last = *rig.source.broker_ids().last().context("no broker")?;
+    rig.source.kill_broker(last)?;
+    wait_more(writers.iter_mut().map(|writer| (writer, "P.ok")), 1_500, WELL)?;
+    let failed: Vec<usize> = writers.iter_mut().map(|writer| writer.count("P.fail")).collect();
+    println!("records given up: {} through the proxy, {} directly", failed[0], failed[1]);
+    ensure!(
+        failed[0] <= failed[1],
+        "a dead leader cost {} records through the proxy, {} directly",
+        failed[0],
+        failed[1]
+    );
+    rig.keep = false;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ const WAIT: Duration = Duration::from_secs(90);
 /// Committed by each producer between two flips.
 const BETWEEN: usize = 200;
 
-const PRODUCERS: [&str; 4] = ["java-3.9.2", "java-4.3.1", "librdkafka", "franz"];
+const PRODUCERS: [&str; 5] = ["java-3.9.2", "java-4.3.1", "librdkafka", "franz", "sarama"];
 const READERS: [(&str, &[&str]); 2] =
     [("java-4.3.1", &["--conf", "isolation.level=read_committed"]), ("librdkafka", &[])];
 

@@ -3,7 +3,7 @@
 //! `cargo build -p crossover -p crossover-loadtest --features crossover/failpoints` first.
 //!
 //! `CROSSOVER_FAULTS` (default 12) says how many failures; `CROSSOVER_FLIPS` (default 12) how many flips without one;
-//! `CROSSOVER_RATE` (default 100) is the records per second of each producer.
+//! `CROSSOVER_RATE` (default 100) is the records per second of each producer; `CROSSOVER_FAILURES=KillBroker,Election` picks some.
 
 use anyhow::{Context, Result, ensure};
 use crossover_harness::relay::Cut;
@@ -43,6 +43,16 @@ const FAILURES: [Failure; 6] = [
     Failure::Cut(Cut::Rst),
     Failure::PauseBroker,
 ];
+
+/// Those that are asked for, in turn.
+fn failures(count: usize) -> Result<Vec<Failure>> {
+    let wanted = std::env::var("CROSSOVER_FAILURES").unwrap_or_default();
+    let is_wanted =
+        |failure: &Failure| wanted.split(',').any(|name| format!("{failure:?}").starts_with(name));
+    let picked: Vec<Failure> = FAILURES.into_iter().filter(is_wanted).collect();
+    ensure!(!picked.is_empty(), "CROSSOVER_FAILURES: {wanted} names none of {FAILURES:?}");
+    Ok(picked.into_iter().cycle().take(count).collect())
+}
 
 const BETWEEN: Duration = Duration::from_secs(3);
 
@@ -89,8 +99,8 @@ fn flips_cost_them_nothing() -> Result<()> {
 fn failures_cost_them_no_more_than_on_bare_kafka() -> Result<()> {
     let _turn = one_at_a_time();
     let (faults, rate) = (setting("CROSSOVER_FAULTS", 12)?, setting("CROSSOVER_RATE", 100)?);
-    let bare = bare(faults, rate)?;
-    let proxied = proxied(faults, rate)?;
+    let (proxied, outages) = proxied(faults, rate)?;
+    let bare = bare(&outages, rate)?;
     print("bare Kafka", &bare);
     print("in flips", &proxied);
     let costs = |all: &[Deviations]| {
@@ -106,24 +116,24 @@ fn failures_cost_them_no_more_than_on_bare_kafka() -> Result<()> {
     Ok(())
 }
 
-/// The control: no proxy, no flip.
-fn bare(faults: usize, rate: u32) -> Result<Vec<Deviations>> {
+/// The control: no proxy, no flip, and failures that last as long.
+fn bare(outages: &[Duration], rate: u32) -> Result<Vec<Deviations>> {
     let mut run = Run::start_bare(&CLIENTS, rate)?;
-    for number in 0..faults {
-        let failure = FAILURES[number % FAILURES.len()];
-        run.fault(failure).with_context(|| format!("{failure:?} on bare Kafka"))?;
-        println!("bare\t{failure:?}\t{}", machine_load());
+    for (failure, outage) in failures(outages.len())?.into_iter().zip(outages) {
+        run.fault(failure, *outage).with_context(|| format!("{failure:?} on bare Kafka"))?;
+        println!("bare\t{failure:?}\t{:.1}\t{}", outage.as_secs_f64(), machine_load());
     }
     judge(run)
 }
 
-fn proxied(faults: usize, rate: u32) -> Result<Vec<Deviations>> {
+/// With how long each failure lasted.
+fn proxied(faults: usize, rate: u32) -> Result<(Vec<Deviations>, Vec<Duration>)> {
     let mut run = Run::start_with(&CLIENTS, rate)?;
-    for number in 0..faults {
-        let (step, failure) = (STEPS[number % STEPS.len()], FAILURES[number % FAILURES.len()]);
+    for (step, failure) in STEPS.into_iter().cycle().zip(failures(faults)?) {
         run.case(step, failure, writes_to(step)).with_context(|| format!("{failure:?} behind {step}"))?;
     }
-    judge(run)
+    let outages = std::mem::take(&mut run.outages);
+    Ok((judge(run)?, outages))
 }
 
 /// Who is hit has the produce: else nothing could be lost.

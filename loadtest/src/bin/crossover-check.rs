@@ -14,6 +14,9 @@ use crossover_loadtest::{ground_truth, history};
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
+    /// The folder that histories are in, where they are named without one.
+    #[arg(long)]
+    folder: Option<PathBuf>,
     /// Histories of producers.
     #[arg(long, num_args = 1.., required = true)]
     producers: Vec<PathBuf>,
@@ -76,6 +79,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<Verdict> {
+    if let Some(folder) = &cli.folder {
+        std::env::set_current_dir(folder).with_context(|| format!("--folder {}", folder.display()))?;
+    }
     if let Some(stray) = cli.killed.iter().find(|path| !files(cli).any(|file| file == *path)) {
         bail!("--killed {}: not among the histories", stray.display());
     }
@@ -144,7 +150,10 @@ fn print(report: &Report, windows: &[(String, Vec<WindowGap>)]) {
             println!("       {example}");
         }
     }
-    println!("\n{:>10}{:>8}{:>12}{:>14}  history", "records", "failed", "gap ms", "latency ms");
+    println!(
+        "\nThe longest gap between two acknowledgements, or deliveries, and the longest wait of a record for its own:"
+    );
+    println!("{:>10}{:>8}{:>12}{:>14}  history", "records", "failed", "gap ms", "latency ms");
     for client in &report.clients {
         let (gap, latency) = (ms(client.longest_gap_us), ms(client.longest_latency_us));
         println!("{:>10}{:>8}{gap:>12.1}{latency:>14.1}  {}", client.records, client.failed, client.name);

@@ -26,7 +26,7 @@ impl Control {
                 "foreign-cluster",
                 side.as_str(),
                 problem.to_string(),
-                "point the configuration at the clusters this state belongs to, or name another state.directory",
+                "point the configuration at the clusters this state belongs to; for another pair name another state.directory, and keep this one",
             );
             return Err(problem);
         }

@@ -352,7 +352,7 @@ pub(crate) async fn check_store(control: &Control) -> anyhow::Result<()> {
         }
         match read(&control.client, &topology).await {
             Ok(Some(copy)) if copy.revision() > known => bail!(
-                "state.directory {} has revision {known}, and topic {STATE_TOPIC} on the {side} has revision {}: the state was lost or is an old one; run `crossover state restore`, or, if another migration left that topic behind, delete it on both clusters",
+                "state.directory {} has revision {known}, and topic {STATE_TOPIC} on the {side} has revision {}: the state was lost or is an old one, or another Crossover runs for this pair: stop that first; then run `crossover state restore`, or, if another migration left that topic behind, delete it on both clusters",
                 control.runtime.config.state.directory.display(),
                 copy.revision()
             ),

@@ -1,5 +1,6 @@
 //! The verdict of the independent checker over all histories and both clusters' logs.
 
+use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
 
 use super::TOPIC;
@@ -10,9 +11,13 @@ use super::stage::Stage;
 /// Runs the checker and shows its report; `true` when nothing was lost, written twice, reordered or misread.
 pub(super) async fn judge(repository: &Repository, stage: &Stage, cast: &Cast) -> anyhow::Result<bool> {
     let mut checker = repository.checker()?;
+    // Named without their folder, which is gone when somebody reads this.
+    if let Some(folder) = cast.producers.first().and_then(|driver| driver.history.path().parent()) {
+        checker.arg("--folder").arg(folder);
+    }
     let files = |drivers: &'static str, of: &[Driver]| {
-        let paths = of.iter().map(|driver| driver.history.path().as_os_str().to_owned());
-        [drivers.into()].into_iter().chain(paths).collect::<Vec<std::ffi::OsString>>()
+        let names = of.iter().filter_map(|driver| driver.history.path().file_name().map(OsStr::to_owned));
+        [drivers.into()].into_iter().chain(names).collect::<Vec<OsString>>()
     };
     checker.args(files("--producers", &cast.producers)).args(files("--consumers", &cast.consumers));
     checker.args([

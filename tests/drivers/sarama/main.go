@@ -57,6 +57,7 @@ func produce(a args, h *history, stop <-chan struct{}) error {
 	}
 	var ok, failed atomic.Int64
 	var drained sync.WaitGroup
+	t := &transactions{producer: producer, h: h, size: a.int("transaction-records", "0")}
 	drained.Go(func() {
 		for message := range producer.Successes() {
 			ok.Add(1)
@@ -65,7 +66,7 @@ func produce(a args, h *history, stop <-chan struct{}) error {
 			if config.Producer.RequiredAcks == sarama.NoResponse {
 				offset = -1
 			}
-			h.line("P.ok", tag.partition, tag.seq, offset, tag.at)
+			t.line(tag.partition, tag.seq, offset, tag.at)
 		}
 	})
 	drained.Go(func() {
@@ -73,9 +74,13 @@ func produce(a args, h *history, stop <-chan struct{}) error {
 			failed.Add(1)
 			tag := failure.Msg.Metadata.(tag)
 			h.line("P.fail", tag.partition, tag.seq, fmt.Sprintf("%T", failure.Err), failure.Err)
+			t.told.Done()
 		}
 	})
-	sent := sendAll(a, producer, stop)
+	sent, err := sendAll(a, producer, t, stop)
+	if err != nil {
+		return err
+	}
 	producer.AsyncClose()
 	drained.Wait()
 	h.end(fmt.Sprintf("sent=%d", sent), fmt.Sprintf("ok=%d", ok.Load()), fmt.Sprintf("failed=%d", failed.Load()))
@@ -89,23 +94,88 @@ type tag struct {
 	at        int64
 }
 
-func sendAll(a args, producer sarama.AsyncProducer, stop <-chan struct{}) int {
+// transactions of size records each, or none; every fifth one is aborted. What was sent is written down when it ends.
+type transactions struct {
+	producer sarama.AsyncProducer
+	h        *history
+	size     int
+	ended    int
+	// Answers that have not been seen yet: the library is done with a message before its answer is read.
+	told    sync.WaitGroup
+	mu      sync.Mutex
+	pending [][]any
+}
+
+func (t *transactions) begin() error {
+	if t.size == 0 {
+		return nil
+	}
+	return t.producer.BeginTxn()
+}
+
+func (t *transactions) end() error {
+	if t.size == 0 {
+		return nil
+	}
+	t.ended++
+	event, end := "P.ok", t.producer.CommitTxn
+	if t.ended%5 == 0 {
+		event, end = "P.aborted", t.producer.AbortTxn
+	}
+	if err := end(); err != nil {
+		return err
+	}
+	t.told.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, fields := range t.pending {
+		t.h.line(event, fields...)
+	}
+	t.pending = nil
+	return nil
+}
+
+func (t *transactions) line(fields ...any) {
+	defer t.told.Done()
+	if t.size == 0 {
+		t.h.line("P.ok", fields...)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pending = append(t.pending, fields)
+}
+
+func sendAll(a args, producer sarama.AsyncProducer, t *transactions, stop <-chan struct{}) (int, error) {
 	topic, writer, run := a.need("topic"), a.need("writer"), a.get("run", "r")
 	partitions, size, sent := a.int("partitions", "1"), a.int("size", "100"), 0
 	next := make([]uint64, partitions)
+	err := t.begin()
 	paced(a.float("rate", "1"), stop, func() {
+		if err != nil {
+			return
+		}
 		partition := int32(sent % partitions)
 		seq := next[partition]
 		next[partition]++
 		sent++
 		at := nowUs()
+		t.told.Add(1)
 		producer.Input() <- &sarama.ProducerMessage{
 			Topic: topic, Partition: partition, Key: sarama.StringEncoder(writer),
 			Value:    sarama.ByteEncoder(encode(run, writer, partition, seq, at, size)),
 			Metadata: tag{partition, seq, at},
 		}
+		if t.size > 0 && sent%t.size == 0 {
+			if err = t.end(); err == nil {
+				err = t.begin()
+			}
+		}
 	})
-	return sent
+	if err == nil {
+		err = t.end()
+	}
+	return sent, err
 }
 
 // base keeps the library's defaults except the protocol level, which the library cannot discover.
@@ -131,11 +201,15 @@ func producerConfig(a args) (*sarama.Config, error) {
 	case "0":
 		config.Producer.RequiredAcks = sarama.NoResponse
 	}
-	if a.get("idempotent", "false") == "true" {
+	_, transactional := a["transaction"]
+	if transactional || a.get("idempotent", "false") == "true" {
 		// The library refuses idempotence without these two.
 		config.Producer.Idempotent = true
 		config.Producer.RequiredAcks = sarama.WaitForAll
 		config.Net.MaxOpenRequests = 1
+	}
+	if id, ok := a["transaction"]; ok {
+		config.Producer.Transaction.ID = id
 	}
 	if _, ok := a["linger-ms"]; ok {
 		config.Producer.Flush.Frequency = time.Duration(a.int("linger-ms", "0")) * time.Millisecond

@@ -117,7 +117,7 @@ impl Drop for Process {
     }
 }
 
-/// A small JVM running `class`: heap in MiB, quick to start rather than fast at its peak.
+/// A small JVM running `class`: heap in MiB, quick to start rather than fast at its peak, except with `CROSSOVER_JIT=full`.
 pub(crate) fn java(heap_mb: u16, classpath: &OsStr, class: &str) -> Result<Command> {
     let java = prerequisites::java()?;
     let mut command = dies_with_parent(&java);
@@ -125,7 +125,8 @@ pub(crate) fn java(heap_mb: u16, classpath: &OsStr, class: &str) -> Result<Comma
         // In the environment, so that a process list stays readable.
         .env("CLASSPATH", classpath)
         .arg(format!("-Xmx{heap_mb}m"))
-        .args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError"])
+        .args(["-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"])
+        .arg(format!("-XX:TieredStopAtLevel={}", jit_level()))
         // Its file in a shared folder is found locked now and then, and the JVM says so among a tool's words.
         .arg("-XX:-UsePerfData")
         .args(["-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"])
@@ -133,6 +134,11 @@ pub(crate) fn java(heap_mb: u16, classpath: &OsStr, class: &str) -> Result<Comma
         .arg("-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS")
         .arg(class);
     Ok(command)
+}
+
+/// What is measured for minutes runs as in production; what is up for seconds does not pay for the optimizing compiler.
+fn jit_level() -> u8 {
+    if std::env::var_os("CROSSOVER_JIT").is_some_and(|jit| jit == "full") { 4 } else { 1 }
 }
 
 /// Through `setpriv` the kernel kills the program when we die, however we die.

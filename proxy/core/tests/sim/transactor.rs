@@ -73,7 +73,7 @@ pub(crate) struct Transactor {
     pub(crate) replaced: bool,
     /// The coordinator has ended its transaction because it took too long.
     pub(crate) timed_out: bool,
-    /// It does not know what became of a beginning. If that comes late, or if it does not end what it believes was never
+    /// It does not know what became of a beginning, or of its first InitProducerId. If that comes late, or if it does not end what it believes was never
     /// begun, its coordinator fences it, also without a proxy.
     pub(crate) unsure: bool,
     // The library's.

@@ -468,7 +468,9 @@ impl World {
                 What::Produce(sent) => {
                     sent.iter().for_each(|(lot, batch)| self.repeat_in_transaction(index, *lot, *batch));
                 }
-                What::Find | What::Init | What::End => {}
+                // If it is carried out behind its repetition, it takes the identity of that away.
+                What::Init => self.transactors[index].unsure |= self.transactors[index].identity.is_none(),
+                What::Find | What::End => {}
             }
         }
     }

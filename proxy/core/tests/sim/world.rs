@@ -23,7 +23,7 @@ use crate::wire;
 use bytes::Bytes;
 use crossover_core::ids::ClusterSide;
 use crossover_core::session::{Errand, Ticket};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 pub(crate) const MS: u64 = 1_000;
 /// After this the schedule is stuck.
@@ -236,17 +236,6 @@ pub(crate) struct Outcome {
 
 /// Of a hundred schedules so many have transactions: they cost more than others.
 const WITH_TRANSACTIONS: u64 = 25;
-/// From this seed on schedules have transactions only where `CROSSOVER_SIM_TRANSACTIONS` is set: about one in 100,000 still
-/// finds something there (ADR 12, "Open").
-const TRANSACTIONS_BELOW: u64 = 40_000;
-
-/// Whether a schedule is one of those that draw for them.
-pub(crate) fn may_have_transactions(seed: u64) -> bool {
-    static EVERYWHERE: OnceLock<bool> = OnceLock::new();
-    seed < TRANSACTIONS_BELOW
-        || *EVERYWHERE.get_or_init(|| std::env::var_os("CROSSOVER_SIM_TRANSACTIONS").is_some())
-}
-
 impl Shape {
     /// What there is of transactions, from a source of its own: schedules without them are what they were before.
     fn draw_transactions(&mut self, rng: &mut Rng) {
@@ -324,10 +313,7 @@ impl World {
     fn new(seed: u64, bug: Option<Bug>, traced: bool) -> World {
         let mut rng = Rng::new(seed);
         let mut shape = Shape::draw(&mut rng);
-        // What is broken on purpose is looked for in all of them.
-        if bug.is_some() || may_have_transactions(seed) {
-            shape.draw_transactions(&mut Rng::new(seed ^ 0x7478_6e73));
-        }
+        shape.draw_transactions(&mut Rng::new(seed ^ 0x7478_6e73));
         let mut clusters = [(); 2].map(|()| Cluster::new(shape.partitions, &mut rng));
         if shape.audit {
             clusters.iter_mut().for_each(|cluster| cluster.logs.push(Log::new(0, 0, 0)));
