@@ -37,7 +37,8 @@ impl Listeners {
     /// An address cannot be bound.
     pub(crate) async fn bind(runtime: Arc<Runtime>, shutdown: ShutdownReceiver) -> anyhow::Result<Listeners> {
         let address = &runtime.config.listener.bootstrap;
-        let bootstrap = bind(&address.host, address.port, "listener.bootstrap").await?;
+        let bootstrap = bind(&address.host, address.port, BOOTSTRAP).await?;
+        warn_of_kept_ports(&runtime);
         let mut listeners = Listeners {
             runtime: Arc::clone(&runtime),
             shutdown,
@@ -45,7 +46,7 @@ impl Listeners {
             nodes: BTreeMap::new(),
         };
         for (node, port) in runtime.snapshot().nodes.ports.clone() {
-            let listener = bind(&runtime.config.listener.bootstrap.host, port, "listener.node_ports").await?;
+            let listener = bind(&runtime.config.listener.bootstrap.host, port, NODE).await?;
             listeners.nodes.insert(node, Some(listener));
         }
         Ok(listeners)
@@ -97,7 +98,7 @@ impl Listeners {
             if self.nodes.contains_key(&node) {
                 continue;
             }
-            match bind(&self.runtime.config.listener.bootstrap.host, port, "listener.node_ports").await {
+            match bind(&self.runtime.config.listener.bootstrap.host, port, NODE).await {
                 Ok(listener) => {
                     self.nodes.insert(node, Some(listener));
                 }
@@ -107,12 +108,30 @@ impl Listeners {
     }
 }
 
-async fn bind(host: &str, port: u16, field: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind((host, port)).await.with_context(|| {
-        format!(
-            "{field}: cannot listen on {host}:{port}; free the port, or choose another in the configuration"
-        )
-    })
+/// What an address is for, and what can be done where it is taken.
+type Purpose = (&'static str, &'static str);
+const BOOTSTRAP: Purpose = ("listener.bootstrap", "free the port, or choose another in the configuration");
+/// A broker keeps the port it was given, for clients know it (RULES R32).
+const NODE: Purpose =
+    ("listener.node_ports", "free the port: a broker has it since it was first seen, and clients know it");
+
+async fn bind(host: &str, port: u16, (field, remedy): Purpose) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind((host, port)).await;
+    listener.with_context(|| format!("{field}: cannot listen on {host}:{port}; {remedy}"))
+}
+
+/// The configuration may name another range than the one that brokers have their ports from.
+fn warn_of_kept_ports(runtime: &Runtime) {
+    let range = runtime.config.listener.node_ports;
+    let snapshot = runtime.snapshot();
+    let ports = snapshot.nodes.ports.values();
+    let kept: Vec<u16> = ports.copied().filter(|port| !range.contains(*port)).collect();
+    if !kept.is_empty() {
+        warn!(
+            "listener.node_ports {}-{} is for brokers that are added; those that are known keep their ports {kept:?}, which clients know: let clients through to these too",
+            range.first, range.last
+        );
+    }
 }
 
 async fn accept(
