@@ -1,10 +1,10 @@
 //! Moves a consumer group's home to the other cluster (DESIGN decision 5).
 
 use super::Control;
-use super::client::{Address, request};
+use super::client::request;
 use super::uncertain::{self, is_uncertain};
 use crate::runtime::Runtime;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use crossover_admin_api::model::{OperationState, OperationView, Step};
 use crossover_core::api::key;
 use crossover_core::error_code as code;
@@ -39,6 +39,9 @@ enum Protocol {
 
 /// `ConsumerGroupHeartbeatRequest.LEAVE_GROUP_MEMBER_EPOCH`
 const LEAVES: i32 = -1;
+/// Of a coordinator that loads, or of a broker that is none.
+const PASSING: [i16; 3] =
+    [code::COORDINATOR_LOAD_IN_PROGRESS, code::COORDINATOR_NOT_AVAILABLE, code::NOT_COORDINATOR];
 
 /// A group whose commits wait in the proxy.
 pub(crate) struct ClosedCommits {
@@ -197,7 +200,7 @@ impl Control {
 
     /// Members are known by what they say, and since a start some may have said nothing yet.
     async fn enrol_members(&self, side: ClusterSide, group: &str) -> anyhow::Result<()> {
-        let (_, answer) = self.describe_group(side, group).await?;
+        let answer = self.describe_group(side, group).await?;
         for member in answer.structs("Groups").flat_map(|described| described.structs("Members")) {
             self.runtime.shared.groups.enrol(group, member.str("MemberId"), self.runtime.now_ms());
         }
@@ -350,7 +353,7 @@ impl Control {
             {
                 return Ok(true);
             }
-            let (_, answer) = self.describe_group(side, group).await?;
+            let answer = self.describe_group(side, group).await?;
             let rebalances = answer.structs("Groups").any(|d| d.str("GroupState").ends_with("Rebalance"));
             if !rebalances && let Some(described) = self.describe_consumers(side, group).await? {
                 let assigned =
@@ -369,13 +372,38 @@ impl Control {
         }
     }
 
-    /// What a group's coordinator says of it, and where the coordinator is.
-    async fn describe_group(&self, side: ClusterSide, group: &str) -> anyhow::Result<(Address, Struct)> {
+    /// What a group's coordinator says of it.
+    async fn describe_group(&self, side: ClusterSide, group: &str) -> anyhow::Result<Struct> {
         let mut body = request(key::DESCRIBE_GROUPS);
         body.set("Groups", Value::Array(Some(vec![Value::from(group)])));
-        let at = self.coordinator(side, group).await?;
-        let answer = self.client.call(&at, key::DESCRIBE_GROUPS, 5, &body).await?;
-        Ok((at, answer))
+        let answer = self.told(side, group, key::DESCRIBE_GROUPS, 5, &body).await?;
+        let error = error_of(&answer);
+        ensure!(
+            [code::NONE, code::GROUP_ID_NOT_FOUND].contains(&error),
+            "DescribeGroups answers error {error}"
+        );
+        Ok(answer)
+    }
+
+    /// Asks the coordinator of a group. One that has just been elected, or is none any more, has told nothing: it is asked
+    /// again.
+    async fn told(
+        &self,
+        side: ClusterSide,
+        group: &str,
+        api: i16,
+        version_max: i16,
+        body: &Struct,
+    ) -> anyhow::Result<Struct> {
+        let deadline = Instant::now() + COMMITS_MAX;
+        loop {
+            let at = self.coordinator(side, group).await?;
+            let answer = self.client.call(&at, api, version_max, body).await?;
+            if !PASSING.contains(&error_of(&answer)) || Instant::now() >= deadline {
+                return Ok(answer);
+            }
+            sleep(DRAIN_LOOK).await;
+        }
     }
 
     /// How the members of a group are coordinated.
@@ -383,7 +411,7 @@ impl Control {
     /// # Errors
     /// In a way that cannot be moved.
     async fn protocol(&self, side: ClusterSide, group: &str) -> anyhow::Result<Protocol> {
-        let (_, answer) = self.describe_group(side, group).await?;
+        let answer = self.describe_group(side, group).await?;
         let shares = answer.structs("Groups").any(|described| described.str("ProtocolType") == "share");
         ensure!(!shares, "it is a share group");
         if self.describe_consumers(side, group).await?.is_none() {
@@ -401,10 +429,13 @@ impl Control {
         }
         let mut body = request(key::CONSUMER_GROUP_DESCRIBE);
         body.set("GroupIds", Value::Array(Some(vec![Value::from(group)])));
-        let at = self.coordinator(side, group).await?;
-        let answer = self.client.call(&at, key::CONSUMER_GROUP_DESCRIBE, 1, &body).await?;
-        let mut described = answer.structs("Groups").filter(|described| described.i16("ErrorCode") == 0);
-        Ok(described.next().cloned())
+        let answer = self.told(side, group, key::CONSUMER_GROUP_DESCRIBE, 1, &body).await?;
+        match error_of(&answer) {
+            code::NONE => Ok(answer.structs("Groups").next().cloned()),
+            // Of another protocol, or at a coordinator without this one.
+            code::GROUP_ID_NOT_FOUND | code::UNSUPPORTED_VERSION => Ok(None),
+            error => bail!("ConsumerGroupDescribe answers error {error}"),
+        }
     }
 
     /// All commits of a group in one cluster, as virtual positions.
@@ -494,6 +525,11 @@ fn number(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
 }
 
+/// Of a description of one group.
+fn error_of(described: &Struct) -> i16 {
+    described.structs("Groups").next().map_or(code::NONE, |group| group.i16("ErrorCode"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{backend, testing};
@@ -543,5 +579,96 @@ mod tests {
         }
         assert!(assigned(&[]).is_empty());
         assert!(assigned(&[0xff; 40]).is_empty());
+    }
+
+    /// Behind a start of the proxy; the old home's coordinator has just been elected and still loads.
+    #[tokio::test]
+    async fn r20_a_coordinator_that_does_not_say_who_is_a_member_has_not_said_that_nobody_is() {
+        use crossover_core::api::key;
+        const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::DESCRIBE_GROUPS];
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
+        for side in ClusterSide::BOTH {
+            let own = Arc::new(std::sync::atomic::AtomicU16::new(0));
+            let known = Arc::clone(&own);
+            let port = testing::broker(KEYS, move |api, _, answer| match api {
+                key::FIND_COORDINATOR => {
+                    answer.set("NodeId", 1);
+                    answer.set("Host", "127.0.0.1");
+                    answer.set("Port", i32::from(known.load(std::sync::atomic::Ordering::Relaxed)));
+                }
+                _ => {
+                    let mut group = answer.new_element("Groups");
+                    group.set("GroupId", "g");
+                    group.set("ErrorCode", 14_i16);
+                    answer.push("Groups", group);
+                }
+            })
+            .await;
+            own.store(port, std::sync::atomic::Ordering::Relaxed);
+            testing::with_brokers(&control, side, &[(1, port)]);
+        }
+        let group: Arc<str> = Arc::from("g");
+        // Its commits are those of transactions (exactly once).
+        control.state().offset_homes.insert(Arc::clone(&group), ClusterSide::Source);
+        control.publish();
+        let moved = control.try_move(&group, ClusterSide::Target, "7").await;
+        assert!(moved.is_err(), "moved at revision {moved:?} without its members");
+    }
+
+    /// KIP-848: the coordinator moves to another broker while members give up what they own.
+    #[tokio::test]
+    async fn r20_a_coordinator_that_is_none_any_more_has_not_said_that_all_members_own_nothing() {
+        use crossover_core::api::key;
+        use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+        const KEYS: &[i16] = &[
+            key::FIND_COORDINATOR,
+            key::DESCRIBE_GROUPS,
+            key::OFFSET_FETCH,
+            key::OFFSET_COMMIT,
+            key::CONSUMER_GROUP_DESCRIBE,
+            key::CONSUMER_GROUP_HEARTBEAT,
+        ];
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
+        for side in ClusterSide::BOTH {
+            let own = Arc::new(AtomicU16::new(0));
+            let (known, asked) = (Arc::clone(&own), AtomicU32::new(0));
+            let port = testing::broker(KEYS, move |api, _, answer| match api {
+                key::FIND_COORDINATOR => {
+                    answer.set("Host", "127.0.0.1");
+                    answer.set("Port", i32::from(known.load(Relaxed)));
+                }
+                key::CONSUMER_GROUP_DESCRIBE => {
+                    let mut group = answer.new_element("Groups");
+                    group.set("GroupId", "g");
+                    if asked.fetch_add(1, Relaxed) == 1 {
+                        group.set("ErrorCode", 16_i16);
+                    } else {
+                        let mut member = group.new_element("Members");
+                        member.set("MemberId", "m");
+                        let mut assignment = member.new_element("Assignment");
+                        let mut topic = assignment.new_element("TopicPartitions");
+                        topic.set("TopicName", "orders");
+                        topic.set("Partitions", vec![0]);
+                        assignment.push("TopicPartitions", topic);
+                        member.set("Assignment", crossover_core::schema::Value::from(assignment));
+                        group.push("Members", member);
+                    }
+                    answer.push("Groups", group);
+                }
+                _ => {}
+            })
+            .await;
+            own.store(port, Relaxed);
+            testing::with_brokers(&control, side, &[(1, port)]);
+            let ranges = KEYS.iter().map(|key| (*key, (0, 1))).collect();
+            let mut state = control.state();
+            Arc::make_mut(&mut state.topologies[side.index()]).api_ranges =
+                crossover_core::node::ApiRanges(ranges);
+        }
+        control.publish();
+        let group: Arc<str> = Arc::from("g");
+        let soon = std::time::Duration::from_millis(500);
+        let moved = tokio::time::timeout(soon, control.try_move(&group, ClusterSide::Target, "7")).await;
+        assert!(moved.is_err(), "{moved:?}, and a member owns orders-0");
     }
 }

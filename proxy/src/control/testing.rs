@@ -75,3 +75,75 @@ fn stored(name: &str) -> StoredTopic {
         timelines: vec![Arc::new(Timeline::initial(7, ClusterSide::Target))],
     }
 }
+
+/// A broker that speaks `keys` and answers with what `fill` puts into an empty response. Its port.
+pub(crate) async fn broker(
+    keys: &'static [i16],
+    fill: impl Fn(i16, &crossover_core::schema::Struct, &mut crossover_core::schema::Struct)
+    + Send
+    + Sync
+    + 'static,
+) -> u16 {
+    use crossover_core::api::key;
+    use crossover_core::schema::{self, Struct};
+    use crossover_core::wire::{frame::FrameDecoder, header};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let port = listener.local_addr().expect("bound").port();
+    let fill = Arc::new(fill);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let fill = Arc::clone(&fill);
+            tokio::spawn(async move {
+                let mut decoder = FrameDecoder::requests(1 << 20);
+                loop {
+                    while let Ok(Some(frame)) = decoder.next_frame() {
+                        let asked = header::peek_request(&frame).expect("a request");
+                        let request = schema::request(asked.api_key).expect("known");
+                        let body = frame.slice(asked.body_offset..);
+                        let body = schema::decode(request, asked.api_version, &body).expect("decoded");
+                        let message = schema::response(asked.api_key).expect("known");
+                        let mut answer = Struct::new(message.fields);
+                        if asked.api_key == key::API_VERSIONS {
+                            for spoken in keys {
+                                let versions = schema::request(*spoken).expect("known").versions;
+                                let mut range = answer.new_element("ApiKeys");
+                                range.set("ApiKey", *spoken);
+                                range.set("MinVersion", versions.min);
+                                range.set("MaxVersion", versions.max);
+                                answer.push("ApiKeys", range);
+                            }
+                        } else {
+                            fill(asked.api_key, &body, &mut answer);
+                        }
+                        let frame = header::encode_response(
+                            message,
+                            asked.api_version,
+                            asked.correlation_id,
+                            &answer,
+                        );
+                        stream.write_all(&frame.expect("encoded")).await.expect("written");
+                    }
+                    if stream.read_buf(decoder.spare()).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// Puts brokers into what is known of a cluster.
+pub(crate) fn with_brokers(control: &Control, side: ClusterSide, brokers: &[(i32, u16)]) {
+    {
+        let mut state = control.state();
+        let topology = Arc::make_mut(&mut state.topologies[side.index()]);
+        for (id, port) in brokers {
+            let address =
+                crossover_core::node::BrokerAddress { host: "127.0.0.1".to_owned(), port: *port, rack: None };
+            topology.brokers.insert(*id, address);
+        }
+    }
+    control.publish();
+}

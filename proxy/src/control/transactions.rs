@@ -50,6 +50,9 @@ pub(crate) struct Transactions {
     pub(crate) open_ids: BTreeSet<String>,
     /// Why not all coordinators could be asked.
     pub(crate) incomplete: Option<String>,
+    /// A part of the transaction log has no leader. What is open there cannot go on; what has written shows in the producers
+    /// of the logs; so flips do not wait for it. But it is not over.
+    pub(crate) is_cut: bool,
 }
 
 impl Transactions {
@@ -92,18 +95,22 @@ impl Control {
 
     /// Every broker's transactions.
     async fn list_open(&self, side: ClusterSide, found: &mut Transactions) {
-        let brokers: BTreeSet<i32> = self.topology(side).brokers.keys().copied().collect();
-        let mut views = Vec::new();
-        for broker in &brokers {
-            let Ok(at) = self.address(side, *broker) else { continue };
+        let brokers: Vec<i32> = self.topology(side).brokers.keys().copied().collect();
+        let (mut told, mut views) = (BTreeSet::new(), Vec::new());
+        for broker in brokers {
+            let Ok(at) = self.address(side, broker) else { continue };
             match self.list_transactions(&at, found).await {
-                Ok(view) => views.extend(view),
+                Ok(view) => {
+                    told.insert(broker);
+                    views.extend(view);
+                }
                 // Before Kafka 3.0 only the producers of a log tell.
                 Err(ClientError::Unsupported(..)) => {}
                 Err(problem) => found.incomplete = Some(problem.to_string()),
             }
         }
-        if let Some(why) = untold(&brokers, &views) {
+        found.is_cut = views.iter().flat_map(Coordinators::values).any(|(leader, _)| *leader < 0);
+        if let Some(why) = untold(&told, &views) {
             found.incomplete = Some(why);
             self.refresh[side.index()].notify_one();
         }
@@ -160,7 +167,7 @@ impl Control {
 
     /// A client that has died does not end its transaction; its coordinator does, after the transaction's timeout.
     fn forget_ended(&self, side: ClusterSide, found: &Transactions) {
-        if found.incomplete.is_some() {
+        if found.incomplete.is_some() || found.is_cut {
             return;
         }
         // Before Kafka 3.0 nobody can ask.
@@ -307,18 +314,16 @@ fn coordinators(metadata: &Struct) -> Coordinators {
     partitions.map(|p| (p.i32("PartitionIndex"), (p.i32("LeaderId"), p.i32("LeaderEpoch")))).collect()
 }
 
-/// Why `brokers` may not have told all: a coordinator moved while they were asked, or is not one of them. A broker that
-/// has just come back may coordinate before the next look at the cluster's metadata finds it.
-fn untold(brokers: &BTreeSet<i32>, views: &[Coordinators]) -> Option<String> {
+/// Why those who told may not have told all: a coordinator moved while they were asked, or is not one of them. A broker that
+/// has just come back may coordinate before the next look at the cluster's metadata finds it; an old one cannot tell.
+fn untold(told: &BTreeSet<i32>, views: &[Coordinators]) -> Option<String> {
     let first = views.first()?;
     if views.iter().any(|view| view != first) {
         return Some("coordinators move".to_owned());
     }
-    let (partition, (leader, _)) = first.iter().find(|(_, (leader, _))| !brokers.contains(leader))?;
-    Some(match leader {
-        0.. => format!("broker {leader} coordinates {TRANSACTION_LOG}-{partition} and is not known yet"),
-        _ => format!("{TRANSACTION_LOG}-{partition} has no leader"),
-    })
+    let (partition, (leader, _)) =
+        first.iter().find(|(_, (leader, _))| *leader >= 0 && !told.contains(leader))?;
+    Some(format!("broker {leader} coordinates {TRANSACTION_LOG}-{partition} and has not told its own"))
 }
 
 /// Of a coordinator's list, those that hold partitions.
@@ -348,7 +353,7 @@ mod tests {
         assert!(
             told(&[view(&[(0, 4), (2, 7)])]).starts_with("broker 2 coordinates __transaction_state-1 and")
         );
-        assert_eq!(told(&[view(&[(-1, 4)])]), "__transaction_state-0 has no leader");
+        assert_eq!(told(&[view(&[(-1, 4)])]), "", "nobody could tell");
     }
 
     #[test]
@@ -365,5 +370,70 @@ mod tests {
         assert_eq!(writers(&found), BTreeSet::from(["pay".to_owned()]));
         found.open.insert("orders.physical".to_owned(), "other".to_owned());
         assert_eq!(writers(&found).len(), 2, "nothing written yet");
+    }
+
+    use super::super::testing;
+    use crossover_core::ids::Revision;
+    use crossover_core::producer::transaction::Identity;
+    use crossover_core::session::TransactionPlan;
+
+    fn metadata_of(answer: &mut Struct, leader: i32) {
+        let mut topic = answer.new_element("Topics");
+        topic.set("Name", TRANSACTION_LOG);
+        let mut partition = topic.new_element("Partitions");
+        partition.set("PartitionIndex", 0);
+        partition.set("LeaderId", leader);
+        partition.set("LeaderEpoch", 4);
+        topic.push("Partitions", partition);
+        answer.push("Topics", topic);
+    }
+
+    const KEYS: &[i16] = &[key::METADATA, key::LIST_TRANSACTIONS, key::DESCRIBE_TRANSACTIONS];
+
+    async fn ends(control: &Control) -> Result<(), String> {
+        let routes = vec![Arc::clone(control.runtime.snapshot().routes.topic("orders").unwrap())];
+        let bound = Duration::from_millis(400);
+        control.transactions_end(ClusterSide::Source, &routes, bound).await.map_err(|e| format!("{e:#}"))
+    }
+
+    /// One broker of a cluster with a single-replica log of transactions is gone for good. Nobody has ever used a transaction.
+    #[tokio::test]
+    async fn trap_7_a_topic_without_transactions_moves_although_a_coordinator_is_dead() {
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
+        let port = testing::broker(KEYS, |api, _, answer| {
+            if api == key::METADATA {
+                metadata_of(answer, -1);
+            }
+        });
+        testing::with_brokers(&control, ClusterSide::Source, &[(1, port.await)]);
+        assert_eq!(ends(&control).await, Ok(()));
+    }
+
+    /// A cluster in its upgrade to Kafka 3: broker 0 speaks no ListTransactions yet, and coordinates what is open.
+    #[tokio::test]
+    async fn trap_7_a_coordinator_that_cannot_list_has_not_told_that_nothing_is_open() {
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
+        let old = testing::broker(&[key::METADATA], |_, _, answer| metadata_of(answer, 0)).await;
+        let new = testing::broker(KEYS, |api, _, answer| match api {
+            key::METADATA => metadata_of(answer, 0),
+            key::LIST_TRANSACTIONS => {
+                let mut other = answer.new_element("TransactionStates");
+                other.set("TransactionalId", "other");
+                other.set("ProducerId", 9_i64);
+                other.set("TransactionState", "Empty");
+                answer.push("TransactionStates", other);
+            }
+            _ => {}
+        });
+        testing::with_brokers(&control, ClusterSide::Source, &[(0, old), (1, new.await)]);
+        let producer = Identity { pid: 7, epoch: 0 };
+        let side = ClusterSide::Source;
+        let plan = TransactionPlan { revision: Revision(0), home: side, to: side, producer };
+        let registry = &control.runtime.shared.transactions;
+        let began = control.runtime.now_ms() - 3_000;
+        registry.begin("pay", &BTreeSet::from([Arc::from("orders")]), plan, began);
+        registry.answered("pay", producer, true, began);
+        let ended = ends(&control).await;
+        assert!(ended.is_err() && registry.is_open("pay"), "{ended:?}, open: {}", registry.is_open("pay"));
     }
 }
