@@ -512,4 +512,37 @@ mod tests {
         assert!(lock(&registry.sent).under_way.counted.len() <= 2 * COUNTED_MIN);
         drop(kept);
     }
+
+    /// `kafka-console-consumer`, anonymous groups of Spring: each start has a group of its own.
+    #[test]
+    #[ignore = "open: groups are never forgotten"]
+    fn groups_that_have_ended_are_forgotten() {
+        let registry = GroupRegistry::default();
+        for number in 0..50_000 {
+            let group = format!("console-consumer-{number}");
+            registry.alive(&group, "m", 1, Some(10_000), number * 1_000);
+            registry.note_commit(&Arc::from(group.as_str()), &Arc::from("t"), 0, false);
+            registry.left(&group, "m");
+        }
+        assert!(
+            registry.names().len() < 10_000,
+            "{} groups without members or commits",
+            registry.names().len()
+        );
+    }
+
+    #[test]
+    #[ignore = "open: that a group was too large once is never forgotten"]
+    fn a_group_that_was_too_large_once_can_be_moved_when_it_is_small() {
+        let registry = GroupRegistry::default();
+        for number in 0..=MEMBERS_MAX {
+            registry.lock().entry(Arc::from("big")).or_default().members.insert(
+                number.to_string(),
+                Member { generation: 1, seen_ms: 0, session_timeout_ms: 10_000, parked: false },
+            );
+        }
+        registry.alive("g", "m", 1, Some(10_000), 1);
+        // All have gone long since.
+        assert_eq!(registry.missing("g", 100_000_000), 0);
+    }
 }

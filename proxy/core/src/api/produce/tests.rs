@@ -1147,3 +1147,20 @@ fn nothing_is_kept_for_partitions_that_are_not_there() {
     rig.pass(6_000);
     assert_eq!(reply(&mut rig).map(|(error, _)| error), Some(code::NOT_LEADER_OR_FOLLOWER));
 }
+
+#[test]
+#[ignore = "open: a batch that failed is sent again for whom has gone"]
+fn r01_a_batch_without_sequence_is_not_sent_for_a_client_that_has_gone() {
+    let mut rig = stale();
+    produce(&mut rig, -1, -1, -1);
+    let sent = rig.one();
+    rig.connect(&sent);
+    rig.handle(Event::ClientGone);
+    // It refuses; the client has sent the batch again by another connection to the same node, and the one behind it.
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, -1);
+    let next =
+        Submission { node: rig.node(), arrived_ms: rig.now_ms + 1, ..of_another_session(&rig, 1, None) };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &next);
+    rig.pass(100);
+    assert!(rig.sent().is_empty(), "a ghost is sent; what its client has sent since: {admission:?}");
+}
