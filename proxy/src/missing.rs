@@ -1,7 +1,7 @@
 //! Brokers that were away when a connection to them was last tried, or that ended one.
 //!
 //! A client whose broker has died is refused at its next attempt, and looks elsewhere. One that is accepted in the
-//! broker's place, sends, and is cut off has used up an attempt: `kafka-console-producer` has three, and a broker's
+//! broker's place, sends, and is cut off has used up an attempt: `kafka-console-producer` has four, and a broker's
 //! successors lead only when its session is over (9 s). So a node refuses while its broker does, as long as there are
 //! others. A whole cluster that is away is stood in for: topics of the other one go on.
 

@@ -42,7 +42,7 @@ fn stays_well(traffic: &mut Traffic) -> Result<()> {
     Ok(())
 }
 
-/// A producer with three attempts, as `kafka-console-producer` has them, loses nothing when a leader dies: not directly, for
+/// A producer with four attempts, as `kafka-console-producer` has them, loses nothing when a leader dies: not directly, for
 /// the dead broker refuses it, and not through the proxy.
 #[test]
 fn r30_a_dead_leader_uses_up_no_attempts() -> Result<()> {

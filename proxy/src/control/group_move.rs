@@ -2,6 +2,7 @@
 
 use super::Control;
 use super::client::request;
+use super::mirror::is_passing;
 use super::uncertain::{self, is_uncertain};
 use crate::runtime::Runtime;
 use anyhow::{Context, bail, ensure};
@@ -39,9 +40,6 @@ enum Protocol {
 
 /// `ConsumerGroupHeartbeatRequest.LEAVE_GROUP_MEMBER_EPOCH`
 const LEAVES: i32 = -1;
-/// Of a coordinator that loads, or of a broker that is none.
-const PASSING: [i16; 3] =
-    [code::COORDINATOR_LOAD_IN_PROGRESS, code::COORDINATOR_NOT_AVAILABLE, code::NOT_COORDINATOR];
 
 /// A group whose commits wait in the proxy.
 pub(crate) struct ClosedCommits {
@@ -399,7 +397,7 @@ impl Control {
         loop {
             let at = self.coordinator(side, group).await?;
             let answer = self.client.call(&at, api, version_max, body).await?;
-            if !PASSING.contains(&error_of(&answer)) || Instant::now() >= deadline {
+            if !is_passing(error_of(&answer)) || Instant::now() >= deadline {
                 return Ok(answer);
             }
             sleep(DRAIN_LOOK).await;
@@ -535,6 +533,7 @@ mod tests {
     use super::super::{backend, testing};
     use super::assigned;
     use crossover_admin_api::model::{OperationKind, OperationState};
+    use crossover_core::api::key;
     use crossover_core::ids::ClusterSide;
     use std::sync::Arc;
 
@@ -584,27 +583,16 @@ mod tests {
     /// Behind a start of the proxy; the old home's coordinator has just been elected and still loads.
     #[tokio::test]
     async fn r20_a_coordinator_that_does_not_say_who_is_a_member_has_not_said_that_nobody_is() {
-        use crossover_core::api::key;
         const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::DESCRIBE_GROUPS];
         let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
         for side in ClusterSide::BOTH {
-            let own = Arc::new(std::sync::atomic::AtomicU16::new(0));
-            let known = Arc::clone(&own);
-            let port = testing::broker(KEYS, move |api, _, answer| match api {
-                key::FIND_COORDINATOR => {
-                    answer.set("NodeId", 1);
-                    answer.set("Host", "127.0.0.1");
-                    answer.set("Port", i32::from(known.load(std::sync::atomic::Ordering::Relaxed)));
-                }
-                _ => {
-                    let mut group = answer.new_element("Groups");
-                    group.set("GroupId", "g");
-                    group.set("ErrorCode", 14_i16);
-                    answer.push("Groups", group);
-                }
+            let port = testing::broker(KEYS, |_, _, answer| {
+                let mut group = answer.new_element("Groups");
+                group.set("GroupId", "g");
+                group.set("ErrorCode", 14_i16);
+                answer.push("Groups", group);
             })
             .await;
-            own.store(port, std::sync::atomic::Ordering::Relaxed);
             testing::with_brokers(&control, side, &[(1, port)]);
         }
         let group: Arc<str> = Arc::from("g");
@@ -618,8 +606,7 @@ mod tests {
     /// KIP-848: the coordinator moves to another broker while members give up what they own.
     #[tokio::test]
     async fn r20_a_coordinator_that_is_none_any_more_has_not_said_that_all_members_own_nothing() {
-        use crossover_core::api::key;
-        use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+        use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
         const KEYS: &[i16] = &[
             key::FIND_COORDINATOR,
             key::DESCRIBE_GROUPS,
@@ -630,14 +617,9 @@ mod tests {
         ];
         let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
         for side in ClusterSide::BOTH {
-            let own = Arc::new(AtomicU16::new(0));
-            let (known, asked) = (Arc::clone(&own), AtomicU32::new(0));
-            let port = testing::broker(KEYS, move |api, _, answer| match api {
-                key::FIND_COORDINATOR => {
-                    answer.set("Host", "127.0.0.1");
-                    answer.set("Port", i32::from(known.load(Relaxed)));
-                }
-                key::CONSUMER_GROUP_DESCRIBE => {
+            let asked = AtomicU32::new(0);
+            let port = testing::broker(KEYS, move |api, _, answer| {
+                if api == key::CONSUMER_GROUP_DESCRIBE {
                     let mut group = answer.new_element("Groups");
                     group.set("GroupId", "g");
                     if asked.fetch_add(1, Relaxed) == 1 {
@@ -655,10 +637,8 @@ mod tests {
                     }
                     answer.push("Groups", group);
                 }
-                _ => {}
             })
             .await;
-            own.store(port, Relaxed);
             testing::with_brokers(&control, side, &[(1, port)]);
             let ranges = KEYS.iter().map(|key| (*key, (0, 1))).collect();
             let mut state = control.state();

@@ -303,7 +303,7 @@ impl Control {
 }
 
 /// The coordinator is elsewhere, or not ready: it may say otherwise a moment later.
-fn is_passing(error: i16) -> bool {
+pub(super) fn is_passing(error: i16) -> bool {
     [
         code::REQUEST_TIMED_OUT,
         code::COORDINATOR_LOAD_IN_PROGRESS,
@@ -419,24 +419,15 @@ mod copied {
     async fn r20_a_commit_that_was_refused_with_another_one_is_not_called_copied() {
         const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::OFFSET_COMMIT];
         let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
-        let own = Arc::new(std::sync::atomic::AtomicU16::new(0));
-        let known = Arc::clone(&own);
-        let port = testing::broker(KEYS, move |api, _, answer| match api {
-            key::FIND_COORDINATOR => {
-                answer.set("Host", "127.0.0.1");
-                answer.set("Port", i32::from(known.load(std::sync::atomic::Ordering::Relaxed)));
-            }
-            _ => {
-                let mut topic = answer.new_element("Topics");
-                topic.set("Name", "orders");
-                let mut partition = topic.new_element("Partitions");
-                partition.set("ErrorCode", 30_i16);
-                topic.push("Partitions", partition);
-                answer.push("Topics", topic);
-            }
+        let port = testing::broker(KEYS, |_, _, answer| {
+            let mut topic = answer.new_element("Topics");
+            topic.set("Name", "orders");
+            let mut partition = topic.new_element("Partitions");
+            partition.set("ErrorCode", 30_i16);
+            topic.push("Partitions", partition);
+            answer.push("Topics", topic);
         })
         .await;
-        own.store(port, std::sync::atomic::Ordering::Relaxed);
         testing::with_brokers(&control, ClusterSide::Target, &[(1, port)]);
         // As `run` does for each errand, in the order they come.
         let (a, b) = (commit("g", 7), commit("g", 8));

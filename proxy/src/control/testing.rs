@@ -76,7 +76,8 @@ fn stored(name: &str) -> StoredTopic {
     }
 }
 
-/// A broker that speaks `keys` and answers with what `fill` puts into an empty response. Its port.
+/// A broker that speaks `keys`, coordinates everything, and answers else with what `fill` puts into an empty response. Its
+/// port.
 pub(crate) async fn broker(
     keys: &'static [i16],
     fill: impl Fn(i16, &crossover_core::schema::Struct, &mut crossover_core::schema::Struct)
@@ -113,6 +114,9 @@ pub(crate) async fn broker(
                                 range.set("MaxVersion", versions.max);
                                 answer.push("ApiKeys", range);
                             }
+                        } else if asked.api_key == key::FIND_COORDINATOR {
+                            answer.set("Host", "127.0.0.1");
+                            answer.set("Port", i32::from(port));
                         } else {
                             fill(asked.api_key, &body, &mut answer);
                         }

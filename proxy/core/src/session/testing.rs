@@ -9,7 +9,7 @@ use crate::node::{ApiRanges, BrokerAddress, NodeMap, PartitionInfo, TopicInfo, T
 use crate::producer::gate::{ClientKey, SessionId};
 use crate::producer::transaction::Identity;
 use crate::route::{GroupTable, LinkMode, RouteRules, RouteTable, Snapshot, Timelines};
-use crate::schema::{self, Str, Struct};
+use crate::schema::{self, Str, Struct, Value};
 use crate::timeline::Boundary;
 use crate::wire::header;
 use bytes::Bytes;
@@ -342,4 +342,26 @@ fn topology(side: ClusterSide) -> Topology {
 fn ranges() -> ApiRanges {
     let of = |key: i16| schema::request(key).map(|m| (key, (m.versions.min, m.versions.max)));
     ApiRanges(schema::keys().iter().filter_map(|key| of(*key)).collect())
+}
+
+/// The answer to a produce of one partition.
+pub(crate) fn answer_produce(rig: &mut Rig, to: &Sent, error: i16, base: i64) {
+    rig.answer(to, |body| {
+        let mut topic = body.new_element("Responses");
+        let mut partition = topic.new_element("PartitionResponses");
+        partition.set("Index", 0_i32);
+        partition.set("ErrorCode", error);
+        partition.set("BaseOffset", base);
+        topic.set("Name", TOPIC);
+        topic.set("PartitionResponses", Value::Array(Some(vec![partition.into()])));
+        body.set("Responses", Value::Array(Some(vec![topic.into()])));
+    });
+}
+
+/// Error code and base offset of the client's answer to such a one, if there is one.
+pub(crate) fn produce_reply(rig: &mut Rig) -> Option<(i16, i64)> {
+    let reply = rig.reply()?;
+    let topic = reply.structs("Responses").next().unwrap().clone();
+    let partition = topic.structs("PartitionResponses").next().unwrap().clone();
+    Some((partition.i16("ErrorCode"), partition.i64("BaseOffset")))
 }

@@ -3,7 +3,9 @@ use crate::ids::VirtualNode;
 use crate::producer::carry::DescribedProducer;
 use crate::producer::gate::FAILED_WINDOW_MS;
 use crate::producer::gate::{PathId, SessionId};
-use crate::session::testing::{PARTITIONS, Rig, Sent, Source, TOPIC, Target};
+use crate::session::testing::{
+    PARTITIONS, Rig, Sent, Source, TOPIC, Target, answer_produce as answer, produce_reply as reply,
+};
 use crate::session::{Event, SharedGate, lock};
 
 const PID: i64 = 1 << 62;
@@ -42,27 +44,6 @@ fn produce(rig: &mut Rig, acks: i16, pid: i64, sequence: i32) {
         body.set("TimeoutMs", 1_000_i32);
         body.set("TopicData", Value::Array(Some(vec![topic.into()])));
     });
-}
-
-fn answer(rig: &mut Rig, to: &Sent, error: i16, base: i64) {
-    rig.answer(to, |body| {
-        let mut topic = body.new_element("Responses");
-        let mut partition = topic.new_element("PartitionResponses");
-        partition.set("Index", 0_i32);
-        partition.set("ErrorCode", error);
-        partition.set("BaseOffset", base);
-        topic.set("Name", TOPIC);
-        topic.set("PartitionResponses", Value::Array(Some(vec![partition.into()])));
-        body.set("Responses", Value::Array(Some(vec![topic.into()])));
-    });
-}
-
-/// Error code and base offset of the client's answer, if there is one.
-fn reply(rig: &mut Rig) -> Option<(i16, i64)> {
-    let reply = rig.reply()?;
-    let topic = reply.structs("Responses").next().unwrap().clone();
-    let partition = topic.structs("PartitionResponses").next().unwrap().clone();
-    Some((partition.i16("ErrorCode"), partition.i64("BaseOffset")))
 }
 
 /// The client sends a batch, its broker appends it; the client's answer.

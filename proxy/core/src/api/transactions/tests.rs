@@ -5,7 +5,7 @@ use crate::producer::batch;
 use crate::producer::crc::checksum;
 use crate::producer::transaction::{TransactionRoute, TransactionTable};
 use crate::route::GroupTable;
-use crate::session::testing::{self, Rig, Sent, TOPIC};
+use crate::session::testing::{self, Rig, Sent, TOPIC, answer_produce, produce_reply};
 use crate::session::{Errand, lock};
 use std::collections::BTreeMap;
 
@@ -54,15 +54,16 @@ fn end(rig: &mut Rig, client: Identity) {
 }
 
 fn produce(rig: &mut Rig) {
-    produce_in(rig, 9, Some(ID));
+    produce_in(rig, 9, Some(ID), 40);
 }
 
-fn produce_in(rig: &mut Rig, version: i16, id: Option<&str>) {
+/// One record at this sequence.
+fn produce_in(rig: &mut Rig, version: i16, id: Option<&str>, sequence: i32) {
     let mut records = testing::batch(0, 1, -1).to_vec();
     records[22] = 0x10;
     records[43..51].copy_from_slice(&CLIENT.pid.to_be_bytes());
     records[51..53].copy_from_slice(&CLIENT.epoch.to_be_bytes());
-    records[53..57].copy_from_slice(&40_i32.to_be_bytes());
+    records[53..57].copy_from_slice(&sequence.to_be_bytes());
     let crc = checksum(&records[21..]);
     records[17..21].copy_from_slice(&crc.to_be_bytes());
     rig.ask(key::PRODUCE, version, |body| {
@@ -351,13 +352,13 @@ fn trap_7_a_batch_of_a_transaction_of_the_other_side_is_told_to_abort_as_far_as_
     };
     for (version, error) in [(10, code::INVALID_TXN_STATE), (11, code::TRANSACTION_ABORTABLE)] {
         let mut rig = flipped();
-        produce_in(&mut rig, version, Some(ID));
+        produce_in(&mut rig, version, Some(ID), 40);
         assert!(rig.sent().is_empty(), "its transaction is at the source");
         assert_eq!(told(&mut rig), Some(error));
     }
     // One that says nothing of its transaction, and one that was fenced.
     let mut rig = flipped();
-    produce_in(&mut rig, 11, None);
+    produce_in(&mut rig, 11, None, 40);
     assert_eq!(told(&mut rig), Some(code::INVALID_TXN_STATE));
     let mut rig = flipped();
     let route = TransactionRoute {
@@ -367,7 +368,7 @@ fn trap_7_a_batch_of_a_transaction_of_the_other_side_is_told_to_abort_as_far_as_
         native: NATIVE,
     };
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
-    produce_in(&mut rig, 11, Some(ID));
+    produce_in(&mut rig, 11, Some(ID), 40);
     assert_eq!(told(&mut rig), Some(code::INVALID_PRODUCER_EPOCH));
 }
 
@@ -469,49 +470,6 @@ fn trap_7_the_end_of_a_transaction_is_not_sent_again_for_a_client_that_has_gone(
     assert!(rig.sent().is_empty(), "its client has asked elsewhere, and begun another one");
 }
 
-/// One record of the transaction at this sequence.
-fn produce_one(rig: &mut Rig, sequence: i32) {
-    let mut records = testing::batch(0, 1, -1).to_vec();
-    records[22] = 0x10;
-    records[43..51].copy_from_slice(&CLIENT.pid.to_be_bytes());
-    records[51..53].copy_from_slice(&CLIENT.epoch.to_be_bytes());
-    records[53..57].copy_from_slice(&sequence.to_be_bytes());
-    let crc = checksum(&records[21..]);
-    records[17..21].copy_from_slice(&crc.to_be_bytes());
-    rig.ask(key::PRODUCE, 9, |body| {
-        body.set("TransactionalId", Some(ID));
-        body.set("Acks", -1_i16);
-        body.set("TimeoutMs", 1_000);
-        let mut topic = body.new_element("TopicData");
-        topic.set("Name", TOPIC);
-        let mut partition = topic.new_element("PartitionData");
-        partition.set("Index", 0);
-        partition.set("Records", crate::schema::Value::Bytes(Some(records.into())));
-        topic.push("PartitionData", partition);
-        body.push("TopicData", topic);
-    });
-}
-
-fn answer_produce(rig: &mut Rig, to: &Sent, error: i16, base: i64) {
-    rig.answer(to, |body| {
-        let mut topic = body.new_element("Responses");
-        let mut partition = topic.new_element("PartitionResponses");
-        partition.set("Index", 0_i32);
-        partition.set("ErrorCode", error);
-        partition.set("BaseOffset", base);
-        topic.set("Name", TOPIC);
-        topic.push("PartitionResponses", partition);
-        body.push("Responses", topic);
-    });
-}
-
-fn produce_reply(rig: &mut Rig) -> Option<(i16, i64)> {
-    let reply = rig.reply()?;
-    let topic = reply.structs("Responses").next()?.clone();
-    let partition = topic.structs("PartitionResponses").next()?.clone();
-    Some((partition.i16("ErrorCode"), partition.i64("BaseOffset")))
-}
-
 /// The id has been at the other side for one transaction and is back in the same era under another alias: the owner's log
 /// does not know the producer that it is there now.
 #[test]
@@ -520,7 +478,7 @@ fn r03_an_identity_that_the_log_has_never_seen_begins_with_one_batch() {
     let mut rig = flipped();
     move_home(&mut rig);
     rig.begin_transaction(ID, &[Arc::from(TOPIC)].into());
-    produce_one(&mut rig, 40);
+    produce_in(&mut rig, 9, Some(ID), 40);
     let first = rig.one();
     answer_produce(&mut rig, &first, code::NONE, 40);
     assert_eq!(produce_reply(&mut rig), Some((0, 100)));
@@ -535,8 +493,8 @@ fn r03_an_identity_that_the_log_has_never_seen_begins_with_one_batch() {
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     rig.snapshot.revision.0 += 1;
     rig.begin_transaction(ID, &[Arc::from(TOPIC)].into());
-    produce_one(&mut rig, 41);
-    produce_one(&mut rig, 42);
+    produce_in(&mut rig, 9, Some(ID), 41);
+    produce_in(&mut rig, 9, Some(ID), 42);
     let sent = rig.sent();
     let mut lost = String::new();
     if sent.len() == 2 {
