@@ -406,8 +406,17 @@ async fn a_panic_of_a_connection_leaves_nothing_at_the_gates() {
     let gate = proxy.runtime.shared.gates.get(&Arc::from("orders"), 0);
     let (session, client, path) = (SessionId(0), ClientKey(0), PathId(0));
     let node = VirtualNode::new(ClusterSide::Source, 0);
-    let submission =
-        Submission { session, node, client, path, era: 0, batch: None, hold: None, arrived_ms: 0 };
+    let submission = Submission {
+        session,
+        node,
+        client,
+        path,
+        era: 0,
+        batch: None,
+        native: None,
+        hold: None,
+        arrived_ms: 0,
+    };
     let admitted = crossover_core::session::lock(&gate).admit(0, &submission);
     assert!(matches!(admitted, Admission::Forward(_)));
     proxy.send(&[0]).await;

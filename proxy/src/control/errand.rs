@@ -10,6 +10,7 @@ use crossover_core::ids::{ClusterSide, TopicId, VirtualOffset};
 use crossover_core::schema::{Struct, Value};
 use crossover_core::session::{ChangeKind, Errand, TopicChanged};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -28,22 +29,29 @@ const COORDINATOR_ERRORS: [i16; 3] = [14, 15, 16];
 const GROUP_ID_NOT_FOUND: i16 = 69;
 
 impl Control {
-    /// Does it. `Ok(false)`: there was nothing to do.
-    ///
-    /// # Errors
-    /// It cannot be done now; it may be asked for again.
-    pub(crate) async fn run_errand(self: &Arc<Self>, errand: Errand) -> anyhow::Result<bool> {
+    /// Begins it: what has to be in the order of the errands is done when this returns. `Ok(false)`: there was nothing to
+    /// do. An error: it cannot be done now; it may be asked for again.
+    pub(crate) fn begin_errand(
+        self: &Arc<Self>,
+        errand: Errand,
+    ) -> Pin<Box<dyn Future<Output = anyhow::Result<bool>> + Send>> {
+        let control = Arc::clone(self);
         match errand {
-            Errand::RaiseFloors(floors) => self.raise_floors(floors).await,
-            Errand::TopicsChanged(changed) => self.topics_changed(&changed).await,
-            Errand::MirrorCommits(commits) => Ok(self.mirror_now(&commits).await),
+            Errand::RaiseFloors(floors) => Box::pin(async move { control.raise_floors(floors).await }),
+            Errand::TopicsChanged(changed) => Box::pin(async move { control.topics_changed(&changed).await }),
+            Errand::MirrorCommits(commits) => {
+                let copied = self.mirror_now(&commits);
+                Box::pin(async move { Ok(copied.await) })
+            }
             Errand::ForgetCommits { group, partitions } => {
-                self.forget_commits(&group, partitions.as_deref()).await
+                Box::pin(async move { control.forget_commits(&group, partitions.as_deref()).await })
             }
             Errand::MoveTransactionalId { id, to, client } => {
-                self.move_transactional_id(&id, to, client).await
+                Box::pin(async move { control.move_transactional_id(&id, to, client).await })
             }
-            Errand::MoveOffsets { group, to } => self.move_offsets(&group, to).await,
+            Errand::MoveOffsets { group, to } => {
+                Box::pin(async move { control.move_offsets(&group, to).await })
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 
 use super::Control;
 use super::boundary::{Lead, Part};
+use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::session::lock;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,18 +60,21 @@ async fn seed(control: &Control) {
             Err(problem) => Err(problem),
         };
         match told {
-            Ok(told) => told.into_iter().for_each(|(part, told)| {
-                open(control, &part, &control.as_clients_know(side, told.rows));
+            Ok(told) => told.into_iter().for_each(|(part, told)| match told {
+                Ok(told) => open(control, &part, &control.as_clients_know(side, told.rows)),
+                Err(problem) => not_yet(control, side, leader, &problem),
             }),
-            Err(problem) => {
-                debug!(%side, leader, "producers cannot be read yet: {problem:#}");
-                control.refresh[side.index()].notify_one();
-            }
+            Err(problem) => not_yet(control, side, leader, &problem),
         }
     }
 }
 
-type AtLeader = (crossover_core::ids::ClusterSide, i32, Vec<Lead>);
+fn not_yet(control: &Control, side: ClusterSide, leader: i32, problem: &anyhow::Error) {
+    debug!(%side, leader, "producers cannot be read yet: {problem:#}");
+    control.refresh[side.index()].notify_one();
+}
+
+type AtLeader = (ClusterSide, i32, Vec<Lead>);
 
 /// What is still to be asked, by owner and leader. A partition without a leader waits for the next round.
 fn unseeded_leads(control: &Control) -> Vec<AtLeader> {

@@ -86,7 +86,7 @@ impl Control {
         for (leader, leads) in by_leader {
             let at = self.address(side, leader)?;
             for (part, told) in self.describe_producers(&at, &leads).await? {
-                found.producers.insert(part, told.rows.iter().map(|row| row.pid).collect());
+                found.producers.insert(part, told?.rows.iter().map(|row| row.pid).collect());
             }
         }
         self.list_open(side, &mut found).await;

@@ -120,6 +120,8 @@ struct Part {
     is_repeated: bool,
     /// The proxy gave it up, and it has no sequence number: what the client has sent behind it must not pass.
     is_given_up: bool,
+    /// Its client has gone and sends it again by another connection: from here it is not sent once more.
+    is_left: bool,
 }
 
 enum State {
@@ -191,6 +193,7 @@ impl Produce {
                     was_held: false,
                     is_repeated: false,
                     is_given_up: false,
+                    is_left: false,
                 };
                 part.look_inside(route.as_deref(), by_id, cx.snapshot.taken_over);
                 self.parts.push(part);
@@ -274,6 +277,7 @@ impl Produce {
             path,
             era: target.era,
             batch: part.batch,
+            native: part.native.map(|native| native.pid),
             hold: part.hold,
             arrived_ms: self.arrived_ms,
         };
@@ -445,6 +449,7 @@ impl Operation for Produce {
             match part.state {
                 State::Waiting => part.answer(cx, code::REQUEST_TIMED_OUT),
                 State::InFlight { ticket, .. } => {
+                    part.is_left = true;
                     crate::session::lock(&cx.shared.gates.get(&part.at.0, part.at.1)).leave(ticket);
                 }
                 State::Answered(_) => {}
@@ -695,6 +700,9 @@ impl Part {
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
     fn again(&mut self, cx: &mut Cx<'_>) {
+        if self.is_left {
+            return self.answer(cx, code::REQUEST_TIMED_OUT);
+        }
         self.state = State::Waiting;
         self.retry_at_ms = cx.now_ms + RETRY_MS;
         if !std::mem::replace(&mut self.is_repeated, true) {

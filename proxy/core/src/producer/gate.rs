@@ -44,6 +44,9 @@ pub const GAP_WINDOW_MS: i64 = 5_000;
 /// `retry.backoff`.
 pub const FAILED_WINDOW_MS: i64 = 30_000;
 
+/// Failed batches of a producer that are remembered; more than an idempotent producer has in flight.
+const FAILED_MAX: usize = 8;
+
 /// When a batch that was planned with another route table asks again, in milliseconds.
 const STALE_RETRY_MS: i64 = 1;
 
@@ -68,6 +71,8 @@ pub struct Submission {
     pub era: u32,
     /// `None` for producers without sequences.
     pub batch: Option<BatchId>,
+    /// The producer id under which the owner gets it, where that is not the client's: its log orders by that one.
+    pub native: Option<i64>,
     /// Set when the batch was held before.
     pub hold: Option<HoldId>,
     /// When the batch arrived from the client, milliseconds of the caller's monotonic clock.
@@ -172,6 +177,7 @@ struct InFlight {
     path: PathId,
     client: ClientKey,
     batch: Option<BatchId>,
+    native: Option<i64>,
     era: u32,
     /// Its client has gone.
     is_left: bool,
@@ -193,13 +199,49 @@ impl InFlight {
 
 #[derive(Clone, Debug, Default)]
 struct PidState {
-    /// The era in which the owner last acknowledged a batch of this producer: from then on it orders them itself.
-    confirmed_era: Option<u32>,
+    /// The owner has acknowledged a batch of this producer in this era and under this native id: from then on it orders
+    /// them itself.
+    confirmed: Option<Confirmed>,
     /// The owner had this producer in its state when it was asked after a start.
     is_known_to_owner: bool,
     in_flight: BTreeSet<Ticket>,
-    /// When a batch of it last ended in a way that lets its client send it again.
-    failed_ms: Option<i64>,
+    /// In the order in which they failed, each once; at most [`FAILED_MAX`].
+    failed: Vec<FailedBatch>,
+}
+
+/// An era, and the producer id in the owner's log where that is not the client's.
+type Confirmed = (u32, Option<i64>);
+
+/// A batch that has ended in a way that lets its client send it again.
+#[derive(Clone, Copy, Debug)]
+struct FailedBatch {
+    epoch: i16,
+    first: i32,
+    at_ms: i64,
+}
+
+impl FailedBatch {
+    fn is_recent(&self, now_ms: i64) -> bool {
+        now_ms - self.at_ms < FAILED_WINDOW_MS
+    }
+
+    fn is_before(&self, batch: BatchId) -> bool {
+        self.epoch == batch.epoch && carry::is_before(self.first, batch.first)
+    }
+}
+
+impl PidState {
+    fn fail(&mut self, now_ms: i64, batch: BatchId) {
+        let BatchId { epoch, first, .. } = batch;
+        self.failed.retain(|f| f.is_recent(now_ms) && (f.epoch, f.first) != (epoch, first));
+        // The oldest goes.
+        self.failed.drain(..(self.failed.len() + 1).saturating_sub(FAILED_MAX));
+        self.failed.push(FailedBatch { epoch, first, at_ms: now_ms });
+    }
+
+    fn has_failed(&self, now_ms: i64) -> bool {
+        self.failed.iter().any(|failed| failed.is_recent(now_ms))
+    }
 }
 
 /// The gate of one partition. Pure; the caller serialises access.
@@ -292,7 +334,7 @@ impl PartitionGate {
         if self.awaits_kept(submission, batch) && !bug::is(Bug::R3Gap) {
             return self.wait(submission, HoldReason::Kept, None);
         }
-        if self.era == 0 {
+        if self.era == 0 && (submission.native.is_none() || bug::is(Bug::R3NewNative)) {
             // Nothing was re-based: the owner has this producer's whole history and judges for itself.
             return self.forward(submission);
         }
@@ -313,11 +355,12 @@ impl PartitionGate {
                 return Admission::Refuse(Refusal::OutOfOrderSequence);
             }
             _ if alone && self.lacks_predecessor(now_ms, verdict, batch) && !bug::is(Bug::R3Gap) => {
-                return self.gap(now_ms, submission, batch.pid);
+                return self.gap(now_ms, submission, batch);
             }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
         }
-        let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed_era == Some(self.era));
+        let in_log = Some((self.era, submission.native.filter(|_| !bug::is(Bug::R3NewNative))));
+        let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed == in_log);
         if !confirmed && !alone && !bug::is(Bug::R3Unconfirmed) {
             return self.wait(submission, HoldReason::Unconfirmed, None);
         }
@@ -328,7 +371,7 @@ impl PartitionGate {
     /// ever. So nobody may begin in the middle while the beginning may have failed.
     fn lacks_predecessor(&self, now_ms: i64, verdict: CarryVerdict, batch: BatchId) -> bool {
         let begins_late = verdict == CarryVerdict::Unknown && batch.first != 0;
-        verdict.lacks_predecessor(batch.first) || (begins_late && self.awaits_failed(now_ms, batch.pid))
+        verdict.lacks_predecessor(batch.first) || (begins_late && self.awaits_failed(now_ms, batch))
     }
 
     /// The proxy does not know where the batch lies. An owner that has this producer's state cannot append it again, and
@@ -345,13 +388,13 @@ impl PartitionGate {
 
     /// Nothing of this producer is under way and the batch is not the next one: wait a little for its predecessor,
     /// then refuse, because a log without state would accept it and refuse the predecessor for ever.
-    fn gap(&mut self, now_ms: i64, submission: &Submission, pid: i64) -> Admission {
+    fn gap(&mut self, now_ms: i64, submission: &Submission, batch: BatchId) -> Admission {
         let recent = self.flipped_at_ms.is_some_and(|at| now_ms - at < GAP_WINDOW_MS);
         let deadline = submission.arrived_ms + GAP_WAIT_MS;
         if recent && now_ms < deadline {
             return self.wait(submission, HoldReason::Gap, Some(deadline));
         }
-        Admission::Refuse(match self.awaits_failed(now_ms, pid) {
+        Admission::Refuse(match self.awaits_failed(now_ms, batch) {
             true => Refusal::BehindFailed,
             false => Refusal::OutOfOrderSequence,
         })
@@ -363,18 +406,21 @@ impl PartitionGate {
     pub fn explains_gap(&self, now_ms: i64, batch: BatchId) -> bool {
         let verdict = self.judge(batch);
         let is_gap = verdict == CarryVerdict::Unknown || verdict.lacks_predecessor(batch.first);
-        is_gap && self.awaits_failed(now_ms, batch.pid)
+        is_gap && self.awaits_failed(now_ms, batch)
     }
 
     fn judge(&self, batch: BatchId) -> CarryVerdict {
         self.carry.judge(batch.pid, batch.epoch, batch.first, batch.last)
     }
 
-    /// Whether what is missing of a producer has lately failed, or may have.
-    fn awaits_failed(&self, now_ms: i64, pid: i64) -> bool {
-        let failed_ms = self.pids.get(&pid).and_then(|state| state.failed_ms);
-        let last = [self.flipped_at_ms, self.started_at_ms, failed_ms].into_iter().flatten().max();
-        last.is_some_and(|at| now_ms - at < FAILED_WINDOW_MS) && !bug::is(Bug::R8Echo)
+    /// Whether what is missing before this batch has lately failed, or may have. A batch that failed itself lacks nobody by
+    /// that.
+    fn awaits_failed(&self, now_ms: i64, batch: BatchId) -> bool {
+        let turns = [self.flipped_at_ms, self.started_at_ms].into_iter().flatten();
+        let has_turned = turns.max().is_some_and(|at| now_ms - at < FAILED_WINDOW_MS);
+        let mut failed = self.pids.get(&batch.pid).into_iter().flat_map(|state| &state.failed);
+        let has_failed = failed.any(|f| f.is_recent(now_ms) && f.is_before(batch));
+        (has_turned || has_failed) && !bug::is(Bug::R8Echo)
     }
 
     fn forward(&mut self, submission: &Submission) -> Admission {
@@ -391,6 +437,7 @@ impl PartitionGate {
                 path: submission.path,
                 client: submission.client,
                 batch: submission.batch,
+                native: submission.native,
                 era: self.era,
                 is_left: false,
             },
@@ -443,7 +490,8 @@ impl PartitionGate {
         self.held.remove(&hold);
         let Some(kept) = self.kept.remove(&hold) else { return GateSignal::default() };
         if let Some(batch) = kept.batch {
-            self.pids.entry(batch.pid).or_default().failed_ms = Some(now_ms);
+            self.pids.entry(batch.pid).or_default().fail(now_ms, batch);
+            self.make_room(now_ms);
         }
         GateSignal { wake: self.take_waiting(), drained: false }
     }
@@ -455,12 +503,12 @@ impl PartitionGate {
             let state = self.pids.entry(batch.pid).or_default();
             state.in_flight.remove(&ticket);
             if let Outcome::Appended(offset) = outcome {
-                state.confirmed_era = Some(entry.era);
+                state.confirmed = Some((entry.era, entry.native));
                 self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
-                self.make_room(now_ms);
             } else if outcome != Outcome::OutOfOrder {
-                state.failed_ms = Some(now_ms);
+                state.fail(now_ms, batch);
             }
+            self.make_room(now_ms);
         }
         if outcome == Outcome::Unknown {
             self.unknown_since_ms = Some(now_ms);
@@ -475,9 +523,8 @@ impl PartitionGate {
         }
         self.carry.expire(now_ms);
         let carry = &self.carry;
-        let has_failed = |state: &PidState| state.failed_ms.is_some_and(|at| now_ms - at < FAILED_WINDOW_MS);
         self.pids.retain(|pid, state| {
-            !state.in_flight.is_empty() || has_failed(state) || carry.get(*pid).is_some()
+            !state.in_flight.is_empty() || state.has_failed(now_ms) || carry.get(*pid).is_some()
         });
         self.expire_at = 2 * self.pids.len();
     }

@@ -473,7 +473,6 @@ fn trap_7_the_end_of_a_transaction_is_not_sent_again_for_a_client_that_has_gone(
 /// The id has been at the other side for one transaction and is back in the same era under another alias: the owner's log
 /// does not know the producer that it is there now.
 #[test]
-#[ignore = "open: the gate knows producers by their clients' identity only"]
 fn r03_an_identity_that_the_log_has_never_seen_begins_with_one_batch() {
     let mut rig = flipped();
     move_home(&mut rig);

@@ -126,6 +126,7 @@ impl Case {
             path: PathId(1),
             era: 0,
             batch: Some(BatchId { pid: 1 << 62, epoch: 0, first: 0, last: 4 }),
+            native: None,
             hold: None,
             arrived_ms: 0,
         };
