@@ -67,6 +67,8 @@ struct TransactionRecord {
     aliases: [u32; 2],
     client: (i64, i16),
     native: (i64, i16),
+    #[serde(default)]
+    earlier: [Vec<(i64, i16)>; 2],
 }
 
 /// Below which virtual offset nothing of a partition shows.
@@ -622,6 +624,7 @@ impl TransactionRecord {
             aliases: route.aliases,
             client: pair(route.client),
             native: pair(route.native),
+            earlier: route.earlier.each_ref().map(|natives| natives.iter().copied().map(pair).collect()),
         }
     }
 
@@ -632,6 +635,7 @@ impl TransactionRecord {
             aliases: self.aliases,
             client: identity(self.client),
             native: identity(self.native),
+            earlier: self.earlier.map(|natives| natives.into_iter().map(identity).collect()),
         })
     }
 }
@@ -745,6 +749,7 @@ mod tests {
             aliases: [0, 2],
             client: identity,
             native: Identity { pid: 7, epoch: 0 },
+            earlier: [vec![Identity { pid: 5, epoch: 2 }], vec![]],
         };
         store.put_transaction("pay/1", &route, &entry()).unwrap();
         let fence = Acl::denies_writing("User:a");

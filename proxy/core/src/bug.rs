@@ -21,8 +21,6 @@ pub enum Bug {
     R3Unconfirmed,
     /// The same producer is let through on two connections at a time.
     R3OtherPath,
-    /// A producer that the owner's log knows under another native id counts as known to it.
-    R3NewNative,
     /// What the old owner has is not recognised.
     R4NoCarry,
     /// It is recognised, and acknowledged at another offset.

@@ -78,7 +78,11 @@ impl Pending {
 
     /// False where there was no room for all.
     fn add_all(&mut self, commits: impl IntoIterator<Item = CommitMirror>) -> bool {
-        commits.into_iter().fold(true, |all, commit| self.add(commit) && all)
+        let mut all = true;
+        for commit in commits {
+            all &= self.add(commit);
+        }
+        all
     }
 
     /// As [`Pending::add_all`]; each is told whether it was copied at the next attempt. One without room is told nothing.

@@ -66,9 +66,8 @@ impl Control {
         let was_there = known[to.index()].is_some() || to == snapshot.routes.rules.default_side;
         let first = known[to.index()].unwrap_or(0) + u32::from(was_there);
         let (alias, native) = self.new_home(id, to, first, timeout_ms).await?;
-        let mut aliases = known.map(|alias| alias.unwrap_or(0));
-        aliases[to.index()] = alias;
-        self.store_home(id, from, TransactionRoute { home: to, aliases, client, native }).await?;
+        let route = TransactionRoute::moved(snapshot.transactions.0.get(id), (to, alias), client, native);
+        self.store_home(id, from, route).await?;
         info!(%id, %to, alias, "a transactional id has moved");
         Ok(true)
     }

@@ -101,6 +101,7 @@ mod tests {
             aliases: [0, 0],
             client: producer,
             native: producer,
+            earlier: Default::default(),
         };
         let id: Arc<str> = Arc::from("pay");
         assert!(control.store_home(&id, ClusterSide::Source, route).await.is_err());

@@ -124,7 +124,8 @@ impl GroupApi for OffsetCommit {
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         let accepted = from_home(&self.plan, home, &mut response, cx.header.api_version >= 10);
         for (commit, tagged) in &accepted {
-            cx.shared.groups.note_commit(&commit.group, &commit.topic, commit.partition, *tagged);
+            let (topic, partition) = (&commit.topic, commit.partition);
+            cx.shared.groups.note_commit(&commit.group, topic, partition, *tagged, cx.now_ms);
         }
         self.plan.refused.drain(..).for_each(|topic| response.push("Topics", topic));
         if accepted.is_empty() {

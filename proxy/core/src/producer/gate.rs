@@ -334,7 +334,7 @@ impl PartitionGate {
         if self.awaits_kept(submission, batch) && !bug::is(Bug::R3Gap) {
             return self.wait(submission, HoldReason::Kept, None);
         }
-        if self.era == 0 && (submission.native.is_none() || bug::is(Bug::R3NewNative)) {
+        if self.era == 0 && submission.native.is_none() {
             // Nothing was re-based: the owner has this producer's whole history and judges for itself.
             return self.forward(submission);
         }
@@ -359,7 +359,7 @@ impl PartitionGate {
             }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
         }
-        let in_log = Some((self.era, submission.native.filter(|_| !bug::is(Bug::R3NewNative))));
+        let in_log = Some((self.era, submission.native));
         let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed == in_log);
         if !confirmed && !alone && !bug::is(Bug::R3Unconfirmed) {
             return self.wait(submission, HoldReason::Unconfirmed, None);

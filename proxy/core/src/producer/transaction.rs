@@ -21,6 +21,9 @@ use std::sync::Arc;
 
 /// Marks a producer id that the target has allocated. Ids of the proxy lie above it.
 const TARGET: i64 = 1 << 61;
+/// Earlier native identities of a producer that are remembered at each side. They are asked for after a start only, for a log
+/// that has seen the producer under none of the later ones.
+const EARLIER_MAX: usize = 64;
 /// Between a transactional id and the number of its alias.
 const ALIAS: &str = ".__crossover.";
 
@@ -40,6 +43,9 @@ pub struct TransactionRoute {
     /// The producer that began the move, as its client knows it, and as its home does.
     pub client: Identity,
     pub native: Identity,
+    /// What the same producer was at each side before, the latest last; at most [`EARLIER_MAX`]: a log may have seen it last
+    /// under one of these.
+    pub earlier: [Vec<Identity>; 2],
 }
 
 /// The homes of all transactional ids that have moved. The others are at home on the default side.
@@ -67,6 +73,32 @@ fn allocated(pid: i64) -> (ClusterSide, i64) {
     match pid {
         TARGET.. => (ClusterSide::Target, pid & !TARGET),
         _ => (ClusterSide::Source, pid),
+    }
+}
+
+impl TransactionRoute {
+    /// The home of a transactional id that moves now, from where it was before.
+    #[must_use]
+    pub fn moved(
+        from: Option<&TransactionRoute>,
+        (home, alias): (ClusterSide, u32),
+        client: Identity,
+        native: Identity,
+    ) -> TransactionRoute {
+        let mut aliases = from.map_or([0, 0], |route| route.aliases);
+        aliases[home.index()] = alias;
+        let mut earlier = <[Vec<Identity>; 2]>::default();
+        if let Some(from) = from.filter(|from| from.client == client) {
+            earlier.clone_from(&from.earlier);
+            let natives = &mut earlier[from.home.index()];
+            natives.push(from.native);
+            natives.drain(..natives.len().saturating_sub(EARLIER_MAX));
+        }
+        TransactionRoute { home, aliases, client, native, earlier }
+    }
+
+    fn was(&self, side: ClusterSide, native: Identity) -> bool {
+        (self.home == side && self.native == native) || self.earlier[side.index()].contains(&native)
     }
 }
 
@@ -100,7 +132,7 @@ impl TransactionTable {
     /// The clients' producers of which a row of `side` tells (DescribeProducers).
     pub fn clients_of(&self, side: ClusterSide, native: Identity) -> impl Iterator<Item = Identity> {
         let own = Identity { pid: to_client(side, native.pid), ..native };
-        let moved = self.0.values().filter(move |r| r.home == side && r.native == native && r.client != own);
+        let moved = self.0.values().filter(move |r| r.was(side, native) && r.client != own);
         std::iter::once(own).chain(moved.map(|route| route.client))
     }
 }
@@ -135,6 +167,7 @@ mod tests {
             aliases: [0, 2],
             client: identity(1000, 3),
             native: identity(7, 0),
+            earlier: [vec![], vec![identity(5, 1)]],
         };
         TransactionTable(BTreeMap::from([(Arc::from("pay"), route)]))
     }
@@ -167,8 +200,28 @@ mod tests {
     fn a_row_of_the_home_tells_of_the_producer_under_both_its_names() {
         let told: Vec<_> = table().clients_of(Target, identity(7, 0)).collect();
         assert_eq!(told, [identity(to_client(Target, 7), 0), identity(1000, 3)]);
+        let earlier: Vec<_> = table().clients_of(Target, identity(5, 1)).collect();
+        assert_eq!(earlier, [identity(to_client(Target, 5), 1), identity(1000, 3)]);
+        assert_eq!(table().clients_of(Source, identity(5, 1)).count(), 1, "another cluster's");
         let newer: Vec<_> = table().clients_of(Target, identity(7, 1)).collect();
         assert_eq!(newer, [identity(to_client(Target, 7), 1)]);
+    }
+
+    #[test]
+    fn what_a_producer_was_before_is_remembered_until_there_is_another_one() {
+        let client = identity(1000, 3);
+        let mut route = TransactionRoute::moved(None, (Target, 0), client, identity(7, 0));
+        for turn in 0..2 * i64::try_from(EARLIER_MAX).unwrap() {
+            let (alias, native) = (u32::try_from(turn).unwrap() + 1, identity(100 + turn, 0));
+            let home = if turn % 2 == 0 { Source } else { Target };
+            route = TransactionRoute::moved(Some(&route), (home, alias), client, native);
+        }
+        assert_eq!(route.earlier.each_ref().map(Vec::len), [EARLIER_MAX, EARLIER_MAX]);
+        route = TransactionRoute::moved(Some(&route), (Source, 200), client, identity(300, 0));
+        assert_eq!(route.earlier[1].first(), Some(&identity(101, 0)), "the oldest goes");
+        assert_eq!((route.aliases, route.earlier[1].len()), ([200, 128], EARLIER_MAX));
+        let next = TransactionRoute::moved(Some(&route), (Target, 129), identity(1000, 4), identity(9, 0));
+        assert_eq!((next.earlier, next.aliases), ([vec![], vec![]], [200, 129]));
     }
 
     #[test]

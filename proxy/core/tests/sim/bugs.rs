@@ -28,7 +28,6 @@ pub(crate) enum Bug {
 #[cfg(feature = "bug-flags")]
 const RARE: &[Bug] = &[
     Bug::Core(CoreBug::R3OtherPath),
-    Bug::Core(CoreBug::R3NewNative),
     Bug::R2NoGrace,
     Bug::Core(CoreBug::R5NoOverlay),
     Bug::Core(CoreBug::TxnMoveMeanwhile),

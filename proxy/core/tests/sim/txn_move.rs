@@ -189,10 +189,8 @@ impl World {
         }
         let at = &self.moves[place];
         let (id, to) = (Arc::clone(&at.id), at.to);
-        let known = self.proxy.transactions.0.get(&id).map_or([0, 0], |route| route.aliases);
-        let mut aliases = known;
-        aliases[to.index()] = at.number;
-        let route = TransactionRoute { home: to, aliases, client: at.client, native: at.native };
+        let known = self.proxy.transactions.0.get(&id);
+        let route = TransactionRoute::moved(known, (to, at.number), at.client, at.native);
         trace!(self, "{id} is at home at the {to} now: {route:?}");
         self.proxy.shared.transactions.moved(&id, to);
         Arc::make_mut(&mut self.proxy.transactions).0.insert(id, route);

@@ -91,7 +91,13 @@ fn trap_7_a_new_producer_ends_what_was_open_and_is_shown_its_homes_id() {
     for home in ClusterSide::BOTH {
         let mut rig = Rig::new(home, 0);
         let identity = Identity { pid: 1, epoch: 0 };
-        let route = TransactionRoute { home, aliases: [3, 2], client: identity, native: identity };
+        let route = TransactionRoute {
+            home,
+            aliases: [3, 2],
+            client: identity,
+            native: identity,
+            earlier: Default::default(),
+        };
         rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
         for (error, open) in [(code::CONCURRENT_TRANSACTIONS, 1), (code::NONE, 0)] {
             begin(&rig);
@@ -115,7 +121,8 @@ fn trap_7_a_producer_that_asks_for_its_next_epoch_goes_by_its_homes_identity() {
     for client in [Identity { pid: 0, epoch: 3 }, Identity { pid: 1000, epoch: 3 }] {
         let mut rig = Rig::new(Target, 0);
         let native = Identity { pid: 7, epoch: 1 };
-        let route = TransactionRoute { home: Target, aliases: [0, 2], client, native };
+        let route =
+            TransactionRoute { home: Target, aliases: [0, 2], client, native, earlier: Default::default() };
         rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
         init(&mut rig, client.pid, client.epoch);
         let sent = rig.one();

@@ -26,7 +26,13 @@ fn flipped() -> Rig {
 }
 
 fn move_home(rig: &mut Rig) {
-    let route = TransactionRoute { home: Target, aliases: [0, 2], client: CLIENT, native: NATIVE };
+    let route = TransactionRoute {
+        home: Target,
+        aliases: [0, 2],
+        client: CLIENT,
+        native: NATIVE,
+        earlier: Default::default(),
+    };
     rig.shared.transactions.moved(ID, Target);
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     rig.snapshot.revision.0 += 1;
@@ -171,7 +177,13 @@ fn trap_7_a_request_that_joins_waits_until_the_first_one_has_taken_the_id_to_its
 fn trap_7_what_a_fenced_producer_asks_for_begins_nothing() {
     let mut rig = flipped();
     let other = Identity { epoch: CLIENT.epoch + 1, ..CLIENT };
-    let route = TransactionRoute { home: Target, aliases: [0, 2], client: other, native: NATIVE };
+    let route = TransactionRoute {
+        home: Target,
+        aliases: [0, 2],
+        client: other,
+        native: NATIVE,
+        earlier: Default::default(),
+    };
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     add_partitions(&mut rig, TOPIC);
     assert_eq!(refusal(&mut rig), Some(code::PRODUCER_FENCED));
@@ -366,6 +378,7 @@ fn trap_7_a_batch_of_a_transaction_of_the_other_side_is_told_to_abort_as_far_as_
         aliases: [0, 2],
         client: Identity { epoch: CLIENT.epoch + 1, ..CLIENT },
         native: NATIVE,
+        earlier: Default::default(),
     };
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     produce_in(&mut rig, 11, Some(ID), 40);
@@ -488,6 +501,7 @@ fn r03_an_identity_that_the_log_has_never_seen_begins_with_one_batch() {
         aliases: [1, 3],
         client: CLIENT,
         native: Identity { pid: 8, epoch: 0 },
+        earlier: Default::default(),
     };
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     rig.snapshot.revision.0 += 1;

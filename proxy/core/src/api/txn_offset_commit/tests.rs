@@ -17,7 +17,13 @@ const NATIVE: Identity = Identity { pid: 7, epoch: 0 };
 fn apart() -> Rig {
     let mut rig = Rig::new(Source, 0);
     rig.flip(Target, 100, 40);
-    let route = TransactionRoute { home: Target, aliases: [0, 0], client: CLIENT, native: NATIVE };
+    let route = TransactionRoute {
+        home: Target,
+        aliases: [0, 0],
+        client: CLIENT,
+        native: NATIVE,
+        earlier: Default::default(),
+    };
     rig.snapshot.transactions = Arc::new(TransactionTable(BTreeMap::from([(Arc::from(ID), route)])));
     let offset_homes = BTreeMap::from([(Arc::from(GROUP), Target)]);
     rig.snapshot.groups = Arc::new(GroupTable { offset_homes, ..GroupTable::default() });

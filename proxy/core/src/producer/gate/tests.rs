@@ -419,6 +419,24 @@ fn r02_what_a_session_leaves_behind_blocks_neither_a_flip_nor_other_connections(
     forwarded(gate.admit(NOW, &submission(2, Some((10, 19)), 0)));
 }
 
+/// A transactional id that was at the other side for a transaction: a log that was never flipped does not know its producer.
+#[test]
+fn r03_in_era_0_a_native_id_begins_with_one_batch_too() {
+    let mut gate = PartitionGate::default();
+    let known = forwarded(gate.admit(NOW, &submission(1, Some((0, 9)), 0)));
+    gate.complete(NOW, known, acked(0));
+    let moved = |seq| Submission { native: Some(8), ..submission(1, Some(seq), 0) };
+    let first = forwarded(gate.admit(NOW, &moved((10, 19))));
+    assert_eq!(reason(gate.admit(NOW, &moved((20, 29)))), HoldReason::Unconfirmed);
+    gate.complete(NOW, first, Outcome::NotAppended);
+    let refusal = gate.admit(NOW, &moved((20, 29)));
+    assert_eq!(refusal, Admission::Refuse(Refusal::BehindFailed), "the first comes again");
+    let first = forwarded(gate.admit(NOW, &moved((10, 19))));
+    gate.complete(NOW, first, acked(10));
+    forwarded(gate.admit(NOW, &moved((20, 29))));
+    forwarded(gate.admit(NOW, &moved((30, 39))));
+}
+
 /// Idle for longer than anybody remembers producers, or pushed out of the carry; long after the flip. Its batch fails once.
 #[test]
 fn r03_a_batch_that_failed_itself_lacks_nobody_before_it() {
@@ -484,16 +502,14 @@ fn producers_that_are_always_refused_are_forgotten() {
 /// In era 1 a transactional id writes to the topic, is at the other side for a transaction, and comes back under another
 /// alias for another topic. Then the proxy is started again.
 #[test]
-#[ignore = "open: only the latest native identity of a client is known"]
 fn r13_what_an_id_wrote_under_an_earlier_alias_is_known_after_a_start() {
     use crate::producer::transaction::{Identity, TransactionRoute, TransactionTable};
     let client = Identity { pid: 1000, epoch: 3 };
-    let route = TransactionRoute {
-        home: ClusterSide::Target,
-        aliases: [1, 3],
-        client,
-        native: Identity { pid: 8, epoch: 0 },
-    };
+    let native = |pid| Identity { pid, epoch: 0 };
+    let mut route = TransactionRoute::moved(None, (ClusterSide::Target, 2), client, native(7));
+    for (home, alias, pid) in [(ClusterSide::Source, 1, 9), (ClusterSide::Target, 3, 8)] {
+        route = TransactionRoute::moved(Some(&route), (home, alias), client, native(pid));
+    }
     let table = TransactionTable(BTreeMap::from([(std::sync::Arc::from("pay"), route)]));
     // What SEAL has stored, and what the owner lists: it wrote up to 99 under alias 2, as producer 7.
     let mut carry = Carry::default();
