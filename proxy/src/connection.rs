@@ -1,5 +1,6 @@
 //! One client connection: the task that feeds its session and carries out what the session asks for.
 
+use crate::missing;
 use crate::runtime::{ControlEvent, Runtime, SessionHandle};
 use crate::shutdown::ShutdownReceiver;
 use crate::upstream::{self, Dial, UpstreamEvent};
@@ -107,7 +108,7 @@ struct Connection {
     gone_at_ms: Option<i64>,
     /// It was this end that closed first.
     hung_up: bool,
-    /// The process ends: what is in flight is answered, nothing more is taken.
+    /// The process ends, or the node's broker has gone: what is in flight is answered, nothing more is taken.
     ending: bool,
     opened: Instant,
     /// The last byte from or to the client, or the last answer that is on its way to it.
@@ -317,6 +318,8 @@ impl Connection {
         match event {
             UpstreamEvent::Connected(upstream) => self.apply(Event::Connected { upstream }),
             UpstreamEvent::Frame(upstream, frame) => self.apply(Event::Answer { upstream, frame }),
+            // As its broker's connections ended. What is under way elsewhere is still answered.
+            UpstreamEvent::NodeGone => self.ending = true,
             UpstreamEvent::ErrandDone(ticket, done) => self.apply(Event::ErrandDone { ticket, done }),
             UpstreamEvent::Lost(upstream) => {
                 // One that this side ended is not in the map any more, and not lost.
@@ -396,7 +399,12 @@ impl Connection {
         let linger = Duration::from_millis(ORPHAN_MS.unsigned_abs());
         let dial = Dial { id, node, host, port, connect: self.runtime.config.timeouts.connect, linger };
         let (runtime, events) = (Arc::clone(&self.runtime), self.events.clone());
-        tokio::spawn(async move { upstream::run(dial, frames, events, &runtime.missing).await });
+        tokio::spawn(async move {
+            upstream::run(dial, frames, &events, &runtime.missing).await;
+            if !companion && missing::refuses(&runtime, node).await {
+                let _ = events.send(UpstreamEvent::NodeGone).await;
+            }
+        });
     }
 
     fn run_errand(&self, ticket: Ticket, errand: Errand) {

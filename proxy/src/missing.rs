@@ -3,10 +3,12 @@
 //! A client whose broker has died is refused at its next attempt, and looks elsewhere. One that is accepted in the
 //! broker's place, sends, and is cut off has used up an attempt: `kafka-console-producer` has four, and a broker's
 //! successors lead only when its session is over (9 s). So a node refuses while its broker does, as long as there are
-//! others. A whole cluster that is away is stood in for: topics of the other one go on.
+//! others; and it hangs up on the clients that it has, as the broker did. A whole cluster that is away is stood in for:
+//! topics of the other one go on.
 
 use crate::runtime::{ControlEvent, Runtime};
 use crossover_core::ids::VirtualNode;
+use crossover_core::node::BrokerAddress;
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::net::TcpStream;
@@ -34,24 +36,30 @@ impl Missing {
     }
 }
 
-/// Whether a client that connects to `node` is refused, as its broker would. Costs a connection only where the last one
-/// ended badly.
+/// Whether a client that connects to `node` is refused, as its broker would. Costs connections only where the last one ended
+/// badly.
 pub(crate) async fn refuses(runtime: &Runtime, node: VirtualNode) -> bool {
     if !runtime.missing.is_suspected(node) {
         return false;
     }
     let snapshot = runtime.snapshot();
     let topology = snapshot.topology(node.side);
-    let Some(at) = topology.brokers.get(&node.broker) else { return false };
-    if !topology.reachable || topology.brokers.len() < 2 {
-        return false;
-    }
-    let connected = timeout(runtime.config.timeouts.connect, TcpStream::connect((at.host.as_str(), at.port)));
-    if let Ok(Ok(_)) = connected.await {
+    let Some(own) = topology.brokers.get(&node.broker).filter(|_| topology.reachable) else { return false };
+    if accepts(runtime, own).await {
         runtime.missing.found(node);
         return false;
     }
-    // Whether the others are still there is known to the next look.
     let _ = runtime.control.try_send(ControlEvent::Refresh(node.side));
-    true
+    // What is known of the others may be from before the whole cluster went.
+    for (id, other) in &topology.brokers {
+        if *id != node.broker && accepts(runtime, other).await {
+            return true;
+        }
+    }
+    false
+}
+
+async fn accepts(runtime: &Runtime, at: &BrokerAddress) -> bool {
+    let connected = timeout(runtime.config.timeouts.connect, TcpStream::connect((at.host.as_str(), at.port)));
+    connected.await.is_ok_and(|connected| connected.is_ok())
 }

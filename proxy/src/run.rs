@@ -63,6 +63,7 @@ async fn serve(
         let entry = control.entry("abort", Some(&operation), text);
         control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await?;
     }
+    control.show_history(&control.stored_quietly(|s| s.ledger_tail(control::history::ENTRIES_MAX)).await?);
     let admin_listener =
         TcpListener::bind((admin.address.host.as_str(), admin.address.port)).await.with_context(|| {
             format!("admin.address: cannot listen on {}; free the port, or choose another", admin.address)

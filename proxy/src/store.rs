@@ -524,6 +524,21 @@ impl Store {
         Ok(out)
     }
 
+    /// The last entries of the ledger, at most so many, the oldest first.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds what is no entry.
+    pub(crate) fn ledger_tail(&self, count: usize) -> anyhow::Result<Vec<LedgerEntry>> {
+        let read = self.database.begin_read()?;
+        let table = read.open_table(LEDGER)?;
+        let mut out = Vec::new();
+        for row in table.iter()?.rev().take(count) {
+            out.push(serde_json::from_slice(row?.1.value())?);
+        }
+        out.reverse();
+        Ok(out)
+    }
+
     fn put_meta(&self, name: &str, value: Option<&str>) -> anyhow::Result<()> {
         let write = self.database.begin_write()?;
         {

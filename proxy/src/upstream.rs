@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// The largest answer of a broker: a fetch with the defaults of all clients is far below.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -24,6 +24,8 @@ pub(crate) enum UpstreamEvent {
     Frame(UpstreamId, Bytes),
     /// Sent once, last.
     Lost(UpstreamId),
+    /// The broker of the connection's own node is away, and others of its cluster are not.
+    NodeGone,
     /// An errand of the connection is done, or cannot be done.
     ErrandDone(Ticket, ErrandDone),
 }
@@ -44,7 +46,7 @@ pub(crate) struct Dial {
 pub(crate) async fn run(
     dial: Dial,
     queue: mpsc::UnboundedReceiver<Bytes>,
-    events: mpsc::Sender<UpstreamEvent>,
+    events: &mpsc::Sender<UpstreamEvent>,
     missing: &Missing,
 ) {
     let id = dial.id;
@@ -55,10 +57,17 @@ pub(crate) async fn run(
         if events.send(UpstreamEvent::Connected(id)).await.is_ok() {
             let (read, write) = stream.into_split();
             let mut writer = tokio::spawn(write_all(write, queue));
+            let reading = read_all(id, read, events);
+            tokio::pin!(reading);
             tokio::select! {
-                () = read_all(id, read, &events) => missing.lost(dial.node),
+                () = &mut reading => missing.lost(dial.node),
                 // Dropping the writer's half is the half close.
-                () = async { let _ = (&mut writer).await; sleep(dial.linger).await; } => {}
+                written = &mut writer => {
+                    let _ = timeout(dial.linger, reading).await;
+                    if !matches!(written, Ok(Written::All)) {
+                        missing.lost(dial.node);
+                    }
+                }
             }
             writer.abort();
         }
@@ -68,8 +77,15 @@ pub(crate) async fn run(
     let _ = events.send(UpstreamEvent::Lost(id)).await;
 }
 
+/// How a writer has ended.
+enum Written {
+    /// Its queue was closed.
+    All,
+    Failed,
+}
+
 /// Writes until the queue closes, then half closes. On an error what is queued is dropped: the reader learns the rest.
-async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Bytes>) {
+async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceiver<Bytes>) -> Written {
     let mut gathered = BytesMut::new();
     while let Some(frame) = queue.recv().await {
         gathered.extend_from_slice(&frame);
@@ -78,11 +94,12 @@ async fn write_all(mut socket: OwnedWriteHalf, mut queue: mpsc::UnboundedReceive
             gathered.extend_from_slice(&frame);
         }
         if socket.write_all(&gathered).await.is_err() {
-            return;
+            return Written::Failed;
         }
         gathered.clear();
     }
     let _ = socket.shutdown().await;
+    Written::All
 }
 
 /// Reads to the end of the stream. Answers that nobody waits for any more are read all the same: a socket that is

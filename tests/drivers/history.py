@@ -6,13 +6,20 @@ import sys
 import threading
 import time
 
-BASE_US = time.time_ns() // 1000
-BASE_NS = time.monotonic_ns()
+
+
+def wall_ahead_ns():
+    """How far the wall clock is ahead of the monotonic one. A process may be interrupted between reading the two, which makes it
+    less: of many readings the largest is right."""
+    return max(time.time_ns() - time.monotonic_ns() for _ in range(1000))
+
+
+AHEAD_NS = wall_ahead_ns()
 
 
 def now_us():
-    """Wall clock read once, then the monotonic clock: a clock step cannot reorder events."""
-    return BASE_US + (time.monotonic_ns() - BASE_NS) // 1000
+    """The monotonic clock, set to the wall clock once: a clock step cannot reorder events."""
+    return (AHEAD_NS + time.monotonic_ns()) // 1000
 
 
 class Args:

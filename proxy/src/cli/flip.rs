@@ -52,8 +52,14 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
         Side::Source => "/v1/rollback",
     };
     let started: OperationView = client.post(path, &request).await?;
-    let Some(ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
-    let status = status_when_ready(client).await?;
+    let Some(mut ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
+    let status = status_when_ready(client, &ended).await?;
+    if args.with_groups && was_taken_up(&ended) {
+        ended.reason = Some(
+            "Crossover was started again behind SEAL: groups that were to follow may have stayed".to_owned(),
+        );
+        ended.remedy = Some("repeat the command: it moves the groups that stayed".to_owned());
+    }
     // Groups that came along with `--with-groups` have no line of their own: the reason tells of those that stayed.
     let mut all = ended.state != OperationState::Done || ended.reason.is_none();
     for topic in &args.topics {
@@ -79,12 +85,18 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
     Ok(if all { Outcome::Done } else { Outcome::Failed })
 }
 
+/// Whether a flip is known from the ledger of an earlier process, which knows that it was sealed.
+fn was_taken_up(ended: &OperationView) -> bool {
+    ended.state == OperationState::Done && ended.hold_ms.is_none() && !ended.partitions.is_empty()
+}
+
 /// A Crossover that was just started does not know the topics before it has seen the clusters.
-async fn status_when_ready(client: &Client) -> anyhow::Result<Status> {
+async fn status_when_ready(client: &Client, ended: &OperationView) -> anyhow::Result<Status> {
     let began = Instant::now();
+    let is_just_started = ended.finished_ms.is_none() || was_taken_up(ended);
     loop {
         let status: Status = client.get("/v1/status").await?;
-        if status.ready || began.elapsed() > RESTART_PATIENCE {
+        if status.ready || !is_just_started || began.elapsed() > RESTART_PATIENCE {
             return Ok(status);
         }
         tokio::time::sleep(POLL).await;
@@ -165,7 +177,7 @@ async fn to_the_end(client: &Client, started: OperationView, quiet: bool) -> any
         tokio::time::sleep(POLL).await;
         match client.get(&path).await {
             Ok(next) => (view, lost_since) = (next, None),
-            // A Crossover that was started again knows the outcome, not the operation.
+            // A Crossover that was started again knows what has come to the ledger.
             Err(ClientError::Refused(error)) if error.code == ErrorCode::NotFound => {
                 progress.end();
                 return Ok(forgotten(view));
@@ -183,14 +195,14 @@ async fn to_the_end(client: &Client, started: OperationView, quiet: bool) -> any
     }
 }
 
-/// How an operation ended that Crossover does not know any more: before SEAL the old owner serves, after it the new one.
+/// An operation that was in no ledger when Crossover was started again: its intent was not written yet.
 fn forgotten(view: OperationView) -> OperationView {
     OperationView {
         state: OperationState::Aborted,
         reason: Some(
-            "Crossover was started again meanwhile and has forgotten how it ended; `crossover status` shows where everything is".to_owned(),
+            "Crossover was started again before it had begun to move anything; `crossover status` shows where everything is".to_owned(),
         ),
-        remedy: Some("see `crossover ledger`; repeat the command if it is still wanted".to_owned()),
+        remedy: Some("repeat the command if it is still wanted".to_owned()),
         ..view
     }
 }
@@ -309,7 +321,7 @@ pub(super) fn step_text(kind: OperationKind, step: &Step) -> String {
     line.trim_end().to_owned()
 }
 
-fn failed(operation: &OperationView) -> impl Iterator<Item = &Check> {
+pub(super) fn failed(operation: &OperationView) -> impl Iterator<Item = &Check> {
     operation.checks.iter().filter(|check| check.result == CheckResult::Failed)
 }
 

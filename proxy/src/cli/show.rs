@@ -6,6 +6,7 @@ use crossover_admin_api::model::{
 };
 
 use super::client::{Client, escape};
+use super::flip::failed;
 use super::table::{clean, instant, render};
 use super::{Outcome, TranslateArgs, print_json};
 
@@ -177,7 +178,15 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
 /// How the last operation ended, for whoever did not see its command end.
 fn last_text(last: &OperationView) -> String {
     let at = last.finished_ms.map_or_else(|| "-".to_owned(), instant);
-    let mut out = format!("last operation: {} ended in {} at {at}\n", clean(&last.id), last.state);
+    let ended = match failed(last).next() {
+        Some(_) => "was refused".to_owned(),
+        None => format!("ended in {}", last.state),
+    };
+    let mut out = format!("last operation: {} {ended} at {at}\n", clean(&last.id));
+    let moved: Vec<&str> = last.topics.iter().chain(&last.groups).map(String::as_str).collect();
+    if !moved.is_empty() {
+        out.push_str(&format!("  to the {}: {}\n", last.to, clean(&moved.join(", "))));
+    }
     if let Some(reason) = &last.reason {
         out.push_str(&format!("  {}\n", clean(reason)));
     }

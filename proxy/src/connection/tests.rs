@@ -5,6 +5,7 @@ use crate::shutdown::Shutdown;
 use crossover_config::{Config, Side};
 use crossover_core::ids::ClusterSide;
 use crossover_core::node::{ApiRanges, BrokerAddress, Topology};
+use crossover_core::route::Snapshot;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
@@ -424,4 +425,41 @@ async fn a_panic_of_a_connection_leaves_nothing_at_the_gates() {
     until("the session's end", || proxy.runtime.sessions.len() == 0).await;
     let is_free = || crossover_core::session::lock(&gate).in_flight() == 0;
     until("what it had in flight is given up", is_free).await;
+}
+
+/// A client whose node's broker has answered it once, and has died. `other`: the port of another broker of the cluster.
+async fn of_a_dead_broker(other: u16) -> Proxy {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mortal = Broker { port: listener.local_addr().unwrap().port(), seen: Arc::default() };
+    let mut proxy = Proxy::start(config(), &mortal, &mortal).await;
+    let mut snapshot = Snapshot::clone(&proxy.runtime.snapshot());
+    let address = BrokerAddress { host: "127.0.0.1".to_owned(), port: other, rack: None };
+    Arc::make_mut(&mut snapshot.topologies[0]).brokers.insert(1, address);
+    proxy.runtime.publish(snapshot);
+    proxy.send(&relayed(1)).await;
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut decoder = FrameDecoder::requests(1 << 20);
+    let asked = loop {
+        stream.read_buf(decoder.spare()).await.unwrap();
+        if let Some(frame) = decoder.next_frame().unwrap() {
+            break frame;
+        }
+    };
+    stream.write_all(&response_to(&asked)).await.unwrap();
+    assert_eq!(proxy.next().await, Some(1));
+    proxy
+}
+
+#[tokio::test]
+async fn r30_a_client_of_a_dead_broker_is_hung_up_on_as_its_broker_did() {
+    let other = Broker::start(AT_ONCE).await;
+    let mut proxy = of_a_dead_broker(other.port).await;
+    assert_eq!(proxy.next().await, None);
+}
+
+#[tokio::test]
+async fn r30_a_cluster_that_is_gone_as_a_whole_is_stood_in_for() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let mut proxy = of_a_dead_broker(gone).await;
+    assert!(timeout(Duration::from_millis(500), proxy.next()).await.is_err(), "nobody has hung up");
 }

@@ -2,7 +2,7 @@
 
 use super::Control;
 use super::flip::Flip;
-use super::takeover::TakenOver;
+use super::takeover::{self, TakenOver};
 use super::unknown::Refusal;
 use crossover_admin_api::model::{
     AbortRequest, BrokerView, ClusterView, EraView, Event, FlipRequest, GroupMoveRequest, GroupView, Health,
@@ -254,6 +254,9 @@ async fn move_groups(
 }
 
 fn claim(control: &Control, expected: u64, kind: OperationKind) -> Result<String, ApiError> {
+    if control.is_taken_over() {
+        return Err(ApiError::refused(sentence(&TakenOver.to_string()), takeover::REMEDY));
+    }
     if !control.health().ready {
         return Err(ApiError::new(
             ErrorCode::NotReady,

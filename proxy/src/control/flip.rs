@@ -147,7 +147,8 @@ impl Flip {
         let control = Arc::clone(&self.control);
         control.runtime.metrics.flips_aborted.add(1);
         warn!(operation = self.view.id, to = %self.to, topics = ?self.topics, reason, "the flip was aborted");
-        let entry = control.entry("abort", Some(&self.view.id), reason.clone());
+        let mut entry = control.entry("abort", Some(&self.view.id), reason.clone());
+        entry.to = Some(self.to.into());
         if let Err(problem) =
             control.stored(move |s| s.put_intent(None).and_then(|()| s.append(&entry))).await
         {

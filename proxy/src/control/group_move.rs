@@ -119,7 +119,8 @@ impl Control {
             true => reason.clone(),
             false => format!("{reason}; it stays on the {}", self.runtime.snapshot().group_home(group)),
         };
-        let entry = self.entry("abort", Some(&view.id), text);
+        let mut entry = self.entry("abort", Some(&view.id), text);
+        entry.to = Some(view.to);
         if let Err(problem) = self.stored(move |store| store.append(&entry)).await {
             error!("the abort of a group's move cannot be stored: {problem:#}");
         }

@@ -7,6 +7,7 @@ mod errand;
 mod failpoint;
 mod flip;
 mod group_move;
+pub(crate) mod history;
 mod mirror;
 mod offset_move;
 mod plan;
@@ -334,6 +335,11 @@ impl Control {
 
     pub(crate) fn is_serving(&self) -> bool {
         self.serving.load(Ordering::SeqCst)
+    }
+
+    /// Shows the operations of earlier processes.
+    pub(crate) fn show_history(&self, entries: &[LedgerEntry]) {
+        history::operations(entries).iter().for_each(|view| self.show(view));
     }
 
     /// Shows the newest state of an operation.

@@ -3,6 +3,7 @@
 use super::Control;
 use super::boundary::{Lead, Part, Quiet};
 use super::client::{Address, request};
+use super::takeover::{self, TakenOver};
 use super::unknown::{Refusal, unknown_topic};
 use crossover_admin_api::model::{Check, CheckResult, Plan, PlanRequest, Side};
 use crossover_core::api::key;
@@ -24,6 +25,9 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Settings that change what a topic accepts or how it answers; they must not differ to the worse.
 const COMPARED: [&str; 4] =
     ["message.timestamp.type", "compression.type", "min.insync.replicas", "retention.ms"];
+
+/// What to do where a leader does not answer.
+const LEADERS: &str = "bring the broker up, or wait until another one leads its partitions";
 
 /// Transactional ids that the plan names.
 const NAMED_MAX: usize = 10;
@@ -54,6 +58,9 @@ impl Control {
         let there = self.are_there(&request.topics, to);
         let asks_for_groups = request.with_groups || !request.groups.is_empty();
         let (mut expected, mut groups_move) = (None, false);
+        if self.is_taken_over() {
+            checks.add("taken-over", CheckResult::Failed, TakenOver.to_string(), takeover::REMEDY);
+        }
         if there {
             let fine = format!("already on the {to}, nothing to do: {}", request.topics.join(", "));
             checks.add("routes", CheckResult::Passed, fine, "");
@@ -553,7 +560,7 @@ impl Control {
             told.unwrap_or_else(|problem| (BTreeSet::new(), Some(format!("{problem:#}"))));
         if let Some(why) = incomplete {
             let detail = format!("not all transactions could be listed: {why}");
-            let remedy = "bring the broker up, or make sure that no transactional producer uses the topics";
+            let remedy = "a flip waits limits.hold_max_ms for them and is aborted otherwise: bring the broker up, or wait until its cluster has seen that it is gone";
             checks.add(NAME, CheckResult::Warned, detail, remedy);
         }
         let topics: Vec<Arc<str>> = routes.iter().map(|route| Arc::clone(&route.name)).collect();
@@ -647,7 +654,7 @@ impl Control {
         let (old, new) = match leads {
             Ok(leads) => leads,
             Err(problem) => {
-                checks.add("log-ends", CheckResult::Failed, format!("{problem:#}"), "bring all leaders up");
+                checks.add("log-ends", CheckResult::Failed, format!("{problem:#}"), LEADERS);
                 return None;
             }
         };
@@ -658,7 +665,7 @@ impl Control {
             "log-ends",
             problem,
             fine,
-            "wait until the followers have caught up, or look at the brokers",
+            "wait until the followers have caught up; where a broker does not answer, bring it up or wait until another one leads its partitions",
         );
         Some(took.as_secs_f64() * 1000.0 + 2.0)
     }
@@ -673,7 +680,7 @@ impl Control {
             let read = self.read_quiet(from, old).await;
             let took = started.elapsed();
             let problem = match read {
-                Err(problem) => Some(format!("{problem:#}")),
+                Err(problem) => Some(format!("the {from} does not tell where its logs end: {problem:#}")),
                 Ok(quiet) => {
                     let (_, ends) = first.get_or_insert_with(|| {
                         let ends = quiet.iter().map(|q| (q.lead.part.clone(), q.reading.log_end));
@@ -709,7 +716,8 @@ impl Control {
         };
         match ends {
             Err(problem) => {
-                checks.add("idle-side", CheckResult::Failed, format!("{problem:#}"), "look at the brokers")
+                let problem = format!("the {to} does not tell where its logs end: {problem:#}");
+                checks.add("idle-side", CheckResult::Failed, problem, LEADERS)
             }
             Ok(ends) => {
                 let mut problem = None;

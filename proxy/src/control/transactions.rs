@@ -141,7 +141,10 @@ impl Control {
             // perhaps not there yet when the cluster looked.
             let here = registry.open_on(&topics).into_iter().next();
             let mut found = Transactions::default();
-            self.list_open(side, &mut found).await;
+            let left = bound.saturating_sub(began.elapsed()).max(LOOK_AGAIN);
+            if timeout(left, self.list_open(side, &mut found)).await.is_err() {
+                found.incomplete = Some(format!("a broker has not answered within {left:.1?}"));
+            }
             self.forget_ended(side, &found);
             // A start of the proxy forgets what was open: then only the cluster knows.
             let there = routes.iter().find_map(|route| found.open.get(&**route.physical(side)));

@@ -5,11 +5,21 @@ const fs = require('fs')
 const { Kafka, CompressionTypes, logLevel } = require('kafkajs')
 const { version } = require('kafkajs/package.json')
 
-// Wall clock read once, then the monotonic clock: a clock step cannot reorder events.
-const startWall = BigInt(Date.now()) * 1000n
-const startMono = process.hrtime.bigint()
-const nowUs = () => startWall + (process.hrtime.bigint() - startMono) / 1000n
+// The monotonic clock, set to the wall clock once: a clock step cannot reorder events.
+const aheadNs = wallAheadNs()
+const nowUs = () => (aheadNs + process.hrtime.bigint()) / 1000n
 const sleep = ms => new Promise(resolve => setTimeout(resolve, ms))
+
+// How far the wall clock is ahead of the monotonic one. A process may be interrupted between reading the two, and a millisecond
+// may have begun long before it is read; both make it less: of many readings the largest is right.
+function wallAheadNs() {
+  let ahead = 0n
+  for (const end = process.hrtime.bigint() + 5_000_000n; process.hrtime.bigint() < end;) {
+    const once = BigInt(Date.now()) * 1_000_000n - process.hrtime.bigint()
+    if (once > ahead) ahead = once
+  }
+  return ahead
+}
 
 function refuse(text) {
   console.error(text)

@@ -16,13 +16,11 @@ import (
 	"time"
 )
 
-var (
-	startWall = time.Now().UnixMicro()
-	startMono = time.Now()
-)
+// One reading is of both clocks.
+var start = time.Now()
 
-// nowUs reads the wall clock once, then the monotonic clock: a clock step cannot reorder events.
-func nowUs() int64 { return startWall + time.Since(startMono).Microseconds() }
+// nowUs is the monotonic clock, set to the wall clock once: a clock step cannot reorder events.
+func nowUs() int64 { return start.UnixMicro() + time.Since(start).Microseconds() }
 
 type args map[string]string
 
