@@ -6,7 +6,8 @@ use std::path::PathBuf;
 /// One problem at one place of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// 1-based line in the file; for something that is missing, the line of its section, or 1.
+    /// 1-based line in the file; for something that is missing, the line of its section, or 1; 0 where it is about the
+    /// file itself.
     pub line: usize,
     /// 1-based character in the line; of a syntax error only, where the field does not tell the place.
     pub column: Option<usize>,
@@ -33,7 +34,10 @@ impl fmt::Display for ConfigErrors {
             if index > 0 {
                 writeln!(f)?;
             }
-            write!(f, "{}:{}:", self.file.display(), problem.line)?;
+            write!(f, "{}:", self.file.display())?;
+            if problem.line > 0 {
+                write!(f, "{}:", problem.line)?;
+            }
             if let Some(column) = problem.column {
                 write!(f, "{column}:")?;
             }

@@ -29,7 +29,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
         Ok(text) => parse(&text, path),
         Err(error) => {
             let problem = Problem {
-                line: 1,
+                line: 0,
                 column: None,
                 field: String::new(),
                 problem: format!("the file cannot be read: {error}"),

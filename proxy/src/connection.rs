@@ -442,14 +442,23 @@ impl Connection {
                 warn!(peer = %self.peer, client = self.session.client().client_id, %reason, "closing a client connection")
             }
         }
-        self.hung_up |= self.client.is_some();
-        self.drop_client();
+        self.hang_up_after_answers();
     }
 
     /// The client is still there.
     fn hang_up(&mut self) {
-        self.hung_up = true;
-        self.client_gone();
+        self.hang_up_after_answers();
+        self.apply(Event::ClientGone);
+    }
+
+    /// What its broker has answered before it went has been answered.
+    fn hang_up_after_answers(&mut self) {
+        self.hung_up |= self.client.is_some();
+        if let Some(mut client) = self.client.take() {
+            let out = std::mem::take(&mut self.out);
+            tokio::spawn(async move { timeout(LINGER, client.write_all(&out)).await });
+        }
+        self.drop_client();
     }
 
     fn client_gone(&mut self) {

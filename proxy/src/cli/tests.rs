@@ -430,7 +430,17 @@ fn status_tells_how_the_last_operation_ended() {
         remedy: Some("repeat".into()),
         ..operation()
     };
-    let text = show::status_text(&Status { last_operation: Some(last), ..status(Side::Source) }, false);
-    let words = "last operation: 7 ended in ABORTED at 1970-01-01 00:00:00.005Z\n  an operator asked for it\n  remedy: repeat\n";
+    let told =
+        |last| show::status_text(&Status { last_operation: Some(last), ..status(Side::Source) }, false);
+    let words = "last operation: 7 ended in ABORTED at 1970-01-01 00:00:00.005Z\n  to the target: orders\n  an operator asked for it\n  remedy: repeat\n";
+    let text = told(last.clone());
     assert!(text.contains(words), "{text}");
+    let check = Check {
+        name: "routes".into(),
+        result: CheckResult::Failed,
+        detail: "no such topic".into(),
+        remedy: "see".into(),
+    };
+    let text = told(OperationView { checks: vec![check], ..last });
+    assert!(text.contains("last operation: 7 was refused at "), "{text}");
 }

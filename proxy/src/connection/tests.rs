@@ -463,3 +463,53 @@ async fn r30_a_cluster_that_is_gone_as_a_whole_is_stood_in_for() {
     let mut proxy = of_a_dead_broker(gone).await;
     assert!(timeout(Duration::from_millis(500), proxy.next()).await.is_err(), "nobody has hung up");
 }
+
+/// A broker that is killed: what it has answered is on its way, and the end of its connections right behind it.
+async fn answers_lost_with_their_broker(pause: Duration) -> Vec<i32> {
+    const ASKED: i32 = 5;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let broker = Broker { port: listener.local_addr().unwrap().port(), seen: Arc::new(Seen::default()) };
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut decoder, mut frames) = (FrameDecoder::requests(1 << 20), Vec::new());
+                while frames.len() < ASKED as usize {
+                    while let Some(frame) = decoder.next_frame().unwrap() {
+                        frames.push(frame);
+                    }
+                    if frames.len() < ASKED as usize
+                        && stream.read_buf(decoder.spare()).await.unwrap_or(0) == 0
+                    {
+                        return;
+                    }
+                }
+                // All but the last.
+                let answers: Vec<u8> =
+                    frames[..frames.len() - 1].iter().flat_map(|frame| response_to(frame)).collect();
+                let _ = stream.write_all(&answers).await;
+                tokio::time::sleep(pause).await;
+            });
+        }
+    });
+    let mut lost = Vec::new();
+    for _ in 0..20 {
+        let mut config = config();
+        config.limits.in_flight_requests_max = 100;
+        let mut proxy = Proxy::start(config, &broker, &broker).await;
+        proxy.send(&(0..ASKED).flat_map(relayed).collect::<Vec<u8>>()).await;
+        let mut got = 0;
+        while proxy.next().await.is_some() {
+            got += 1;
+        }
+        lost.push(ASKED - 1 - got);
+    }
+    lost
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broker_has_answered_before_it_died_reaches_the_client() {
+    let late = answers_lost_with_their_broker(Duration::from_millis(200)).await;
+    assert!(late.iter().all(|lost| *lost == 0), "it died long after: {late:?}");
+    let lost = answers_lost_with_their_broker(Duration::ZERO).await;
+    assert!(lost.iter().all(|lost| *lost == 0), "answers that the client never got, by attempt: {lost:?}");
+}

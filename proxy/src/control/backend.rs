@@ -18,11 +18,15 @@ use crossover_core::route::{LinkMode, Snapshot, TopicRoute};
 use crossover_core::timeline::Era;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 
 /// [`Backend`] over the control tasks.
 pub(crate) struct AdminBackend(pub(crate) Arc<Control>);
 
+/// How long a translation waits for the end of the log.
+const LOG_END_MAX: Duration = Duration::from_secs(2);
 /// A companion that served nothing of a topic for this long is not in use for it, milliseconds.
 const COMPANION_IN_USE_MS: i64 = 30_000;
 
@@ -99,7 +103,11 @@ impl Backend for AdminBackend {
     }
 
     fn translate(&self, query: TranslateQuery) -> Reply<'_, Translation> {
-        Box::pin(async move { translate(&self.0.runtime.snapshot(), &query) })
+        Box::pin(async move {
+            let mut told = translate(&self.0.runtime.snapshot(), &query)?;
+            told.explanation.push_str(&self.0.beyond_the_end(&told).await);
+            Ok(told)
+        })
     }
 
     fn metrics(&self) -> Reply<'_, String> {
@@ -403,6 +411,32 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
 }
 
 impl Control {
+    /// What is to be added to a translation where there is no record yet: an era that goes on has a place for any offset.
+    async fn beyond_the_end(&self, told: &Translation) -> String {
+        let (Some(side), Some(native)) = (told.side, told.native_offset) else { return String::new() };
+        let snapshot = self.runtime.snapshot();
+        let Some(route) = snapshot.routes.topic(&told.topic).filter(|route| Side::from(route.owner) == side)
+        else {
+            return String::new();
+        };
+        let is_current = route.timeline(told.partition).is_some_and(|t| Some(t.current().index) == told.era);
+        if !is_current {
+            return String::new();
+        }
+        let leads = self.leads(std::slice::from_ref(route), side.into());
+        let mut leads = leads.unwrap_or_default();
+        leads.retain(|lead| lead.part.1 == told.partition);
+        let ends = timeout(LOG_END_MAX, self.read_ends(side.into(), &leads)).await;
+        let end = ends.ok().and_then(Result::ok).and_then(|ends| Some(ends.into_values().next()?.1));
+        match end {
+            Some(end) if native < end => String::new(),
+            Some(end) => format!("; no record is there yet: the log of the {side} ends at {end}"),
+            None => format!(
+                "; whether a record is there is not known: the {side} does not tell where its log ends"
+            ),
+        }
+    }
+
     /// Whether nothing is to be done for the topics. Where the disk has not confirmed a SEAL, nobody knows.
     pub(crate) fn are_there(&self, topics: &[String], to: ClusterSide) -> bool {
         let (snapshot, closed) = (self.runtime.snapshot(), self.closed());

@@ -39,6 +39,11 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Somebody still waits to be told.
+    fn is_awaited(&self) -> bool {
+        self.asked.iter().any(|asker| !asker.is_closed())
+    }
+
     fn tell(&mut self, is_copied: bool) {
         for asker in self.asked.drain(..) {
             // Who does not wait any more needs no word.
@@ -135,17 +140,16 @@ impl Pending {
     }
 }
 
-/// A coordinator's final no; anything else is worth another attempt.
-#[derive(Debug)]
-struct Refused(i16);
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "OffsetCommit answers error {}", self.0)
-    }
+/// Why a commit was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unstored {
+    /// The cluster has no such partition, as far as is known, or has not told what became of it.
+    NoPlace,
+    /// The coordinator's final no.
+    Refused(i16),
+    /// Worth another attempt.
+    Passing(i16),
 }
-
-impl std::error::Error for Refused {}
 
 /// Takes what connections tell the control tasks.
 pub(crate) async fn run(control: Arc<Control>, mut events: mpsc::Receiver<ControlEvent>) {
@@ -240,20 +244,23 @@ impl Control {
                 self.pending_mirrors().put_back(commits);
                 continue;
             }
-            let wanted = commits.values().map(|waiting| waiting.commit.clone());
-            let stored = self.store_commits(side, group, wanted).await;
-            match stored {
-                Err(problem) if !problem.is::<Refused>() => {
-                    tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
-                    self.pending_mirrors().put_back(commits);
-                }
-                _ => {
-                    if let Err(problem) = &stored {
-                        tracing::debug!(%group, "mirrored commits were refused: {problem:#}");
-                    }
-                    commits.values_mut().for_each(|waiting| waiting.tell(stored.is_ok()));
-                }
+            // The copy is what is read: who is told that it was not made commits again, or has committed otherwise by then. So
+            // nothing is made up for later.
+            let is_read = snapshot.offset_home(group) == side;
+            if is_read {
+                commits.retain(|_, waiting| waiting.is_awaited());
             }
+            let wanted = commits.values().map(|waiting| waiting.commit.clone());
+            let stored = self.try_store(side, group, wanted).await;
+            if let Err(problem) = &stored {
+                tracing::debug!(%group, "mirrored commits were not stored: {problem:#}");
+            }
+            commits.retain(|at, waiting| {
+                let problem = stored.as_ref().map_or(Some(&Unstored::Passing(code::NONE)), |all| all.get(at));
+                waiting.tell(problem.is_none());
+                matches!(problem, Some(Unstored::Passing(_))) && !is_read
+            });
+            self.pending_mirrors().put_back(commits);
         }
     }
 
@@ -267,25 +274,49 @@ impl Control {
         group: &str,
         commits: impl Iterator<Item = CommitMirror>,
     ) -> anyhow::Result<()> {
-        let mut body = request(key::OFFSET_COMMIT);
-        body.set("GroupId", group);
-        body.set("GenerationIdOrMemberEpoch", -1);
-        if !self.put_commits(side, &mut body, commits) {
-            return Ok(());
-        }
-        let at = self.coordinator(side, group).await?;
-        let answer = self.client.call(&at, key::OFFSET_COMMIT, 7, &body).await?;
-        for topic in answer.structs("Topics") {
-            for partition in topic.structs("Partitions") {
-                let at = || format!("{}-{}", topic.str("Name"), partition.i32("PartitionIndex"));
-                match partition.i16("ErrorCode") {
-                    0 => {}
-                    error if is_passing(error) => bail!("{}: OffsetCommit answers error {error}", at()),
-                    error => return Err(anyhow::Error::new(Refused(error)).context(at())),
-                }
+        for ((topic, partition), problem) in self.try_store(side, group, commits).await? {
+            if let Unstored::Passing(error) | Unstored::Refused(error) = problem {
+                bail!("{topic}-{partition}: OffsetCommit answers error {error}");
             }
         }
         Ok(())
+    }
+
+    /// As [`Control::store_commits`]; tells which were not stored, and why.
+    ///
+    /// # Errors
+    /// The coordinator cannot be reached.
+    async fn try_store(
+        &self,
+        side: ClusterSide,
+        group: &str,
+        commits: impl Iterator<Item = CommitMirror>,
+    ) -> anyhow::Result<BTreeMap<Part, Unstored>> {
+        let mut body = request(key::OFFSET_COMMIT);
+        body.set("GroupId", group);
+        body.set("GenerationIdOrMemberEpoch", -1);
+        let commits: Vec<CommitMirror> = commits.collect();
+        let part = |commit: &CommitMirror| (Arc::clone(&commit.topic), commit.partition);
+        let mut unstored: BTreeMap<Part, Unstored> =
+            commits.iter().map(|commit| (part(commit), Unstored::NoPlace)).collect();
+        if !self.put_commits(side, &mut body, commits.into_iter()) {
+            return Ok(unstored);
+        }
+        let at = self.coordinator(side, group).await?;
+        let answer = self.client.call(&at, key::OFFSET_COMMIT, 7, &body).await?;
+        let routes = &self.runtime.snapshot().routes;
+        for topic in answer.structs("Topics") {
+            let name: Arc<str> = Arc::from(routes.virtual_name(side, topic.str("Name")));
+            for partition in topic.structs("Partitions") {
+                let at = (Arc::clone(&name), partition.i32("PartitionIndex"));
+                match partition.i16("ErrorCode") {
+                    code::NONE => drop(unstored.remove(&at)),
+                    error if is_passing(error) => drop(unstored.insert(at, Unstored::Passing(error))),
+                    error => drop(unstored.insert(at, Unstored::Refused(error))),
+                }
+            }
+        }
+        Ok(unstored)
     }
 
     /// Puts virtual positions into a commit request of one cluster. False: it has none of their partitions.
@@ -453,8 +484,6 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_from_a_coordinator_that_is_not_ready() {
-        assert!(anyhow::Error::new(Refused(25)).context("orders-0").is::<Refused>());
-        assert!(!anyhow::anyhow!("connection refused").is::<Refused>());
         assert!(is_passing(code::NOT_COORDINATOR) && !is_passing(code::UNKNOWN_MEMBER_ID));
     }
 }
@@ -463,6 +492,9 @@ mod tests {
 mod copied {
     use super::super::testing;
     use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::Relaxed};
+
+    const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::OFFSET_COMMIT];
 
     fn commit(group: &str, number: i64) -> CommitMirror {
         CommitMirror {
@@ -489,7 +521,6 @@ mod copied {
     /// Two commits of a group on two connections; the coordinator refuses both, in one request.
     #[tokio::test]
     async fn r20_a_commit_that_was_refused_with_another_one_is_not_called_copied() {
-        const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::OFFSET_COMMIT];
         let control = testing::control([Some(&["orders"]), Some(&["orders"])], &[]);
         let port = testing::broker(KEYS, |_, _, answer| {
             let mut topic = answer.new_element("Topics");
@@ -505,5 +536,94 @@ mod copied {
         let (a, b) = (control.mirror_now(&[commit("g", 7)]), control.mirror_now(&[commit("g", 8)]));
         let told = [a.await, b.await];
         assert_eq!(told, [false, false]);
+    }
+
+    fn of(topic: &str, position: i64) -> CommitMirror {
+        CommitMirror { topic: Arc::from(topic), ..commit("g", position) }
+    }
+
+    /// Members at the source, commits of transactions at the target.
+    fn apart(control: &Arc<Control>) {
+        control.state().offset_homes.insert(Arc::from("g"), ClusterSide::Target);
+        control.publish();
+    }
+
+    /// Answers OffsetCommit with these errors, by topic.
+    fn answer_with(answer: &mut Struct, asked: &Struct, error: impl Fn(&str) -> i16) {
+        for topic in asked.structs("Topics") {
+            let mut told = answer.new_element("Topics");
+            told.set("Name", topic.str("Name"));
+            for partition in topic.structs("Partitions") {
+                let mut element = told.new_element("Partitions");
+                element.set("PartitionIndex", partition.i32("PartitionIndex"));
+                element.set("ErrorCode", error(topic.str("Name")));
+                told.push("Partitions", element);
+            }
+            answer.push("Topics", told);
+        }
+    }
+
+    /// The target's coordinator is being elected when a member commits 7: the member is told so (15). Its next transaction
+    /// commits 10 there. Then comes the next tick.
+    #[tokio::test]
+    async fn r20_a_commit_that_was_refused_does_not_overwrite_what_was_committed_since() {
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &["orders"]);
+        let is_there = Arc::new(AtomicBool::new(false));
+        let stored = Arc::new(AtomicI64::new(-1));
+        let (there, at) = (Arc::clone(&is_there), Arc::clone(&stored));
+        let port = testing::broker(KEYS, move |_, asked, answer| {
+            let there = there.load(Relaxed);
+            for partition in asked.structs("Topics").flat_map(|topic| topic.structs("Partitions")) {
+                if there {
+                    at.store(partition.i64("CommittedOffset"), Relaxed);
+                }
+            }
+            answer_with(answer, asked, |_| if there { 0 } else { code::COORDINATOR_NOT_AVAILABLE });
+        })
+        .await;
+        testing::with_brokers(&control, ClusterSide::Target, &[(1, port)]);
+        apart(&control);
+        let told = control.mirror_now(&[commit("g", 7)]).await;
+        assert!(!told, "OffsetCommit is answered 15");
+        // TxnOffsetCommit and EndTxn: they do not come by here.
+        is_there.store(true, Relaxed);
+        stored.store(10, Relaxed);
+        // What `run` does at each tick.
+        let groups: Vec<Arc<str>> = control.pending_mirrors().groups.keys().cloned().collect();
+        control.flush_mirrors(&groups).await;
+        assert_eq!(stored.load(Relaxed), 10, "the commit of a transaction went back to one that was refused");
+    }
+
+    /// The group's transactional application was replaced by one without transactions; one of its topics is on the source only.
+    #[tokio::test]
+    async fn r20_a_commit_that_has_no_place_where_it_is_read_is_not_called_copied() {
+        let control = testing::control([Some(&["orders", "local"]), Some(&["orders"])], &["orders"]);
+        let count = Arc::new(AtomicI64::new(0));
+        let at = Arc::clone(&count);
+        let port = testing::broker(KEYS, move |_, asked, answer| {
+            at.fetch_add(1, Relaxed);
+            answer_with(answer, asked, |_| 0);
+        })
+        .await;
+        testing::with_brokers(&control, ClusterSide::Target, &[(1, port)]);
+        apart(&control);
+        let told = control.mirror_now(&[of("local", 7)]).await;
+        assert_eq!((told, count.load(Relaxed)), (false, 0), "told as copied, and no coordinator was asked");
+    }
+
+    /// One topic was deleted a moment ago, and the coordinator moves: the broker judges topics before it asks the coordinator.
+    #[tokio::test]
+    async fn a_refused_commit_takes_no_other_one_with_it() {
+        let control = testing::control([Some(&["a", "b"]), Some(&["a", "b"])], &[]);
+        let port = testing::broker(KEYS, |_, asked, answer| {
+            answer_with(answer, asked, |topic| if topic == "a" { 3 } else { code::NOT_COORDINATOR });
+        })
+        .await;
+        testing::with_brokers(&control, ClusterSide::Target, &[(1, port)]);
+        assert!(control.pending_mirrors().add_all([of("a", 7), of("b", 8)]));
+        control.flush_mirrors(&[Arc::from("g")]).await;
+        let left = control.pending_mirrors().take("g").unwrap_or_default();
+        let left: Vec<_> = left.values().map(|w| (w.commit.topic.to_string(), w.commit.position)).collect();
+        assert!(left.contains(&("b".to_owned(), 8)), "its coordinator had only moved; left: {left:?}");
     }
 }

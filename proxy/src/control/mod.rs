@@ -41,7 +41,7 @@ use crossover_core::route::Snapshot;
 use crossover_core::session::TopicChanges;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, broadcast, mpsc};
 
@@ -83,6 +83,8 @@ pub(crate) struct Control {
     pub(crate) store: Arc<Store>,
     /// Somebody found the topology of a side out of date.
     pub(crate) refresh: [Notify; 2],
+    /// At the metadata of each side, so far.
+    looks: [AtomicUsize; 2],
     /// The store has changed: the copy on a side is out of date.
     pub(crate) store_changed: [Notify; 2],
     state: Mutex<State>,
@@ -143,6 +145,7 @@ impl Control {
             boundary_clients,
             store: Arc::new(store),
             refresh: [Notify::new(), Notify::new()],
+            looks: [AtomicUsize::new(0), AtomicUsize::new(0)],
             store_changed: [Notify::new(), Notify::new()],
             state: Mutex::new(state),
             closed: Mutex::new(closed),

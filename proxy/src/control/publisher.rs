@@ -19,7 +19,7 @@ impl Control {
     ///
     /// # Errors
     /// It is not the cluster that the state belongs to.
-    pub(crate) async fn set_topology(&self, topology: Topology) -> anyhow::Result<()> {
+    pub(crate) async fn set_topology(&self, mut topology: Topology) -> anyhow::Result<()> {
         let side = topology.side;
         if let Err(problem) = self.check_binding(&topology).await {
             self.alarm(
@@ -32,6 +32,7 @@ impl Control {
         }
         let new_ports = {
             let mut state = self.state();
+            topology.keep_newer(&state.topologies[side.index()]);
             state.topologies[side.index()] = Arc::new(topology);
             assign_ports(&self.runtime.config, &mut state)
         };

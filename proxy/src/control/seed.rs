@@ -5,7 +5,7 @@
 //! has told its producers. Until then produce is held, within the hold bound.
 
 use super::Control;
-use super::boundary::{Lead, Part};
+use super::boundary::{Lead, Part, join_all};
 use crossover_core::ids::ClusterSide;
 use crossover_core::producer::carry::DescribedProducer;
 use crossover_core::session::lock;
@@ -52,20 +52,23 @@ pub(crate) async fn run(control: Arc<Control>) {
     }
 }
 
-/// One round: every leader that answers opens its partitions.
+/// One round: every leader that answers opens its partitions. One that stands still keeps no other one waiting.
 async fn seed(control: &Control) {
-    for (side, leader, leads) in unseeded_leads(control) {
-        let told = match control.address(side, leader) {
-            Ok(at) => control.describe_producers(&at, &leads).await,
-            Err(problem) => Err(problem),
-        };
-        match told {
-            Ok(told) => told.into_iter().for_each(|(part, told)| match told {
-                Ok(told) => open(control, &part, &control.as_clients_know(side, told.rows)),
-                Err(problem) => not_yet(control, side, leader, &problem),
-            }),
+    let asked = unseeded_leads(control).into_iter().map(|at| seed_from(control, at));
+    join_all(asked).await;
+}
+
+async fn seed_from(control: &Control, (side, leader, leads): AtLeader) {
+    let told = match control.address(side, leader) {
+        Ok(at) => control.describe_producers(&at, &leads).await,
+        Err(problem) => Err(problem),
+    };
+    match told {
+        Ok(told) => told.into_iter().for_each(|(part, told)| match told {
+            Ok(told) => open(control, &part, &control.as_clients_know(side, told.rows)),
             Err(problem) => not_yet(control, side, leader, &problem),
-        }
+        }),
+        Err(problem) => not_yet(control, side, leader, &problem),
     }
 }
 
@@ -115,5 +118,56 @@ fn open(control: &Control, part: &Part, rows: &[DescribedProducer]) {
 impl Control {
     pub(crate) fn closed(&self) -> MutexGuard<'_, Closed> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crossover_core::api::key;
+
+    /// Behind a start: broker 1 of the owner stands still (SIGSTOP), broker 2 answers at once.
+    #[tokio::test]
+    async fn r13_a_leader_that_does_not_answer_keeps_no_other_leaders_partitions_closed() {
+        const KEYS: &[i16] = &[key::DESCRIBE_PRODUCERS];
+        let topics: &[&str] = &["a", "b"];
+        let control = testing::control([Some(topics), Some(topics)], topics);
+        // The kernel takes its connections, nobody reads them.
+        let still = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = testing::broker(KEYS, |_, asked, answer| {
+            for topic in asked.structs("Topics") {
+                let mut told = answer.new_element("Topics");
+                told.set("Name", topic.str("Name"));
+                let partition = told.new_element("Partitions");
+                told.push("Partitions", partition);
+                answer.push("Topics", told);
+            }
+        })
+        .await;
+        {
+            let mut state = control.state();
+            let topology = Arc::make_mut(&mut state.topologies[ClusterSide::Target.index()]);
+            Arc::make_mut(topology.topics.get_mut("b").unwrap()).partitions[0].leader = 2;
+        }
+        let brokers = [(1, still.local_addr().unwrap().port()), (2, other)];
+        testing::with_brokers(&control, ClusterSide::Target, &brokers);
+        for topic in topics {
+            let topic: Arc<str> = Arc::from(*topic);
+            lock(&control.runtime.shared.gates.get(&topic, 0)).fence();
+            control.closed().unseeded.insert((topic, 0));
+        }
+        tokio::spawn(run(Arc::clone(&control)));
+        let began = std::time::Instant::now();
+        let b: Arc<str> = Arc::from("b");
+        while lock(&control.runtime.shared.gates.get(&b, 0)).is_fenced() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(began.elapsed() < Duration::from_secs(20));
+        }
+        let took = began.elapsed();
+        assert!(
+            took < Duration::from_secs(1),
+            "b is led by a broker that answers, and was held for {took:?}"
+        );
     }
 }

@@ -9,6 +9,7 @@ use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -86,9 +87,12 @@ pub(crate) async fn look(
     read(client, side, &addresses).await
 }
 
-/// The known brokers first, then every bootstrap address.
+/// The known brokers first, then every bootstrap address. Each time another broker is asked before the others: one that is cut
+/// off from its controller goes on telling what was.
 fn addresses(control: &Control, side: ClusterSide, known: &Topology) -> Vec<Address> {
-    let brokers = known.brokers.values().map(|b| (b.host.clone(), b.port));
+    let count = known.brokers.len();
+    let first = control.looks[side.index()].fetch_add(1, Ordering::Relaxed) % count.max(1);
+    let brokers = known.brokers.values().cycle().skip(first).take(count).map(|b| (b.host.clone(), b.port));
     let bootstrap = &control.cluster_config(side).bootstrap;
     brokers.chain(bootstrap.iter().map(|a| (a.host.clone(), a.port))).collect()
 }
@@ -180,5 +184,54 @@ fn topic_info(topic: &Struct) -> TopicInfo {
         id: TopicId(topic.uuid("TopicId")),
         internal: topic.bool("IsInternal") || topic.str("Name") == STATE_TOPIC,
         partitions: partitions.into_values().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    /// Broker 1, the first that is asked, is cut off from the controller: it goes on telling what was so before the election.
+    #[tokio::test]
+    async fn a_broker_that_is_behind_does_not_bring_leaders_of_before_back() {
+        const KEYS: &[i16] = &[key::METADATA];
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &["orders"]);
+        let behind = testing::broker(KEYS, |_, _, answer| {
+            answer.set("ClusterId", "target");
+            for id in [1, 2] {
+                let mut broker = answer.new_element("Brokers");
+                broker.set("NodeId", id);
+                broker.set("Host", "127.0.0.1");
+                broker.set("Port", 1);
+                answer.push("Brokers", broker);
+            }
+            let mut topic = answer.new_element("Topics");
+            topic.set("Name", "orders");
+            topic.set("TopicId", Value::Uuid([9; 16]));
+            let mut partition = topic.new_element("Partitions");
+            partition.set("LeaderId", 1);
+            partition.set("LeaderEpoch", 5);
+            partition.set("ReplicaNodes", vec![1, 2]);
+            partition.set("IsrNodes", vec![1, 2]);
+            topic.push("Partitions", partition);
+            answer.push("Topics", topic);
+        })
+        .await;
+        testing::with_brokers(&control, ClusterSide::Target, &[(1, behind), (2, 1)]);
+        {
+            let mut state = control.state();
+            let topology = Arc::make_mut(&mut state.topologies[ClusterSide::Target.index()]);
+            let topic = Arc::make_mut(topology.topics.get_mut("orders").unwrap());
+            topic.id = TopicId([9; 16]);
+            let info = &mut topic.partitions[0];
+            // What broker 2 has told.
+            (info.leader, info.epoch) = (2, 6);
+        }
+        control.publish();
+        assert!(refresh(&control, ClusterSide::Target).await);
+        let topology = control.topology(ClusterSide::Target);
+        let now = topology.partition("orders", 0).map(|p| (p.leader, p.epoch));
+        assert_eq!(now, Some((2, 6)), "leader and epoch: back to who was deposed");
     }
 }

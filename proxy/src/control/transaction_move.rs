@@ -60,7 +60,8 @@ impl Control {
             return Ok(snapshot.transactions.to_native(id, to, client).is_some());
         }
         let Some(native) = snapshot.transactions.to_native(id, from, client) else { return Ok(false) };
-        let Told::Idle { timeout_ms } = self.old_home(id, from, native).await? else { return Ok(false) };
+        let told = self.old_home(id, from, client, native).await?;
+        let Told::Idle { timeout_ms } = told else { return Ok(false) };
         let known = snapshot.transactions.0.get(id).map_or([None, None], |route| route.aliases.map(Some));
         // A side that was home before has seen this producer's sequences.
         let was_there = known[to.index()].is_some() || to == snapshot.routes.rules.default_side;
@@ -72,10 +73,18 @@ impl Control {
         Ok(true)
     }
 
-    async fn old_home(&self, id: &str, side: ClusterSide, native: Identity) -> anyhow::Result<Told> {
+    async fn old_home(
+        &self,
+        id: &str,
+        side: ClusterSide,
+        client: Identity,
+        native: Identity,
+    ) -> anyhow::Result<Told> {
         if !self.topology(side).reachable {
-            // What it would commit is gone with it; the producer has just begun another transaction.
-            return Ok(Told::Idle { timeout_ms: TIMEOUT_MS });
+            // What it would commit is gone with it; the producer has just begun another transaction. Whether it was fenced
+            // before, nobody can ask.
+            let is_fenced = self.runtime.shared.transactions.is_anothers(id, client);
+            return Ok(if is_fenced { Told::Fenced } else { Told::Idle { timeout_ms: TIMEOUT_MS } });
         }
         let name = self.runtime.snapshot().transactions.physical(id, side).into_owned();
         let deadline = Instant::now() + PATIENCE;
@@ -205,5 +214,40 @@ impl Turns {
         let number =
             id.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
         self.0[number % self.0.len()].lock().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crossover_core::ids::Revision;
+    use crossover_core::session::TransactionPlan;
+    use std::collections::BTreeSet;
+
+    /// An instance that was fenced wakes up when the old home is down, and begins a transaction on a topic of the other side.
+    #[tokio::test]
+    async fn trap_7_a_fenced_producer_takes_no_id_along_when_its_old_home_cannot_be_asked() {
+        const KEYS: &[i16] = &[key::FIND_COORDINATOR, key::INIT_PRODUCER_ID];
+        let control = testing::control([Some(&["orders"]), Some(&["orders"])], &["orders"]);
+        let port = testing::broker(KEYS, |_, _, answer| answer.set("ProducerId", 7_i64)).await;
+        testing::with_brokers(&control, ClusterSide::Target, &[(1, port)]);
+        let (fenced, successor) = (Identity { pid: 1000, epoch: 3 }, Identity { pid: 1000, epoch: 4 });
+        let id: Arc<str> = Arc::from("pay");
+        // The successor's transactions have gone through this proxy.
+        let (home, registry) = (ClusterSide::Source, &control.runtime.shared.transactions);
+        let plan = TransactionPlan { revision: Revision(0), home, to: home, producer: successor };
+        registry.begin(&id, &BTreeSet::from([Arc::from("local")]), plan, 5);
+        registry.answered(&id, successor, true, 6);
+        registry.end_of(&id, successor);
+        Arc::make_mut(&mut control.state().topologies[home.index()]).reachable = false;
+        control.publish();
+        let told = control.move_transactional_id(&id, ClusterSide::Target, fenced).await;
+        let table = Arc::clone(&control.state().transactions);
+        let [old, new] = [fenced, successor].map(|who| table.to_native(&id, ClusterSide::Target, who));
+        assert!(
+            !matches!(told, Ok(true)),
+            "it was let in as {old:?}; its successor is {new:?} there: None is PRODUCER_FENCED"
+        );
     }
 }

@@ -8,7 +8,8 @@ use super::group::GroupApi;
 use super::transactions::{self, NAMES};
 use crate::error_code as code;
 use crate::ids::ClusterSide;
-use crate::producer::{pid, transaction};
+use crate::producer::pid;
+use crate::producer::transaction::{self, Identity};
 use crate::schema::Struct;
 use crate::session::{Answer, Class, CloseReason, Cx, Operation, Step};
 use std::sync::Arc;
@@ -135,7 +136,9 @@ impl GroupApi for InitTransactions {
     fn response(&mut self, cx: &mut Cx<'_>, home: ClusterSide, mut response: Struct) -> Step {
         if response.i16("ErrorCode") == code::NONE {
             transactions::ended(cx, self.id(), None);
-            response.set("ProducerId", transaction::to_client(home, response.i64("ProducerId")));
+            let pid = transaction::to_client(home, response.i64("ProducerId"));
+            response.set("ProducerId", pid);
+            cx.shared.transactions.given(self.id(), Identity { pid, epoch: response.i16("ProducerEpoch") });
         }
         Step::Reply(response)
     }

@@ -53,6 +53,11 @@ pub enum Unsettled {
     Behind(#[from] Behind),
     #[error("a producer has a transaction open")]
     Transaction,
+    /// It is asked of one that does not lead any more, or an unclean election has cut the log.
+    #[error(
+        "its leader tells an end at virtual offset {end}, and clients have been shown records up to {shown}; if an unclean election has cut the log, repeat with --force"
+    )]
+    Short { end: i64, shown: i64 },
 }
 
 /// The idle side has moved since it lost ownership (RULES R12).

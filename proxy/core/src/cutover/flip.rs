@@ -360,6 +360,10 @@ impl Flip {
             }
             match self.boundary(&part, route, timeline, &told.reading, readings.new.get(&part))? {
                 Ok(ends) => {
+                    if let Some(short) = self.is_short(shared, &part, timeline, ends.0) {
+                        self.unsettled = Some((part, short));
+                        continue;
+                    }
                     let carry = self.carry(now, &part, timeline, &told.producers)?;
                     let next = seal(timeline, &self.meeting(now, shared, &part, ends));
                     let next = next.map_err(|why| Abort::Seal { part: part.clone(), why })?;
@@ -375,6 +379,23 @@ impl Flip {
         self.sealed = sealed;
         self.step = Step::Carry;
         Ok(Action::ReadAgain)
+    }
+
+    /// A boundary below what was acknowledged or read would take records out of the log that clients have relied upon,
+    /// whatever a broker says of itself: it may have been deposed and not know it.
+    fn is_short(
+        &self,
+        shared: &Shared,
+        part: &Part,
+        timeline: &Timeline,
+        old_end: NativeOffset,
+    ) -> Option<Unsettled> {
+        let end = timeline.exclusive_to_virtual(timeline.current().index, old_end).0;
+        let acked = self.fenced.get(part).and_then(|gate| lock(gate).acked_end()).map_or(0, |end| end.0);
+        let read = shared.seen.get(&part.0, part.1).map_or(0, |seen| seen.high_watermark);
+        let shown = acked.max(read);
+        (end < shown && !self.terms.force && !bug::is(Bug::R11Ends) && !bug::is(Bug::R11NoDrain))
+            .then_some(Unsettled::Short { end, shown })
     }
 
     /// Where one partition's old log ends and its new one starts; the inner error is worth asking again.

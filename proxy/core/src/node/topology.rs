@@ -95,6 +95,28 @@ impl Topology {
         }
     }
 
+    /// Keeps of an earlier look what the broker that was asked now does not know yet: the leaders of a later epoch, and
+    /// partitions that were added (KIP-320, `Metadata.updateLatestMetadata`). Only where both are of the same topic; one that
+    /// was created again begins anew. Before Kafka 2.8 topics have no ids to tell.
+    pub fn keep_newer(&mut self, known: &Topology) {
+        for (name, topic) in &mut self.topics {
+            let Some(known) = known.topics.get(name).filter(|k| k.id == topic.id && !k.id.is_zero()) else {
+                continue;
+            };
+            let is_behind = known.partitions.len() > topic.partitions.len()
+                || topic.partitions.iter().zip(&known.partitions).any(|(now, was)| was.epoch > now.epoch);
+            if is_behind {
+                let topic = Arc::make_mut(topic);
+                for (now, was) in topic.partitions.iter_mut().zip(&known.partitions) {
+                    if was.epoch > now.epoch {
+                        now.clone_from(was);
+                    }
+                }
+                topic.partitions.extend(known.partitions.iter().skip(topic.partitions.len()).cloned());
+            }
+        }
+    }
+
     #[must_use]
     pub fn topic(&self, name: &str) -> Option<&Arc<TopicInfo>> {
         self.topics.get(name)

@@ -59,6 +59,13 @@ pub struct BatchId {
     pub last: i32,
 }
 
+impl BatchId {
+    /// Sequences wrap at 2^31.
+    fn records(self) -> i32 {
+        (self.last.wrapping_sub(self.first) & i32::MAX).saturating_add(1)
+    }
+}
+
 /// A batch that asks to pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Submission {
@@ -263,6 +270,9 @@ pub struct PartitionGate {
     /// must not overtake each other by another connection (RULES R1, R3).
     kept: BTreeMap<HoldId, Kept>,
     waiting: BTreeSet<SessionId>,
+    /// Behind the last record of idempotent producers that was acknowledged: their acknowledgements come when all replicas
+    /// that are in sync have it.
+    acked_end: Option<VirtualOffset>,
     /// When an outcome last became unknown and was not resolved since.
     unknown_since_ms: Option<i64>,
 }
@@ -326,7 +336,10 @@ impl PartitionGate {
         let in_flight = self.pids.get(&batch.pid).map(|p| &p.in_flight);
         let others: Vec<&InFlight> =
             in_flight.into_iter().flatten().filter_map(|t| self.in_flight.get(t)).collect();
-        let elsewhere = others.iter().any(|f| f.path != submission.path);
+        // Whose client has gone is sent again with all that came behind it, and a log that knows the producer tells a second
+        // time from a first. Its connection may stand still for long, with the broker behind it.
+        let is_known = self.is_known_to_log(submission, batch);
+        let elsewhere = others.iter().any(|f| f.path != submission.path && !(f.is_left && is_known));
         let alone = others.is_empty();
         if elsewhere && !bug::is(Bug::R3OtherPath) {
             return self.wait(submission, HoldReason::OtherPath, None);
@@ -359,12 +372,21 @@ impl PartitionGate {
             }
             CarryVerdict::Gap | CarryVerdict::NewEpoch | CarryVerdict::Next | CarryVerdict::Unknown => {}
         }
-        let in_log = Some((self.era, submission.native));
-        let confirmed = self.pids.get(&batch.pid).is_some_and(|p| p.confirmed == in_log);
+        let confirmed = self.is_confirmed(submission, batch);
         if !confirmed && !alone && !bug::is(Bug::R3Unconfirmed) {
             return self.wait(submission, HoldReason::Unconfirmed, None);
         }
         self.forward(submission)
+    }
+
+    /// The log has this producer's history, and orders its batches itself.
+    fn is_known_to_log(&self, submission: &Submission, batch: BatchId) -> bool {
+        (self.era == 0 && submission.native.is_none()) || self.is_confirmed(submission, batch)
+    }
+
+    fn is_confirmed(&self, submission: &Submission, batch: BatchId) -> bool {
+        let in_log = Some((self.era, submission.native));
+        self.pids.get(&batch.pid).is_some_and(|state| state.confirmed == in_log)
     }
 
     /// A log takes whatever comes first of a producer that it does not know, and what belongs before it is refused for
@@ -503,6 +525,8 @@ impl PartitionGate {
             let state = self.pids.entry(batch.pid).or_default();
             state.in_flight.remove(&ticket);
             if let Outcome::Appended(offset) = outcome {
+                let end = offset.map(|base| VirtualOffset(base.0 + i64::from(batch.records())));
+                self.acked_end = self.acked_end.max(end);
                 state.confirmed = Some((entry.era, entry.native));
                 self.carry.record_ack(batch.pid, batch.epoch, batch.first, batch.last, offset, now_ms);
             } else if outcome != Outcome::OutOfOrder {
@@ -606,6 +630,12 @@ impl PartitionGate {
     #[must_use]
     pub fn carry(&self) -> &Carry {
         &self.carry
+    }
+
+    /// The log ends here or behind it, unless it has lost what was replicated.
+    #[must_use]
+    pub fn acked_end(&self) -> Option<VirtualOffset> {
+        self.acked_end
     }
 
     #[must_use]

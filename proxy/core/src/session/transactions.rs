@@ -29,6 +29,8 @@ pub struct TransactionSeen {
     pub written: BTreeSet<Arc<str>>,
     /// Groups whose offsets the open transaction commits.
     pub groups: BTreeSet<Arc<str>>,
+    /// The producer that its coordinator last served, as far as seen.
+    pub producer: Option<Identity>,
     pub last_ms: i64,
 }
 
@@ -185,6 +187,7 @@ impl TransactionRegistry {
         }
         if let Some(seen) = inner.seen.get_mut(id).filter(|_| taken) {
             extend(&mut seen.written, &seen.topics);
+            seen.producer = Some(producer);
             seen.last_ms = now_ms;
         }
         !opening.taken && opening.asked.is_empty() && inner.end(id)
@@ -217,6 +220,20 @@ impl TransactionRegistry {
             inner.asking.retain(|_, token| Arc::strong_count(token) > 1);
         }
         Some(Arc::clone(inner.asking.entry(Arc::from(id)).or_default()))
+    }
+
+    /// Its coordinator has given `id` to a producer; who had it before is fenced.
+    pub fn given(&self, id: &str, producer: Identity) {
+        if let Some(seen) = lock(&self.inner).seen.get_mut(id) {
+            seen.producer = Some(producer);
+        }
+    }
+
+    /// Whether another producer has `id`, as far as seen.
+    #[must_use]
+    pub fn is_anothers(&self, id: &str, producer: Identity) -> bool {
+        let inner = lock(&self.inner);
+        inner.seen.get(id).and_then(|seen| seen.producer).is_some_and(|known| known != producer)
     }
 
     /// Transactions of `id` would write to `topics` now, and could not with what they wrote to before.
@@ -614,6 +631,7 @@ mod tests {
             topics: both.clone(),
             written: both,
             groups: topics(&["g"]),
+            producer: Some(PRODUCER),
             last_ms: 9,
         };
         assert_eq!(all.all_open(), BTreeMap::from([(Arc::from("a"), seen.clone())]));

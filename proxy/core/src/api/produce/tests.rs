@@ -1145,3 +1145,39 @@ fn r01_a_batch_without_sequence_is_not_sent_for_a_client_that_has_gone() {
     rig.pass(100);
     assert!(rig.sent().is_empty(), "a ghost is sent; what its client has sent since: {admission:?}");
 }
+
+/// The leader's machine has died without a word (no FIN, no RST), or stands still. After request.timeout.ms (30 s) its client has
+/// ended the connection and has come to the next leader, which was elected 20 s ago. The old connection of the proxy is
+/// waited for, 30 s more (connection.rs, ORPHAN_MS).
+#[test]
+fn r02_what_was_left_at_a_leader_of_before_keeps_nobody_from_the_next_one() {
+    // Never flipped: the log has the whole history of its producers.
+    let mut rig = Rig::new(Source, 1);
+    let left = of_another_session(&rig, 0, Some(0));
+    let gate = gate_of(&rig);
+    let ticket = match lock(&gate).admit(rig.now_ms, &left) {
+        Admission::Forward(ticket) => ticket,
+        other => panic!("{other:?}"),
+    };
+    rig.now_ms += 30_000;
+    lock(&gate).leave(ticket);
+    let topic: Arc<str> = Arc::from(TOPIC);
+    let info = rig.topology(Source).topics.get_mut(&topic).unwrap();
+    let info = &mut Arc::make_mut(info).partitions[0];
+    (info.leader, info.epoch) = (1, info.epoch + 1);
+    rig.snapshot.revision.0 += 1;
+    let began = rig.now_ms;
+    let mut told = Vec::new();
+    let mut sent = Vec::new();
+    while sent.is_empty() && rig.now_ms < began + 29_000 {
+        produce(&mut rig, -1, PID, 0);
+        rig.pass(5_100);
+        sent = rig.sent();
+        told.push((rig.now_ms - began, reply(&mut rig)));
+    }
+    assert!(
+        rig.now_ms - began < 6_000 && !sent.is_empty(),
+        "after {} ms nothing has been sent to the leader; its client was told {told:?}",
+        rig.now_ms - began
+    );
+}

@@ -175,7 +175,7 @@ fn r02_a_connection_lost_while_draining_aborts() {
 fn r05_what_was_acknowledged_is_carried() {
     let mut case = Case::new();
     let ticket = case.produce();
-    lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(7))));
+    lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(5))));
     case.go_to(Step::Drain);
     case.tell(Event::Looked);
     case.tell(Event::Read(readings(10, 4)));
@@ -496,4 +496,29 @@ fn the_new_era_starts_with_the_leaders_epochs_and_above_what_was_handed_out() {
     assert_eq!((era.native_epoch_start, era.epoch_base), (8, 70 + crate::timeline::EPOCH_GAP));
     assert_eq!(era.sealed_at_ms, START.ms);
     assert_eq!(case.flip.sealed()[0].old_end, NativeOffset(10));
+}
+
+/// The leader that is asked was deposed and does not know it; the one that took its place has acknowledged 20, and a consumer
+/// has read to 25. Whatever the reason: a boundary below that takes acknowledged records out of the log.
+#[test]
+fn r11_no_boundary_lies_below_what_was_acknowledged_or_read() {
+    let mut all = Vec::new();
+    for is_read in [false, true] {
+        let mut case = Case::new();
+        if is_read {
+            let seen = crate::session::Seen { high_watermark: 25, last_stable_offset: 25, epoch: 0 };
+            case.shared.seen.raise(&name(), 0, seen);
+        } else {
+            let ticket = case.produce();
+            lock(&case.gate()).complete(1_000, ticket, Acked::Appended(Some(VirtualOffset(20))));
+        }
+        case.go_to(Step::Drain);
+        case.tell(Event::Looked);
+        case.tell(Event::Read(readings(10, 4)));
+        case.tell(ends(10));
+        case.tell(Event::Committed(true));
+        let sealed = case.flip.sealed().first().map(|sealed| sealed.timeline.current().virtual_start);
+        all.push((case.flip.step(), sealed));
+    }
+    assert!(all.iter().all(|(step, _)| *step < Step::Seal), "sealed at: {all:?}");
 }
