@@ -422,6 +422,19 @@ async fn a_group_that_stayed_is_a_failure_though_the_topics_moved() {
     assert_eq!(run_against(&url, "cutover orders --with-groups").await, 1);
 }
 
+/// From the ledger: it was sealed, and nobody knows whether its groups followed.
+#[tokio::test]
+async fn groups_that_were_to_follow_a_flip_that_was_cut_short_are_not_called_moved() {
+    let told = OperationView { hold_ms: None, ..operation() };
+    let url = canned(vec![
+        ("GET /v1/status ", 200, json(&status(Side::Target))),
+        ("POST /v1/cutover ", 202, json(&told)),
+    ])
+    .await;
+    assert_eq!(run_against(&url, "cutover orders --with-groups").await, 1);
+    assert_eq!(run_against(&url, "cutover orders").await, 0);
+}
+
 #[test]
 fn status_tells_how_the_last_operation_ended() {
     let last = OperationView {

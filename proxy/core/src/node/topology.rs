@@ -147,3 +147,37 @@ impl Topology {
             .or_else(|| self.brokers.keys().next().copied())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(id: u8, epochs: &[i32]) -> Topology {
+        let mut topology = Topology::unknown(ClusterSide::Source);
+        let info =
+            |epoch: &i32| PartitionInfo { leader: *epoch, epoch: *epoch, replicas: vec![], isr: vec![] };
+        let (name, id): (Arc<str>, _) = (Arc::from("t"), TopicId([id; 16]));
+        let partitions = epochs.iter().map(info).collect();
+        let topic = TopicInfo { name: Arc::clone(&name), id, internal: false, partitions };
+        topology.topics.insert(name, Arc::new(topic));
+        topology
+    }
+
+    fn leaders(mut now: Topology, was: &Topology) -> Vec<i32> {
+        now.keep_newer(was);
+        now.topics["t"].partitions.iter().map(|partition| partition.leader).collect()
+    }
+
+    #[test]
+    fn a_broker_that_is_behind_takes_nothing_back() {
+        assert_eq!(leaders(cluster(1, &[5, 7]), &cluster(1, &[6, 6])), [6, 7]);
+        assert_eq!(leaders(cluster(1, &[5]), &cluster(1, &[4, 9])), [5, 9], "a partition was added");
+        assert_eq!(leaders(cluster(1, &[5, 0]), &cluster(1, &[5])), [5, 0]);
+    }
+
+    #[test]
+    fn a_topic_that_was_created_again_begins_anew() {
+        assert_eq!(leaders(cluster(2, &[0]), &cluster(1, &[6, 6])), [0]);
+        assert_eq!(leaders(cluster(0, &[0]), &cluster(0, &[6])), [0], "nobody can tell");
+    }
+}
