@@ -154,7 +154,7 @@ pub const KEYS: &[Key] = &[
         "limits",
         "hold_ms_max",
         integer(5_000, 100, HOLD_MS_HARD_MAX),
-        "Longest time in milliseconds a produce request is held by a cutover. A cutover that would need longer goes back to the old owner.",
+        "Longest time in milliseconds a produce request is held by a cutover. A cutover that keeps produce for four fifths of it goes back to the old owner.",
     ),
     key(
         "limits",

@@ -173,7 +173,9 @@ impl Flip {
         let terms = Terms {
             to: self.to,
             force: self.force,
-            hold_ms_max: i64::try_from(limits.hold_max.as_millis()).unwrap_or(i64::MAX),
+            fence_ms_max: cutover::fence_ms_max(
+                i64::try_from(limits.hold_max.as_millis()).unwrap_or(i64::MAX),
+            ),
             carry_entries_max: limits.carry_entries_max,
         };
         let runtime = Arc::clone(&self.control.runtime);

@@ -560,7 +560,7 @@ impl Control {
             told.unwrap_or_else(|problem| (BTreeSet::new(), Some(format!("{problem:#}"))));
         if let Some(why) = incomplete {
             let detail = format!("not all transactions could be listed: {why}");
-            let remedy = "a flip waits limits.hold_max_ms for them and is aborted otherwise: bring the broker up, or wait until its cluster has seen that it is gone";
+            let remedy = "a flip waits limits.hold_ms_max for them and is aborted otherwise: bring the broker up, or wait until its cluster has seen that it is gone";
             checks.add(NAME, CheckResult::Warned, detail, remedy);
         }
         let topics: Vec<Arc<str>> = routes.iter().map(|route| Arc::clone(&route.name)).collect();

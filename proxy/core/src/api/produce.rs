@@ -23,6 +23,9 @@ use std::sync::Arc;
 /// Wait before a batch is tried again at a leader that was not one, milliseconds.
 const RETRY_MS: i64 = 25;
 
+/// A batch waits for its connection to be free, while a flip is prepared, for so small a part of the hold bound.
+const NARROWED_PART: i64 = 10;
+
 /// Partitions for which this session has produce that is not sent yet. Later produce of the same partition queues
 /// behind it, whatever the gate would say.
 #[derive(Default)]
@@ -265,8 +268,10 @@ impl Produce {
             return None;
         }
         // While a flip is prepared it costs nothing here, because a broker takes a connection's requests one after the
-        // other anyway; in flight, every one of them would lengthen the drain.
-        let is_narrowed = cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE);
+        // other anyway; in flight, every one of them would lengthen the drain. Not for long: it may wait for a fence after this.
+        let may_narrow = cx.now_ms < self.arrived_ms + cx.core.limits.hold_ms_max / NARROWED_PART;
+        let is_narrowed =
+            may_narrow && cx.snapshot.preparing.contains(&at.0) && cx.is_busy(target.upstream, key::PRODUCE);
         if queued || is_narrowed || cx.now_ms < part.retry_at_ms {
             return part.queue(cx, &gate);
         }

@@ -17,14 +17,22 @@ use std::sync::Arc;
 /// Between two readings of a log that is not quiet yet, milliseconds.
 const REREAD_MS: i64 = 3;
 
+/// How long a flip may keep gates closed, where produce may be held for `hold_ms_max` milliseconds: less, so that what came
+/// right before the fence outlasts a flip that ends at its bound. Given up, a batch without sequences costs its client the
+/// connection, and what is under way there is written twice.
+#[must_use]
+pub fn fence_ms_max(hold_ms_max: i64) -> i64 {
+    hold_ms_max - hold_ms_max / 5
+}
+
 /// What is flipped, and within which limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub to: ClusterSide,
     /// Growth of the idle side is accepted (RULES R12).
     pub force: bool,
-    /// From the fence to SEAL, milliseconds.
-    pub hold_ms_max: i64,
+    /// From the fence to SEAL, milliseconds; see [`fence_ms_max`].
+    pub fence_ms_max: i64,
     /// Producers carried per partition.
     pub carry_entries_max: usize,
 }
@@ -247,7 +255,7 @@ impl Flip {
         match (self.step, event) {
             (_, Event::Failed(why)) => Err(Abort::Failed(why)),
             (_, Event::Late) => {
-                Err(Abort::NoBoundary { hold_ms: self.terms.hold_ms_max, why: self.unsettled.take() })
+                Err(Abort::NoBoundary { hold_ms: self.terms.fence_ms_max, why: self.unsettled.take() })
             }
             (Step::Prepare, Event::Leads(leads)) => self.lead(leads),
             (Step::Prepare, Event::Read(readings)) => self.check_dry(&readings),
@@ -320,7 +328,7 @@ impl Flip {
             lock(&gate).fence();
             self.fenced.insert(part, gate);
         }
-        self.deadline_ms = now.ms.saturating_add(self.terms.hold_ms_max);
+        self.deadline_ms = now.ms.saturating_add(self.terms.fence_ms_max);
         self.step = Step::Drain;
     }
 
@@ -485,7 +493,7 @@ impl Flip {
 
     fn check_in_time(&self, now: Now) -> Result<(), Abort> {
         let in_time = now.ms < self.deadline_ms;
-        if in_time { Ok(()) } else { Err(Abort::Late { hold_ms: self.terms.hold_ms_max }) }
+        if in_time { Ok(()) } else { Err(Abort::Late { hold_ms: self.terms.fence_ms_max }) }
     }
 
     fn commit(&mut self, now: Now) -> Result<Action, Abort> {

@@ -7,6 +7,7 @@ mod flip;
 pub use abort::{Abort, Grown, Unsettled};
 pub use flip::{
     Action, Ends, Event, Flip, Lead, Now, Outcome, Readings, Sealed, Step, Stored, Terms, Told, check_idle,
+    fence_ms_max,
 };
 
 use crate::ids::{ClusterSide, NativeOffset, VirtualOffset};

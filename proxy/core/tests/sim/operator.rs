@@ -115,8 +115,12 @@ impl World {
         let route = self.proxy.route();
         let to = route.owner.other();
         trace!(self, "flip {} to the {to}", self.flip_serial);
-        let terms =
-            Terms { to, force: false, hold_ms_max: self.shape.hold_ms, carry_entries_max: usize::MAX };
+        let terms = Terms {
+            to,
+            force: false,
+            fence_ms_max: cutover::fence_ms_max(self.shape.hold_ms),
+            carry_entries_max: usize::MAX,
+        };
         self.flip = Some(Flip {
             serial: self.flip_serial,
             to,

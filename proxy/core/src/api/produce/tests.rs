@@ -357,6 +357,40 @@ fn while_a_flip_is_prepared_a_connection_has_one_produce_under_way() {
     assert_eq!(reply(&mut rig), Some((0, 8)));
 }
 
+/// The broker stands still; the flip ends at its bound. A client whose batch was given up would lose its connection, and what is
+/// under way there would be written twice.
+#[test]
+fn r02_a_flip_that_ends_at_its_bound_costs_a_client_without_sequences_nothing() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    produce(&mut rig, -1, -1, -1);
+    let first = rig.one();
+    produce(&mut rig, -1, -1, -1);
+    rig.pass(400);
+    assert!(rig.sent().is_empty(), "it may be the last one before the drain");
+    let gate = gate_of(&rig);
+    lock(&gate).fence();
+    rig.pass(crate::cutover::fence_ms_max(5_000));
+    rig.snapshot.preparing = Arc::default();
+    lock(&gate).release_unchanged();
+    rig.handle(Event::Wake);
+    let second = rig.one();
+    answer(&mut rig, &first, 0, 7);
+    answer(&mut rig, &second, 0, 8);
+    assert_eq!([reply(&mut rig), reply(&mut rig)], [Some((0, 7)), Some((0, 8))]);
+}
+
+#[test]
+fn while_a_flip_is_prepared_nobody_waits_long_for_a_busy_connection() {
+    let mut rig = Rig::new(Source, 0);
+    rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
+    produce(&mut rig, -1, PID, 0);
+    let _first = rig.one();
+    produce(&mut rig, -1, PID, 1);
+    rig.pass(600);
+    assert_eq!(batch_of(&rig.one()).1, 1);
+}
+
 #[test]
 fn r08_a_batch_that_comes_again_does_not_share_the_error_of_a_later_one() {
     let mut rig = stale();

@@ -58,7 +58,7 @@ struct Case {
 impl Case {
     fn new() -> Case {
         let terms =
-            Terms { to: ClusterSide::Target, force: false, hold_ms_max: HOLD_MS, carry_entries_max: 100 };
+            Terms { to: ClusterSide::Target, force: false, fence_ms_max: HOLD_MS, carry_entries_max: 100 };
         Case { flip: Flip::new(terms, vec![route()]), shared: Shared::default() }
     }
 
