@@ -29,9 +29,15 @@ const ORPHAN_MS: i64 = 30_000;
 /// How long a client that was hung up on is still listened to. At a restart of the proxy all others wait so long, and
 /// sarama's default retries end after less than half a second.
 const LINGER: Duration = Duration::from_millis(200);
+/// How long a producer is still read from when the process ends, so that its connection ends in a moment when it has nothing
+/// under way. What it has sent and nobody has read it sends again; and Java without sequences turns the order of two such
+/// batches round. Shorter than the fetches that are waited for take, as a rule.
+const READ_ON: Duration = Duration::from_millis(300);
 /// Who has neither asked nor been answered since has no answer that it could miss. Some clients do not look at a connection
 /// that they do not use.
 const RECENT: Duration = Duration::from_secs(1);
+/// The API key that a produce request begins with.
+const PRODUCE: [u8; 2] = [0, 0];
 /// Events of upstreams that wait for this task; a full channel stops reading from the brokers.
 const UPSTREAM_EVENTS: usize = 64;
 
@@ -110,6 +116,10 @@ struct Connection {
     hung_up: bool,
     /// The process ends, or the node's broker has gone: what is in flight is answered, nothing more is taken.
     ending: bool,
+    /// Until then it is read from although the process ends.
+    read_until: Option<Instant>,
+    /// It has sent produce.
+    produces: bool,
     opened: Instant,
     /// The last byte from or to the client, or the last answer that is on its way to it.
     active: Instant,
@@ -147,6 +157,8 @@ impl Connection {
             gone_at_ms: None,
             hung_up: false,
             ending: false,
+            read_until: None,
+            produces: false,
             opened: Instant::now(),
             active: Instant::now(),
             node,
@@ -162,6 +174,9 @@ impl Connection {
             self.take_frames(&mut input);
             let drained = self.session.is_idle() && self.out.is_empty();
             if self.ending && drained && self.client.is_some() {
+                if self.reads_on() && self.has_sent_more(read, &mut input) {
+                    continue;
+                }
                 self.hang_up();
             }
             let waited_enough = self.gone_at_ms.is_some_and(|at| self.runtime.now_ms() - at > ORPHAN_MS);
@@ -198,15 +213,36 @@ impl Connection {
                     debug!(peer = %self.peer, "closing a silent client connection");
                     self.hang_up();
                 }
-                () = shutdown.requested(), if !self.ending => self.ending = true,
+                () = shutdown.requested(), if !self.ending => self.end_soon(),
+                () = sleep_until(self.read_until.unwrap_or(due)), if self.read_until.is_some() => {
+                    self.read_until = None;
+                }
             }
         }
+    }
+
+    /// The process ends.
+    fn end_soon(&mut self) {
+        self.ending = true;
+        self.read_until = self.produces.then(|| Instant::now() + READ_ON);
+    }
+
+    fn reads_on(&self) -> bool {
+        self.read_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Looks once more before the connection ends.
+    fn has_sent_more(&mut self, read: &OwnedReadHalf, input: &mut Input) -> bool {
+        let count = read.try_read_buf(input.decoder.spare()).unwrap_or(0);
+        self.runtime.metrics.client_bytes_in.add(count as u64);
+        count > 0
     }
 
     /// Whether another request may be taken from the client.
     fn may_read(&self) -> bool {
         let room = self.out.len() < self.runtime.config.limits.buffered_bytes_max;
-        self.client.is_some() && !self.ending && room && self.session.wants_read()
+        let takes_more = !self.ending || self.reads_on();
+        self.client.is_some() && takes_more && room && self.session.wants_read()
     }
 
     /// When the client has been silent for too long: before its first request, inside a request, or with nothing
@@ -243,6 +279,7 @@ impl Connection {
                 Ok(Some(frame)) => {
                     self.runtime.metrics.requests.add(1);
                     input.partial_since = None;
+                    self.produces |= frame.starts_with(&PRODUCE);
                     self.apply(Event::Frame(frame));
                     if std::mem::take(&mut input.first) {
                         let limit = self.runtime.config.limits.frame_bytes_max;

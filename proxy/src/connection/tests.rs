@@ -161,7 +161,7 @@ impl Proxy {
 }
 
 fn ranges() -> ApiRanges {
-    ApiRanges([(DESCRIBE_LOG_DIRS, (1, 1)), (FIND_COORDINATOR, (0, 0))].into())
+    ApiRanges([(0, (8, 8)), (DESCRIBE_LOG_DIRS, (1, 1)), (FIND_COORDINATOR, (0, 0))].into())
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -350,6 +350,22 @@ async fn at_shutdown_what_is_in_flight_is_answered_and_nothing_more_is_taken() {
     assert_eq!(proxy.next().await, Some(1));
     assert_eq!(proxy.next().await, None);
     assert_eq!(broker.seen.requests.load(Ordering::SeqCst), 1);
+}
+
+/// Of what a producer without sequences has sent and nobody has read, Java turns the order round when it sends it again.
+#[tokio::test]
+async fn at_shutdown_a_producer_is_read_from_until_it_has_nothing_under_way() {
+    let broker = Broker::start(Manner::Answers { after: Duration::from_millis(100) }).await;
+    let mut proxy = Proxy::start(config(), &broker, &broker).await;
+    // No transactional id, acks 1, a timeout, no topics.
+    let produce = request(0, 8, 1, &[0xff, 0xff, 0, 1, 0, 0, 0, 9, 0, 0, 0, 0]);
+    proxy.send(&[produce, relayed(2)].concat()).await;
+    until("the request", || broker.seen.requests.load(Ordering::SeqCst) == 1).await;
+    proxy.shutdown.request();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.send(&relayed(3)).await;
+    let answered = [proxy.next().await, proxy.next().await, proxy.next().await, proxy.next().await];
+    assert_eq!(answered, [Some(1), Some(2), Some(3), None]);
 }
 
 /// Java throws away answers that it has not read when a write meets a reset, and sends what they answer again.
