@@ -21,14 +21,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
 /// How long an answer may still be awaited for a client that has gone.
 const ORPHAN_MS: i64 = 30_000;
-/// How long a client that was hung up on is still listened to. At a restart of the proxy all others wait so long, and
-/// sarama's default retries end after less than half a second.
-const LINGER: Duration = Duration::from_millis(200);
+/// How long a client that was hung up on is still listened to: what it sends to a socket that is closed is answered with a
+/// reset, and a reset takes away what the client has not read yet.
+const LINGER: Duration = Duration::from_secs(2);
+/// The same when the process ends. All others wait so long, and sarama's default retries end after less than half a second.
+const LINGER_AT_END: Duration = Duration::from_millis(200);
 /// How long a producer is still read from when the process ends, so that its connection ends in a moment when it has nothing
 /// under way. What it has sent and nobody has read it sends again; and Java without sequences turns the order of two such
 /// batches round. Shorter than the fetches that are waited for take, as a rule.
@@ -53,6 +55,7 @@ pub(crate) async fn serve(
     runtime.metrics.connections.add(1);
     let (mut read, write) = stream.into_split();
     let mut connection = Connection::new(runtime, node, peer, write);
+    let process = shutdown.clone();
     let ran = unharmed(connection.run(&mut read, shutdown)).await;
     let ended = catch_unwind(AssertUnwindSafe(|| connection.end()));
     if ran.is_err() || ended.is_err() {
@@ -62,7 +65,18 @@ pub(crate) async fn serve(
     let lingers = connection.hung_up && connection.active.elapsed() < RECENT;
     drop(connection);
     if lingers {
-        let _ = timeout(LINGER, discard(read)).await;
+        discard_for_a_while(read, process).await;
+    }
+}
+
+async fn discard_for_a_while(read: OwnedReadHalf, mut process: ShutdownReceiver) {
+    let at_end = async {
+        process.requested().await;
+        sleep(LINGER_AT_END).await;
+    };
+    tokio::select! {
+        _ = timeout(LINGER, discard(read)) => {}
+        () = at_end => {}
     }
 }
 
@@ -355,8 +369,9 @@ impl Connection {
         match event {
             UpstreamEvent::Connected(upstream) => self.apply(Event::Connected { upstream }),
             UpstreamEvent::Frame(upstream, frame) => self.apply(Event::Answer { upstream, frame }),
-            // As its broker's connections ended. What is under way elsewhere is still answered.
-            UpstreamEvent::NodeGone => self.ending = true,
+            // As its broker's connections ended. Who is served by other brokers through this node stays: its next request to
+            // this one ends the connection.
+            UpstreamEvent::NodeGone => self.ending |= !self.upstreams.values().any(|known| known.companion),
             UpstreamEvent::ErrandDone(ticket, done) => self.apply(Event::ErrandDone { ticket, done }),
             UpstreamEvent::Lost(upstream) => {
                 // One that this side ended is not in the map any more, and not lost.

@@ -77,7 +77,7 @@ async fn answer(mut stream: TcpStream, manner: Manner, seen: Arc<Seen>) {
                 Manner::Silent => {}
                 Manner::HangsUp => return,
                 Manner::Answers { after } => {
-                    tokio::time::sleep(after).await;
+                    sleep(after).await;
                     let _ = stream.write_all(&response_to(&frame)).await;
                 }
             }
@@ -167,7 +167,7 @@ fn ranges() -> ApiRanges {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let wait = async {
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(5)).await;
         }
     };
     timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
@@ -196,7 +196,7 @@ async fn one_read_cannot_exceed_the_requests_in_flight() {
     let all: Vec<u8> = (0..100).flat_map(relayed).collect();
     proxy.send(&all).await;
     until("the first requests", || broker.seen.requests.load(Ordering::SeqCst) >= 4).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(200)).await;
     assert_eq!(broker.seen.requests.load(Ordering::SeqCst), 4);
 }
 
@@ -264,7 +264,7 @@ async fn only_the_first_frame_has_the_small_limit() {
     proxy.send(&[&relayed(1)[..], &2000_i32.to_be_bytes()].concat()).await;
     assert_eq!(proxy.next().await, Some(1));
     proxy.send(&[0; 100]).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     assert_eq!(proxy.runtime.sessions.len(), 1);
 }
 
@@ -318,7 +318,7 @@ async fn a_frame_that_dribbles_in_is_cut_off() {
         proxy.send(&1000_i32.to_be_bytes()).await;
         let dribbled = async {
             while proxy.client.write_all(&[0]).await.is_ok() && proxy.runtime.sessions.len() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
             }
         };
         timeout(Duration::from_secs(3), dribbled).await.expect("the end of the connection");
@@ -345,7 +345,7 @@ async fn at_shutdown_what_is_in_flight_is_answered_and_nothing_more_is_taken() {
     proxy.send(&relayed(1)).await;
     until("the request", || broker.seen.requests.load(Ordering::SeqCst) == 1).await;
     proxy.shutdown.request();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     proxy.send(&relayed(2)).await;
     assert_eq!(proxy.next().await, Some(1));
     assert_eq!(proxy.next().await, None);
@@ -362,7 +362,7 @@ async fn at_shutdown_a_producer_is_read_from_until_it_has_nothing_under_way() {
     proxy.send(&[produce, relayed(2)].concat()).await;
     until("the request", || broker.seen.requests.load(Ordering::SeqCst) == 1).await;
     proxy.shutdown.request();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     proxy.send(&relayed(3)).await;
     let answered = [proxy.next().await, proxy.next().await, proxy.next().await, proxy.next().await];
     assert_eq!(answered, [Some(1), Some(2), Some(3), None]);
@@ -376,12 +376,12 @@ async fn at_shutdown_a_client_that_goes_on_writing_reads_its_answers_and_the_end
     proxy.send(&[relayed(1), relayed(2)].concat()).await;
     until("the requests", || broker.seen.requests.load(Ordering::SeqCst) == 2).await;
     proxy.shutdown.request();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     proxy.send(&relayed(3)).await;
     until("the end of the session", || proxy.runtime.sessions.len() == 0).await;
     for correlation in 4..20 {
         proxy.send(&relayed(correlation)).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(5)).await;
     }
     assert_eq!([proxy.next().await, proxy.next().await], [Some(1), Some(2)]);
     let end = timeout(PATIENCE, proxy.client.read_buf(proxy.decoder.spare())).await;
@@ -503,7 +503,7 @@ async fn answers_lost_with_their_broker(pause: Duration) -> Vec<i32> {
                 let answers: Vec<u8> =
                     frames[..frames.len() - 1].iter().flat_map(|frame| response_to(frame)).collect();
                 let _ = stream.write_all(&answers).await;
-                tokio::time::sleep(pause).await;
+                sleep(pause).await;
             });
         }
     });
