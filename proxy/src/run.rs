@@ -125,12 +125,12 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
     let default = control.runtime.snapshot().routes.rules.default_side;
     loop {
         for side in [default.other(), default] {
-            if !control::topology::refresh(control, side).await {
+            if !control::topology::refresh(control, side).await && !is_foreign(control) {
                 let why = control.problem_of(side).unwrap_or_default();
                 warn!(%side, why, "the cluster cannot be reached; correct {side}.bootstrap or bring it up");
             }
         }
-        if let Some(foreign) = control.alarms().into_iter().find(|alarm| alarm.name == "foreign-cluster") {
+        if let Some(foreign) = control.alarms().into_iter().find(|alarm| alarm.name == FOREIGN) {
             anyhow::bail!("{}; {}", foreign.cause, foreign.remedy);
         }
         if control.topology(default).reachable {
@@ -138,6 +138,12 @@ async fn first_look(control: &Arc<Control>) -> anyhow::Result<()> {
         }
         tokio::time::sleep(START_RETRY).await;
     }
+}
+
+const FOREIGN: &str = "foreign-cluster";
+
+fn is_foreign(control: &Control) -> bool {
+    !control.alarms_named(FOREIGN).is_empty()
 }
 
 /// Rebuilds a lost store from the copies in the clusters, the newest one that is whole. Says what it did.
@@ -166,7 +172,11 @@ pub(crate) async fn restore_state(config: Config) -> anyhow::Result<String> {
     }
     let Some((side, rows)) = best else { anyhow::bail!("{said}there is nothing to restore from") };
     store.put_rows(&rows)?;
-    Ok(format!("{said}restored revision {} from the {side}: {} rows\n", rows.revision(), rows.0.len()))
+    Ok(format!(
+        "{said}restored revision {} from the {side}: {} rows; start it with `crossover run`\n",
+        rows.revision(),
+        rows.0.len()
+    ))
 }
 
 /// Opens the state and reads all of it.

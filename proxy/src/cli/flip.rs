@@ -1,5 +1,6 @@
 //! `crossover plan`, `cutover`, `rollback`, `abort` and `groups move`.
 
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -72,11 +73,17 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
             false => println!("{}", topic_line(topic, to, &record)),
         }
     }
-    for group in &args.groups {
+    // Those named, and those that came along.
+    let groups: BTreeSet<&String> = args.groups.iter().chain(&ended.groups).collect();
+    for group in groups {
         let home = status.groups.iter().find(|view| view.group == *group).map(|view| view.home);
-        if home != Some(to) {
-            all = false;
-            eprintln!("The group {} has not moved to the {to}.", clean(group));
+        match home == Some(to) {
+            true if json => {}
+            true => println!("The home of group {} is the {to}.", clean(group)),
+            false => {
+                all = false;
+                eprintln!("The group {} has not moved to the {to}.", clean(group));
+            }
         }
     }
     if !all && !json {
@@ -126,18 +133,41 @@ pub(super) async fn abort(client: &Client, operation: Option<String>, json: bool
     let view: OperationView = client.post("/v1/abort", &AbortRequest { operation }).await?;
     let view = match view.state.is_final() {
         true => view,
-        false => match follow(client, view, true).await? {
+        false => match follow(client, asked_for(view), true).await? {
             Some(view) => view,
             None => return Ok(Outcome::Interrupted),
         },
     };
     let aborted = view.state == OperationState::Aborted;
-    match (json, aborted) {
-        (true, _) => print_json(&view)?,
-        (false, true) => println!("Operation {} was aborted; its topics stay with their old owner.", view.id),
-        (false, false) => println!("Operation {} was completed before it could be aborted.", view.id),
+    match json {
+        true => print_json(&view)?,
+        false => println!("{}", abort_text(&view)),
     }
     Ok(if aborted { Outcome::Done } else { Outcome::Failed })
+}
+
+fn asked_for(view: OperationView) -> OperationView {
+    eprintln!("Operation {} is in {}; it ends at its next step.", view.id, view.state);
+    view
+}
+
+/// How an operation has ended that was to be aborted: it may have ended by itself before.
+pub(super) fn abort_text(view: &OperationView) -> String {
+    const STAYS: &str = "what was to move stays where it is";
+    let id = clean(&view.id);
+    let reason = view.reason.as_deref().unwrap_or_default();
+    match view.state {
+        OperationState::Aborted if failed(view).next().is_some() => {
+            format!("Operation {id} was refused by its checks before that; {STAYS}.")
+        }
+        OperationState::Aborted if reason.contains("an operator asked for it") => {
+            format!("Operation {id} was aborted; {STAYS}.")
+        }
+        OperationState::Aborted => {
+            format!("Operation {id} ended in {} by itself: {}; {STAYS}.", view.state, clean(reason))
+        }
+        _ => format!("Operation {id} was completed before it could be aborted."),
+    }
 }
 
 /// Watches an operation to its end; `None` after Ctrl-C, which leaves it alone (RULES R16).

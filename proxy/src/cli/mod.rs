@@ -139,7 +139,7 @@ struct TranslateArgs {
     #[arg(long, value_name = "OFFSET", requires = "side", value_parser = clap::value_parser!(i64).range(0..))]
     native: Option<i64>,
     /// The cluster of --native.
-    #[arg(long, requires = "native")]
+    #[arg(long, requires = "native", conflicts_with = "virtual_offset")]
     side: Option<SideArg>,
 }
 
@@ -192,7 +192,20 @@ enum Outcome {
 }
 
 /// The whole program.
+/// Whoever reads the output may have seen enough (`crossover status | head`): no report of a crash for that.
+fn end_quietly_with_the_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if said.starts_with("failed printing to stdout") && said.contains("Broken pipe") {
+            std::process::exit(141);
+        }
+        report(panic);
+    }));
+}
+
 pub(crate) fn main() -> ExitCode {
+    end_quietly_with_the_reader();
     let cli = Cli::parse();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     #[cfg(feature = "bug-flags")]

@@ -48,6 +48,7 @@ fn wrong_usage_is_refused_before_anything_happens() {
         "translate --topic t --partition 0",
         "translate --topic t --partition 0 --native 5",
         "translate --topic t --partition 0 --virtual 5 --native 5 --side source",
+        "translate --topic t --partition 0 --virtual 5 --side source",
         "translate --topic t --partition -1 --virtual 5",
         "groups move g",
         "state",
@@ -420,6 +421,28 @@ async fn a_group_that_stayed_is_a_failure_though_the_topics_moved() {
     ])
     .await;
     assert_eq!(run_against(&url, "cutover orders --with-groups").await, 1);
+}
+
+#[test]
+fn an_abort_is_not_claimed_where_there_was_none() {
+    let aborted = |reason: &str| OperationView {
+        state: OperationState::Aborted,
+        reason: Some(reason.into()),
+        ..operation()
+    };
+    assert!(flip::abort_text(&aborted("an operator asked for it")).contains("was aborted;"));
+    assert!(
+        flip::abort_text(&aborted("orders-1: no leader")).contains("ended in ABORTED by itself: orders-1")
+    );
+    let check = Check {
+        name: "routes".into(),
+        result: CheckResult::Failed,
+        detail: String::new(),
+        remedy: String::new(),
+    };
+    let refused = OperationView { checks: vec![check], ..aborted("routes") };
+    assert!(flip::abort_text(&refused).contains("was refused by its checks"));
+    assert!(flip::abort_text(&operation()).contains("was completed before"));
 }
 
 /// From the ledger: it was sealed, and nobody knows whether its groups followed.

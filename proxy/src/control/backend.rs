@@ -105,7 +105,7 @@ impl Backend for AdminBackend {
     fn translate(&self, query: TranslateQuery) -> Reply<'_, Translation> {
         Box::pin(async move {
             let mut told = translate(&self.0.runtime.snapshot(), &query)?;
-            told.explanation.push_str(&self.0.beyond_the_end(&told).await);
+            told.explanation.push_str(&self.0.where_no_record_is(&told).await);
             Ok(told)
         })
     }
@@ -246,6 +246,7 @@ async fn move_groups(
 ) {
     let (groups, mut failed) =
         control.groups_of(&request.groups, request.with_groups, &request.topics, to).await;
+    view.groups = groups.iter().map(ToString::to_string).collect();
     for group in groups {
         let id = format!("{}-{group}", view.id);
         let mut moved =
@@ -401,8 +402,10 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
                     );
                 }
                 None => {
-                    out.explanation =
-                        "this position belongs to no era: the record is not in the virtual log".to_owned()
+                    out.explanation = format!(
+                        "offset {} of the {side} belongs to no era: a record there is not in the virtual log",
+                        query.offset
+                    )
                 }
             }
         }
@@ -411,28 +414,45 @@ fn translate(snapshot: &Snapshot, query: &TranslateQuery) -> Result<Translation,
 }
 
 impl Control {
-    /// What is to be added to a translation where there is no record yet: an era that goes on has a place for any offset.
-    async fn beyond_the_end(&self, told: &Translation) -> String {
-        let (Some(side), Some(native)) = (told.side, told.native_offset) else { return String::new() };
-        let snapshot = self.runtime.snapshot();
-        let Some(route) = snapshot.routes.topic(&told.topic).filter(|route| Side::from(route.owner) == side)
+    /// What is to be added to a translation where there is no record, or not any more: any offset has its place in an era.
+    async fn where_no_record_is(&self, told: &Translation) -> String {
+        let (Some(side), Some(native), Some(virtual_offset)) =
+            (told.side, told.native_offset, told.virtual_offset)
         else {
             return String::new();
         };
-        let is_current = route.timeline(told.partition).is_some_and(|t| Some(t.current().index) == told.era);
-        if !is_current {
+        let snapshot = self.runtime.snapshot();
+        let route = snapshot.routes.topic(&told.topic);
+        let Some((route, timeline)) = route.and_then(|route| Some((route, route.timeline(told.partition)?)))
+        else {
             return String::new();
+        };
+        let floor = timeline.floor().0;
+        if virtual_offset < floor {
+            return format!("; the record was deleted: the virtual log starts at {floor} or behind it");
         }
         let leads = self.leads(std::slice::from_ref(route), side.into());
         let mut leads = leads.unwrap_or_default();
         leads.retain(|lead| lead.part.1 == told.partition);
-        let ends = timeout(LOG_END_MAX, self.read_ends(side.into(), &leads)).await;
-        let end = ends.ok().and_then(Result::ok).and_then(|ends| Some(ends.into_values().next()?.1));
-        match end {
-            Some(end) if native < end => String::new(),
-            Some(end) => format!("; no record is there yet: the log of the {side} ends at {end}"),
+        let read = async {
+            Ok((self.read_starts(side.into(), &leads).await?, self.read_ends(side.into(), &leads).await?))
+        };
+        let read: Option<anyhow::Result<_>> = timeout(LOG_END_MAX, read).await.ok();
+        let bounds = read
+            .and_then(Result::ok)
+            .and_then(|(starts, ends)| Some((starts.into_values().next()?, ends.into_values().next()?.1)));
+        // What another side has of an era is cut by its end.
+        let goes_on = Some(timeline.current().index) == told.era;
+        match bounds {
+            Some((start, _)) if native < start => {
+                format!("; the record is not there any more: the log of the {side} starts at {start}")
+            }
+            Some((_, end)) if native >= end && goes_on => {
+                format!("; no record is there yet: the log of the {side} ends at {end}")
+            }
+            Some(_) => String::new(),
             None => format!(
-                "; whether a record is there is not known: the {side} does not tell where its log ends"
+                "; whether the record is there is not known: the {side} does not tell what its log holds"
             ),
         }
     }

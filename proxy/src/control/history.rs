@@ -49,24 +49,21 @@ fn of(entry: &LedgerEntry) -> Option<OperationView> {
 }
 
 /// Kind, side and time of an operation, of which its id is made (`backend::claim`). A group that comes along with a flip adds
-/// its name.
+/// its name: that is a part of the flip, and none that anybody has asked for.
 fn named(id: &str) -> Option<(OperationKind, Option<Side>, u64)> {
     let (kind, rest) = id.split_once('-')?;
-    let (at, is_group) = match rest.split_once('-') {
-        Some((at, _)) => (at, true),
-        None => (rest, kind == "groupmove"),
-    };
     let to = match kind {
         "cutover" => Some(Side::Target),
         "rollback" => Some(Side::Source),
         _ => None,
     };
     let kind = match to {
-        _ if is_group => OperationKind::GroupMove,
         Some(Side::Target) => OperationKind::Cutover,
-        _ => OperationKind::Rollback,
+        Some(Side::Source) => OperationKind::Rollback,
+        None if kind == "groupmove" => OperationKind::GroupMove,
+        None => return None,
     };
-    Some((kind, to, at.parse().ok()?))
+    Some((kind, to, rest.parse().ok()?))
 }
 
 /// Another partition of the same flip, or an end that came later.
@@ -136,11 +133,7 @@ mod tests {
         let along = entry("abort", "cutover-9-my-group", None);
         let told = operations(&[home, along, entry("abort", "groupmove-10", None)]);
         let kinds: Vec<_> = told.iter().map(|one| (one.id.as_str(), one.kind, one.to)).collect();
-        let moved = OperationKind::GroupMove;
-        assert_eq!(
-            kinds,
-            [("groupmove-9", moved, Side::Target), ("cutover-9-my-group", moved, Side::Target)]
-        );
+        assert_eq!(kinds, [("groupmove-9", OperationKind::GroupMove, Side::Target)]);
     }
 
     #[test]

@@ -29,6 +29,9 @@ const COMPARED: [&str; 4] =
 /// What to do where a leader does not answer.
 const LEADERS: &str = "bring the broker up, or wait until another one leads its partitions";
 
+/// Partitions that a check names.
+const PARTITIONS_NAMED: usize = 3;
+
 /// Transactional ids that the plan names.
 const NAMED_MAX: usize = 10;
 
@@ -443,8 +446,8 @@ impl Control {
                     checks.add(
                         "topic-settings",
                         CheckResult::Failed,
-                        format!("{}: {problem:#}", route.name),
-                        "see the brokers' logs",
+                        format!("the settings of {} cannot be read: {problem:#}", route.name),
+                        LEADERS,
                     );
                     continue;
                 }
@@ -514,30 +517,35 @@ impl Control {
 
     /// Complete ISR on both sides (RULES R10).
     fn check_replicas(&self, checks: &mut Checks, routes: &[Arc<TopicRoute>]) {
-        let mut problem = None;
+        let mut problems = Vec::new();
+        let mut away = BTreeSet::new();
         for (route, side) in routes.iter().flat_map(|r| ClusterSide::BOTH.map(|s| (r, s))) {
             let topology = self.topology(side);
             let Some(topic) = topology.topic(route.physical(side)) else { continue };
             for (index, partition) in topic.partitions.iter().enumerate() {
-                if partition.isr.len() < partition.replicas.len() {
-                    problem = Some(format!(
-                        "{}-{index} on the {side} has {} of {} replicas in sync",
-                        topic.name,
-                        partition.isr.len(),
-                        partition.replicas.len()
-                    ));
-                }
+                let at = format!("{}-{index} on the {side}", topic.name);
+                let (live, all) = (partition.isr.len(), partition.replicas.len());
                 if !topology.brokers.contains_key(&partition.leader) {
-                    problem = Some(format!("{}-{index} on the {side} has no leader", topic.name));
+                    problems.push(format!("{at} has no leader"));
+                } else if live < all {
+                    problems.push(format!("{at} has {live} of {all} replicas in sync"));
                 }
+                let gone = partition.replicas.iter().filter(|broker| !topology.brokers.contains_key(broker));
+                away.extend(gone.map(|broker| format!("broker {broker} of the {side}")));
             }
         }
-        checks.judge(
-            "replicas-in-sync",
-            problem,
-            "all replicas are in sync".to_owned(),
-            "wait until all replicas are in sync, and for reassignments to end",
-        );
+        let remedy = match away.is_empty() {
+            true => "wait until all replicas are in sync, and for reassignments to end".to_owned(),
+            false => format!(
+                "bring {} up, or move the replicas elsewhere with kafka-reassign-partitions",
+                away.into_iter().collect::<Vec<_>>().join(" and ")
+            ),
+        };
+        let more = problems.len().saturating_sub(PARTITIONS_NAMED);
+        problems.truncate(PARTITIONS_NAMED);
+        let more = if more > 0 { format!(", and {more} more partitions") } else { String::new() };
+        let problem = (!problems.is_empty()).then(|| problems.join(", ") + &more);
+        checks.judge("replicas-in-sync", problem, "all replicas are in sync".to_owned(), &remedy);
     }
 
     /// Transactional ids follow their topics between two transactions. All that a transaction takes in must be on one side.
@@ -761,7 +769,7 @@ impl Control {
         }
         let created: &[String] = if request.create { &request.topics } else { &[] };
         let wait = match self.first_rebalance_ms(to).await {
-            Some(ms) => format!("about {ms} ms (the {to}'s group.initial.rebalance.delay.ms)"),
+            Some(ms) => format!("{ms} ms (the {to}'s group.initial.rebalance.delay.ms)"),
             None => format!("the {to}'s group.initial.rebalance.delay.ms, which it did not tell"),
         };
         let (groups, unread) =
@@ -781,7 +789,7 @@ impl Control {
             checks.judge(
                 "groups",
                 problem,
-                format!("group {group} moves along; its members rejoin together, which takes {wait}"),
+                format!("group {group} moves along; its members rejoin together, which takes until the last one's next heartbeat (heartbeat.interval.ms, 3 s by default) and {wait} more"),
                 "leave the group out, or remove the cause",
             );
         }

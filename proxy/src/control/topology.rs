@@ -7,7 +7,7 @@ use crossover_core::ids::{ClusterSide, TopicId};
 use crossover_core::node::{ApiRanges, BrokerAddress, PartitionInfo, TopicInfo, Topology};
 use crossover_core::route::STATE_TOPIC;
 use crossover_core::schema::{Struct, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -20,19 +20,25 @@ const COALESCE: Duration = Duration::from_millis(20);
 /// The alarm, and how long nobody may have answered.
 const UNREACHABLE: &str = "cluster-unreachable";
 const UNREACHABLE_FOR: Duration = Duration::from_secs(10);
+/// How long brokers may be away, or partitions without a leader, before it is told.
+const AWAY_FOR: Duration = Duration::from_secs(3);
+/// Partitions that an alarm names.
+const NAMED_MAX: usize = 5;
 
 /// Follows a cluster for ever.
 pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
     let every = control.runtime.config.timeouts.metadata_refresh;
     let asked = &control.refresh[side.index()];
     let mut was_reachable = true;
-    let mut last_seen = Instant::now();
+    let mut last_seen: Option<Instant> = None;
+    let mut away_since = None;
     loop {
         let reachable = refresh(&control, side).await;
         if reachable {
-            last_seen = Instant::now();
+            last_seen = Some(Instant::now());
             control.lift(UNREACHABLE, side.as_str());
-        } else if last_seen.elapsed() >= UNREACHABLE_FOR {
+            tell_of_brokers(&control, side, &mut away_since);
+        } else if last_seen.is_none_or(|at| at.elapsed() >= UNREACHABLE_FOR) {
             let why = control.problem_of(side).unwrap_or_default();
             let cause = format!("the {side} cannot be reached: {why}");
             let remedy = "bring it up, or correct its bootstrap addresses; what it owns waits until then";
@@ -49,6 +55,54 @@ pub(crate) async fn follow(control: Arc<Control>, side: ClusterSide) {
         let _ = timeout(pause, asked.notified()).await;
         sleep(COALESCE).await;
     }
+}
+
+/// Raises an alarm while brokers that hold replicas are not in their cluster, or partitions have no leader; not for a topic
+/// that is just being created.
+fn tell_of_brokers(control: &Control, side: ClusterSide, since: &mut Option<Instant>) {
+    match away(&control.topology(side)) {
+        None => {
+            *since = None;
+            control.lift("broker-away", side.as_str());
+        }
+        // The next look tells.
+        Some(_) if since.get_or_insert_with(Instant::now).elapsed() < AWAY_FOR => {}
+        Some(cause) => {
+            let remedy = "bring it up, or move its replicas elsewhere with kafka-reassign-partitions; flips of these topics are refused until then";
+            control.alarm("broker-away", side.as_str(), cause, remedy);
+        }
+    }
+}
+
+/// What the metadata of a cluster says of brokers that hold replicas and are not there, and of partitions without a leader.
+fn away(topology: &Topology) -> Option<String> {
+    let (mut brokers, mut affected, mut leaderless) = (BTreeSet::new(), 0, Vec::new());
+    for topic in topology.topics.values() {
+        for (index, partition) in topic.partitions.iter().enumerate() {
+            let gone = partition.replicas.iter().filter(|id| !topology.brokers.contains_key(id));
+            let gone: Vec<i32> = gone.copied().collect();
+            affected += usize::from(!gone.is_empty());
+            brokers.extend(gone);
+            if !topology.brokers.contains_key(&partition.leader) {
+                leaderless.push(format!("{}-{index}", topic.name));
+            }
+        }
+    }
+    if brokers.is_empty() && leaderless.is_empty() {
+        return None;
+    }
+    leaderless.sort();
+    let (count, more) = (leaderless.len(), if leaderless.len() > NAMED_MAX { ", …" } else { "" });
+    leaderless.truncate(NAMED_MAX);
+    let without = match count {
+        0 => String::new(),
+        count => format!("; {count} have no leader: {}{more}", leaderless.join(", ")),
+    };
+    let ids = brokers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "brokers of the {} that hold replicas are away: {ids}; {affected} partitions have replicas there{without}",
+        topology.side
+    ))
 }
 
 /// One look. False when no address of the cluster answers; what was known stays, marked unreachable.
@@ -191,6 +245,27 @@ fn topic_info(topic: &Struct) -> TopicInfo {
 mod tests {
     use super::super::testing;
     use super::*;
+
+    #[test]
+    fn brokers_that_hold_replicas_and_are_not_there_are_told_of() {
+        let control = testing::control([Some(&["orders"]), None], &[]);
+        let mut topology = (*control.topology(ClusterSide::Source)).clone();
+        let address = BrokerAddress { host: "h".to_owned(), port: 1, rack: None };
+        topology.brokers = [(1, address.clone()), (2, address)].into();
+        let partition = |leader, replicas: &[i32]| PartitionInfo {
+            leader,
+            epoch: 0,
+            replicas: replicas.to_vec(),
+            isr: replicas.to_vec(),
+        };
+        let topic = Arc::make_mut(topology.topics.get_mut("orders").unwrap());
+        topic.partitions = vec![partition(1, &[1, 2]), partition(2, &[2])];
+        assert_eq!(away(&topology), None);
+        topology.brokers.remove(&2);
+        let told = away(&topology).unwrap_or_default();
+        assert!(told.contains("of the source that hold replicas are away: 2; 2 partitions"), "{told}");
+        assert!(told.ends_with("1 have no leader: orders-1"), "{told}");
+    }
 
     /// Broker 1, the first that is asked, is cut off from the controller: it goes on telling what was so before the election.
     #[tokio::test]
