@@ -4,7 +4,7 @@ use crate::control::{AdminBackend, Control};
 use crate::listener::Listeners;
 use crate::runtime::Runtime;
 use crate::shutdown::Shutdown;
-use crate::store::{Restored, Rows, Store};
+use crate::store::{FOREIGN_REMEDY, InUse, Restored, Rows, Store, foreign};
 use crate::{control, telemetry};
 use anyhow::{Context, anyhow};
 use crossover_admin_api::ServerOptions;
@@ -153,30 +153,62 @@ fn is_foreign(control: &Control) -> bool {
 pub(crate) async fn restore_state(config: Config) -> anyhow::Result<String> {
     let (store, _) = open_state(&config.state.directory)?;
     let client = control::client::Client::new(config.timeouts.connect, config.timeouts.control_request);
-    let mut best = None;
-    let mut said = String::new();
+    let (mut best, mut said, mut clusters) = (None, String::new(), Vec::new());
     for side in ClusterSide::BOTH {
         match control::topology::look(&client, &config, side).await {
             Err(problem) => said += &format!("the {side} cannot be read: {problem:#}\n"),
-            Ok(topology) => match control::state_copy::read(&client, &topology).await {
-                Ok(None) => said += &format!("the {side} has no copy\n"),
-                Err(problem) => said += &format!("the {side}'s copy cannot be used: {problem:#}\n"),
-                Ok(Some(rows)) => {
-                    said += &format!("the {side} has a copy of revision {}\n", rows.revision());
-                    if best.as_ref().is_none_or(|(_, known): &(_, Rows)| rows.revision() > known.revision()) {
-                        best = Some((side, rows));
-                    }
+            Ok(topology) => clusters.push(topology),
+        }
+    }
+    for cluster in &clusters {
+        let side = cluster.side;
+        match control::state_copy::read(&client, cluster).await {
+            Ok(None) => said += &format!("the {side} has no copy\n"),
+            Err(problem) => said += &format!("the {side}'s copy cannot be used: {problem:#}\n"),
+            Ok(Some(rows)) => {
+                said += &format!("the {side} has a copy of revision {}\n", rows.revision());
+                if best.as_ref().is_none_or(|(_, known): &(_, Rows)| rows.revision() > known.revision()) {
+                    best = Some((side, rows));
                 }
-            },
+            }
         }
     }
     let Some((side, rows)) = best else { anyhow::bail!("{said}there is nothing to restore from") };
+    let bound = rows.cluster_ids();
+    if let Some(problem) = clusters.iter().find_map(|c| foreign(&bound, c.side, &c.cluster_id)) {
+        anyhow::bail!("{said}nothing was restored: {problem}; {FOREIGN_REMEDY}");
+    }
     store.put_rows(&rows)?;
     Ok(format!(
-        "{said}restored revision {} from the {side}: {} rows; start it with `crossover run`\n",
+        "{said}restored revision {} from the {side}: {} rows; start it with `crossover run`, which takes the pair from a Crossover that still serves it: stop that one first\n",
         rows.revision(),
         rows.0.len()
     ))
+}
+
+/// What there is to say of a state directory before a start, without making one.
+pub(crate) enum Present {
+    /// Nothing was ever stored there.
+    Empty,
+    /// A Crossover runs on it.
+    InUse,
+    /// It was written for these clusters.
+    Of([Option<String>; 2]),
+}
+
+/// Looks at a state directory.
+///
+/// # Errors
+/// It cannot be used; as of [`run`].
+pub(crate) fn look_at_state(directory: &Path) -> anyhow::Result<Present> {
+    if !directory.join("state.redb").exists() {
+        return Ok(Present::Empty);
+    }
+    match open_state(directory) {
+        Ok((_, restored)) => Ok(Present::Of(restored.cluster_ids)),
+        Err(problem) if problem.is::<InUse>() => Ok(Present::InUse),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// Opens the state and reads all of it.

@@ -112,11 +112,37 @@ impl Rows {
         self.revision() > 0
     }
 
+    /// The clusters it was written for.
+    pub(crate) fn cluster_ids(&self) -> [Option<String>; 2] {
+        ClusterSide::BOTH.map(|side| {
+            let id = self.0.get(&format!("meta/{}", cluster_key(side)))?;
+            String::from_utf8(id.clone()).ok()
+        })
+    }
+
     pub(crate) fn revision(&self) -> u64 {
         let text = self.0.get("meta/revision").and_then(|value| std::str::from_utf8(value).ok());
         text.and_then(|text| text.parse().ok()).unwrap_or(0)
     }
 }
+
+/// Why the cluster that was found on a side is not the one that a state was written for (RULES R31).
+pub(crate) fn foreign(bound: &[Option<String>; 2], side: ClusterSide, found: &str) -> Option<String> {
+    let known = bound[side.index()].as_deref().filter(|known| *known != found)?;
+    let hint = match bound[side.other().index()].as_deref() == Some(found) {
+        true => "; source and target are swapped, or both are one cluster",
+        false => "",
+    };
+    Some(format!("the {side} is cluster {found}, the state belongs to {known}{hint}"))
+}
+
+/// What to do about a [`foreign`] cluster.
+pub(crate) const FOREIGN_REMEDY: &str = "point the configuration at the clusters this state belongs to; for another pair name another state.directory, and keep this one";
+
+/// Another process holds the lock of the directory.
+#[derive(Debug, thiserror::Error)]
+#[error("state.directory {0} is in use by another crossover process; stop it, or name another directory")]
+pub(crate) struct InUse(String);
 
 /// What one flip makes durable, all or nothing.
 pub(crate) struct Seal {
@@ -157,9 +183,7 @@ impl Store {
             )
         })?;
         if !FileExt::try_lock_exclusive(&lock).unwrap_or(false) {
-            bail!(
-                "state.directory {shown} is in use by another crossover process; stop it, or name another directory"
-            );
+            bail!(InUse(shown.to_string()));
         }
         let database = Database::create(directory.join("state.redb"))
             .with_context(|| format!("state.directory {shown}: state.redb cannot be opened"))?;

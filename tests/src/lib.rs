@@ -175,6 +175,12 @@ pub fn no_alarms(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
+/// A configuration with source and target the other way round.
+#[must_use]
+pub fn swapped(config: &str) -> String {
+    config.replace("[source]", "[x]").replace("[target]", "[source]").replace("[x]", "[target]")
+}
+
 /// Everything a command printed.
 #[must_use]
 pub fn text(output: &Output) -> String {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use crossover_tests::faults::wait_until_well;
 use crossover_tests::live::{KINDS, Traffic, create_topic};
-use crossover_tests::{check, flip, one_at_a_time, rig, wait_count};
+use crossover_tests::{check, flip, one_at_a_time, rig, swapped, wait_count};
 use std::process::Command;
 use std::time::Duration;
 
@@ -96,11 +96,12 @@ fn r31_swapped_clusters_are_refused_at_start() -> Result<()> {
     rig.stop_proxy()?;
     let file = rig.directory.join("crossover.toml");
     let config = std::fs::read_to_string(&file)?;
-    let swapped =
-        config.replace("[source]", "[x]").replace("[target]", "[source]").replace("[x]", "[target]");
-    std::fs::write(&file, swapped)?;
+    std::fs::write(&file, swapped(&config))?;
     let problem = rig.start_proxy().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(problem.contains("source and target are swapped"), "not refused: {problem:?}");
+    let checked = rig.crossover(&["check", "--config", "crossover.toml"])?;
+    let said = String::from_utf8_lossy(&checked.stderr);
+    ensure!(!checked.status.success() && said.contains("are swapped"), "`check` says nothing: {said:?}");
     std::fs::write(&file, config)?;
     Ok(rig.start_proxy()?)
 }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use crossover_harness::rig::Rig;
 use crossover_tests::faults::wait_until_well;
 use crossover_tests::live::{KINDS, TOPIC, Traffic, create_topic};
-use crossover_tests::{one_at_a_time, rig, text, wait_for};
+use crossover_tests::{one_at_a_time, rig, swapped, text, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -59,6 +59,15 @@ fn r31_a_lost_state_is_rebuilt_from_the_clusters() -> Result<()> {
 
     let refused = rig.start_proxy().err().map(|e| e.to_string()).unwrap_or_default();
     ensure!(refused.contains("crossover state restore"), "an empty state was not refused: {refused:?}");
+    let file = rig.directory.join("crossover.toml");
+    let config = std::fs::read_to_string(&file)?;
+    std::fs::write(&file, swapped(&config))?;
+    let said = text(&rig.crossover(&["state", "restore", "--config", "crossover.toml"])?);
+    ensure!(
+        said.contains("nothing was restored") && said.contains("are swapped"),
+        "restored to another pair:\n{said}"
+    );
+    std::fs::write(&file, config)?;
     let output = rig.crossover(&["state", "restore", "--config", "crossover.toml"])?;
     let said = text(&output);
     ensure!(output.status.success(), "not restored:\n{said}");

@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use crossover_config::{Config, ConfigErrors, HostPort, PortRange, Side};
+use crossover_core::ids::ClusterSide;
 use serde_json::{Value, json};
 
 use super::probe::{self, Found, ProbeError};
 use super::{Outcome, print_json};
+use crate::run::{Present, look_at_state};
+use crate::store::{FOREIGN_REMEDY, foreign};
 
 /// One bootstrap address and what answered there.
 pub(super) struct Probed {
@@ -32,7 +35,11 @@ pub(super) async fn check(file: &Path, json: bool) -> anyhow::Result<Outcome> {
     let mut problems = judge(&probed);
     let ports = judge_ports(config.listener.node_ports, &probed);
     problems.extend(ports.as_ref().err().cloned());
-    let notes: Vec<String> = ports.ok().flatten().into_iter().collect();
+    let mut notes: Vec<String> = ports.ok().flatten().into_iter().collect();
+    match judge_state(&config.state.directory, &probed) {
+        Ok(note) => notes.extend(note),
+        Err(problem) => problems.push(problem),
+    }
     if json {
         let clusters: Vec<Value> = probed.iter().map(probed_json).collect();
         let ok = problems.is_empty();
@@ -116,6 +123,32 @@ pub(super) fn judge_ports(range: PortRange, probed: &[Probed]) -> Result<Option<
             "{said}; none is left: a broker that is added cannot be reached before the range is widened and Crossover restarted."
         ))),
         Some(left) => Ok(Some(format!("{said}; {left} are left for brokers that are added."))),
+    }
+}
+
+/// A state that is there must be of these clusters (RULES R31). `Ok` may have something to say.
+pub(super) fn judge_state(directory: &Path, probed: &[Probed]) -> Result<Option<String>, String> {
+    let bound = match look_at_state(directory) {
+        Ok(Present::Empty) => return Ok(None),
+        Ok(Present::InUse) => {
+            return Ok(Some(format!(
+                "`state.directory` {}: a Crossover runs on it; stop it before you start another one.",
+                directory.display()
+            )));
+        }
+        Ok(Present::Of(bound)) => bound,
+        Err(problem) => return Err(format!("{problem:#}")),
+    };
+    let foreign = probed.iter().find_map(|one| {
+        let id = one.result.as_ref().ok()?.cluster_id.as_deref()?;
+        let side = if one.side == Side::Source { ClusterSide::Source } else { ClusterSide::Target };
+        foreign(&bound, side, id)
+    });
+    match foreign {
+        Some(problem) => {
+            Err(format!("`state.directory` {}: {problem}; {FOREIGN_REMEDY}.", directory.display()))
+        }
+        None => Ok(None),
     }
 }
 

@@ -119,10 +119,15 @@ pub(super) async fn move_group(
     let status: Status = client.get("/v1/status").await?;
     let request = GroupMoveRequest { expected_revision: Some(status.revision), group: group.clone(), to };
     let started: OperationView = client.post("/v1/groups/move", &request).await?;
+    // A move takes its time.
+    let was_there = started.state == OperationState::Done;
     let Some(ended) = follow(client, started, json).await? else { return Ok(Outcome::Interrupted) };
     let done = ended.state == OperationState::Done;
     match (json, done) {
         (true, _) => print_json(&ended)?,
+        (false, true) if was_there => {
+            println!("The home of group {} is the {to} already; nothing was changed.", clean(&group));
+        }
         (false, true) => println!("The home of group {} is the {to}.", clean(&group)),
         (false, false) => print_failure(&ended),
     }

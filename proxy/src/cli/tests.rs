@@ -5,7 +5,7 @@ use crossover_admin_api::model::{
     PartitionView, Plan, Side, Status, TopicView, Verdict,
 };
 
-use super::check::{Probed, judge, judge_ports};
+use super::check::{Probed, judge, judge_ports, judge_state};
 use super::client::{Client, ClientError, escape, parse_event};
 use super::probe::{Found, ProbeError, metadata_versions, parse_metadata};
 use super::{Cli, flip, show, table};
@@ -319,6 +319,35 @@ fn check_counts_the_ports_of_nodes() {
     let one = [probed(Source, Some(3)), probed(Target, None)];
     assert_eq!(judge_ports(range(9199), &one), Ok(None), "how many are left is not known");
     assert!(judge_ports(range(9101), &one).is_err_and(|few| few.contains("of the source alone")));
+}
+
+#[test]
+fn check_knows_the_state_of_another_pair_and_of_a_running_instance() {
+    use crossover_config::Side::{Source, Target};
+    use crossover_core::ids::ClusterSide;
+    let probed = |side, id: &str| Probed {
+        side,
+        address: "127.0.0.1:1".parse().expect("address"),
+        result: Ok(Found { cluster_id: Some(id.to_owned()), brokers: 1 }),
+    };
+    let directory = std::env::temp_dir().join(format!("crossover-check-{}", std::process::id()));
+    let own = [probed(Source, "a"), probed(Target, "b")];
+    assert_eq!(judge_state(&directory, &own), Ok(None));
+    assert!(!directory.exists(), "looking makes none");
+    let store = crate::store::Store::open(&directory).expect("a new state");
+    store.bind(ClusterSide::Source, "a").and_then(|()| store.bind(ClusterSide::Target, "b")).expect("bound");
+    let running = judge_state(&directory, &own);
+    assert!(
+        running.as_ref().is_ok_and(|note| note.as_ref().is_some_and(|n| n.contains("runs on it"))),
+        "{running:?}"
+    );
+    drop(store);
+    assert_eq!(judge_state(&directory, &own), Ok(None));
+    let swapped = judge_state(&directory, &[probed(Source, "b"), probed(Target, "a")]);
+    let other = judge_state(&directory, &[probed(Source, "a"), probed(Target, "c")]);
+    std::fs::remove_dir_all(&directory).expect("removed");
+    assert!(swapped.as_ref().is_err_and(|why| why.contains("swapped")), "{swapped:?}");
+    assert!(other.as_ref().is_err_and(|why| why.contains("the state belongs to b")), "{other:?}");
 }
 
 /// An admin API that answers each path with one fixed body; returns its address.

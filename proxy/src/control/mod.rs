@@ -31,7 +31,9 @@ pub(crate) use backend::AdminBackend;
 use crate::runtime::{ControlEvent, Runtime};
 use crate::store::{Floors, Restored, Store, StoredTopic};
 use client::Client;
-use crossover_admin_api::model::{Alarm, BoundaryView, Event, LedgerEntry, OperationView};
+use crossover_admin_api::model::{
+    Alarm, BoundaryView, CheckResult, Event, LedgerEntry, OperationState, OperationView,
+};
 use crossover_config::{Cluster, Config, Side};
 use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::node::Topology;
@@ -365,7 +367,12 @@ impl Control {
     pub(crate) fn step_event(&self, view: &OperationView) {
         let reason = view.reason.as_ref().filter(|_| view.state.is_final());
         let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-        self.event("step", None, format!("{} {}{why}", view.id, view.state));
+        let is_refused = view.checks.iter().any(|check| check.result == CheckResult::Failed);
+        let state = match view.state {
+            OperationState::Aborted if is_refused => "was refused".to_owned(),
+            state => state.to_string(),
+        };
+        self.event("step", None, format!("{} {state}{why}", view.id));
     }
 
     /// The one that ended last.

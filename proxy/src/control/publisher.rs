@@ -22,12 +22,7 @@ impl Control {
     pub(crate) async fn set_topology(&self, mut topology: Topology) -> anyhow::Result<()> {
         let side = topology.side;
         if let Err(problem) = self.check_binding(&topology).await {
-            self.alarm(
-                "foreign-cluster",
-                side.as_str(),
-                problem.to_string(),
-                "point the configuration at the clusters this state belongs to; for another pair name another state.directory, and keep this one",
-            );
+            self.alarm("foreign-cluster", side.as_str(), problem.to_string(), crate::store::FOREIGN_REMEDY);
             return Err(problem);
         }
         let new_ports = {
@@ -89,19 +84,13 @@ impl Control {
     /// The store belongs to one pair of clusters (RULES R31).
     async fn check_binding(&self, topology: &Topology) -> anyhow::Result<()> {
         let (side, id) = (topology.side, topology.cluster_id.clone());
-        let (own, other) = {
-            let state = self.state();
-            (state.cluster_ids[side.index()].clone(), state.cluster_ids[side.other().index()].clone())
-        };
-        match own {
-            Some(known) if known == id => Ok(()),
-            Some(known) => {
-                let swapped = other.is_some_and(|o| o == id);
-                let hint =
-                    if swapped { "; source and target are swapped, or both are one cluster" } else { "" };
-                anyhow::bail!("the {side} is cluster {id}, the state belongs to {known}{hint}")
-            }
-            None if other.is_some_and(|o| o == id) => {
+        let bound = self.state().cluster_ids.clone();
+        if let Some(problem) = crate::store::foreign(&bound, side, &id) {
+            anyhow::bail!(problem);
+        }
+        match &bound[side.index()] {
+            Some(_) => Ok(()),
+            None if bound[side.other().index()].as_ref() == Some(&id) => {
                 self.unbind_unused(side.other()).await?;
                 anyhow::bail!(
                     "the {side} is cluster {id}, and so is the {}: they must be two clusters",
