@@ -25,6 +25,9 @@ const RETRY_MS: i64 = 25;
 
 /// A batch waits for its connection to be free, while a flip is prepared, for so small a part of the hold bound.
 const NARROWED_PART: i64 = 10;
+/// How long a batch without sequences waits at most for an earlier one of its client: what clients wait for a broker by
+/// default (`request.timeout.ms`).
+const OWN_WAIT_MS_MAX: i64 = 30_000;
 
 /// Partitions for which this session has produce that is not sent yet. Later produce of the same partition queues
 /// behind it, whatever the gate would say.
@@ -115,6 +118,8 @@ struct Part {
     hold: Option<HoldId>,
     /// When its request came, in milliseconds.
     arrived_ms: i64,
+    /// From when the hold bound counts.
+    bound_from_ms: i64,
     /// Why it was last held.
     reason: Option<HoldReason>,
     /// A fence held it: the flip is not the client's to notice.
@@ -192,6 +197,7 @@ impl Produce {
                     retry_at_ms: 0,
                     hold: None,
                     arrived_ms: self.arrived_ms,
+                    bound_from_ms: self.arrived_ms,
                     reason: None,
                     was_held: false,
                     is_repeated: false,
@@ -224,7 +230,7 @@ impl Produce {
 
     /// Asks for one part. The upstream to send it to, if it may pass now.
     fn ask(&mut self, cx: &mut Cx<'_>, index: usize, first_time: bool) -> Option<UpstreamKey> {
-        let hold_until = self.arrived_ms + cx.core.limits.hold_ms_max;
+        let patience_ms = i64::from(self.request.i32("TimeoutMs")).min(OWN_WAIT_MS_MAX);
         let part = &mut self.parts[index];
         let at = part.at.clone();
         let queued = if first_time {
@@ -239,6 +245,7 @@ impl Produce {
             part.answer(cx, error);
             return None;
         }
+        let hold_until = part.kept_until(cx, queued, patience_ms);
         if cx.now_ms >= hold_until {
             cx.emit(Effect::HoldExpired { topic: Arc::clone(&at.0), partition: at.1, reason: part.reason });
             part.answer(cx, code::NOT_LEADER_OR_FOLLOWER);
@@ -257,6 +264,7 @@ impl Produce {
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));
         let (Some(target), Some(path)) = (target, path) else {
             // No leader known: the topology is on its way.
+            part.reason = None;
             cx.refresh(cx.snapshot.routes.owner(&at.0));
             return part.queue(cx, &gate);
         };
@@ -342,8 +350,7 @@ impl Produce {
                     part.at.1 == answer.i32("Index") && part.is_topic(cx, topic, by_id)
                 });
                 if let Some(index) = found {
-                    let arrived_ms = self.arrived_ms;
-                    self.parts[index].on_response(cx, answer, arrived_ms);
+                    self.parts[index].on_response(cx, answer);
                 }
             }
         }
@@ -564,6 +571,19 @@ impl Part {
         None
     }
 
+    /// Until when it is kept. What waits for an earlier batch of its own client, and has no sequences (RULES R1), waits as long
+    /// as that one, as it would at a broker: given up, it would end its client's connection, and what is unanswered
+    /// there would be written twice.
+    fn kept_until(&mut self, cx: &Cx<'_>, is_queued: bool, patience_ms: i64) -> i64 {
+        let bound = cx.core.limits.hold_ms_max;
+        let waits_for_own =
+            is_queued || matches!(self.reason, Some(HoldReason::OtherPath | HoldReason::Kept));
+        if self.batch.is_none() && waits_for_own {
+            self.bound_from_ms = cx.now_ms;
+        }
+        (self.bound_from_ms + bound).min(self.arrived_ms + bound.max(patience_ms))
+    }
+
     /// Waits without asking the gate, which remembers its place.
     fn queue(&mut self, cx: &mut Cx<'_>, gate: &SharedGate) -> Option<UpstreamKey> {
         self.hold = Some(crate::session::lock(gate).queue(&self.kept(cx)));
@@ -626,7 +646,7 @@ impl Part {
         }
     }
 
-    fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct, arrived_ms: i64) {
+    fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct) {
         let State::InFlight { side, era, companion, recall, .. } = self.state else { return };
         let mut error = answer.i16("ErrorCode");
         let route = cx.snapshot.routes.topic(&self.at.0).cloned();
@@ -661,7 +681,7 @@ impl Part {
             code::NOT_ENOUGH_REPLICAS,
         ];
         let is_hidden = companion || self.was_held;
-        let in_time = cx.now_ms < arrived_ms + cx.core.limits.hold_ms_max;
+        let in_time = cx.now_ms < self.bound_from_ms + cx.core.limits.hold_ms_max;
         if is_hidden {
             let timed_out = error == code::REQUEST_TIMED_OUT && bug::is(Bug::R8TimedOut);
             // A leader that steps down while it waits for its followers answers 6, and tells where it has appended the

@@ -33,6 +33,10 @@ fn records(pid: i64, sequence: i32) -> Bytes {
 }
 
 fn produce(rig: &mut Rig, acks: i16, pid: i64, sequence: i32) {
+    produce_within(rig, 1_000, acks, pid, sequence);
+}
+
+fn produce_within(rig: &mut Rig, timeout_ms: i32, acks: i16, pid: i64, sequence: i32) {
     rig.ask(key::PRODUCE, VERSION, |body| {
         let mut topic = body.new_element("TopicData");
         let mut partition = topic.new_element("PartitionData");
@@ -41,7 +45,7 @@ fn produce(rig: &mut Rig, acks: i16, pid: i64, sequence: i32) {
         topic.set("Name", TOPIC);
         topic.set("PartitionData", Value::Array(Some(vec![partition.into()])));
         body.set("Acks", acks);
-        body.set("TimeoutMs", 1_000_i32);
+        body.set("TimeoutMs", timeout_ms);
         body.set("TopicData", Value::Array(Some(vec![topic.into()])));
     });
 }
@@ -1082,6 +1086,58 @@ fn r08_the_first_offset_of_a_log_is_a_place_too_when_a_leader_steps_down() {
     rig.pass(60);
     assert!(rig.sent().is_empty(), "it may be in the log, which would take it twice");
     assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+}
+
+/// A batch without sequences, and one behind it, that wait for one of their client on another connection; its ticket.
+fn waiting_for_their_own() -> (Rig, Ticket) {
+    let mut rig = Rig::new(Source, 0);
+    // So that it is known who the client is.
+    assert_eq!(append(&mut rig, 0, 39), Some((code::NONE, 39)));
+    let earlier = Submission { path: PathId(99), ..of_another_session(&rig, 0, None) };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &earlier);
+    let Admission::Forward(ticket) = admission else { panic!("{admission:?}") };
+    (0..2).for_each(|_| produce_within(&mut rig, 60_000, 1, -1, -1));
+    assert!(rig.sent().is_empty(), "they may not overtake it");
+    (rig, ticket)
+}
+
+#[test]
+fn r01_a_batch_that_waits_for_its_own_client_waits_longer_than_the_hold_bound() {
+    let (mut rig, ticket) = waiting_for_their_own();
+    (0..4).for_each(|_| rig.pass(5_000));
+    assert!(
+        rig.closed.is_none() && rig.reply().is_none(),
+        "its client would write again what it has unanswered"
+    );
+    let signal = lock(&gate_of(&rig)).complete(rig.now_ms, ticket, Outcome::Appended(None));
+    assert!(signal.wake.contains(&SessionId(1)));
+    rig.handle(Event::Wake);
+    let sent = rig.sent();
+    assert_eq!(sent.len(), 2);
+    answer(&mut rig, &sent[0], code::NONE, 40);
+    assert_eq!(reply(&mut rig), Some((code::NONE, 40)));
+    assert!(rig.closed.is_none());
+}
+
+#[test]
+fn r01_a_fence_that_comes_after_it_has_its_own_bound() {
+    let (mut rig, ticket) = waiting_for_their_own();
+    (0..2).for_each(|_| rig.pass(5_000));
+    lock(&gate_of(&rig)).fence();
+    let _ = lock(&gate_of(&rig)).complete(rig.now_ms, ticket, Outcome::Appended(None));
+    rig.handle(Event::Wake);
+    rig.pass(4_000);
+    assert!(rig.sent().is_empty() && rig.closed.is_none());
+    lock(&gate_of(&rig)).release_unchanged();
+    rig.handle(Event::Wake);
+    assert_eq!(rig.sent().len(), 2);
+}
+
+#[test]
+fn r01_a_batch_waits_for_its_own_client_no_longer_than_clients_wait() {
+    let (mut rig, _) = waiting_for_their_own();
+    (0..7).for_each(|_| rig.pass(4_999));
+    assert!(rig.closed.is_some());
 }
 
 #[test]
