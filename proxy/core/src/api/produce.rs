@@ -25,8 +25,8 @@ const RETRY_MS: i64 = 25;
 
 /// A batch waits for its connection to be free, while a flip is prepared, for so small a part of the hold bound.
 const NARROWED_PART: i64 = 10;
-/// How long a batch without sequences waits at most for an earlier one of its client: what clients wait for a broker by
-/// default (`request.timeout.ms`).
+/// How long a batch without sequences waits at most for an earlier one of its client: as long as clients wait for a broker by
+/// default. Who wants to wait less hangs up.
 const OWN_WAIT_MS_MAX: i64 = 30_000;
 
 /// Partitions for which this session has produce that is not sent yet. Later produce of the same partition queues
@@ -230,7 +230,6 @@ impl Produce {
 
     /// Asks for one part. The upstream to send it to, if it may pass now.
     fn ask(&mut self, cx: &mut Cx<'_>, index: usize, first_time: bool) -> Option<UpstreamKey> {
-        let patience_ms = i64::from(self.request.i32("TimeoutMs")).min(OWN_WAIT_MS_MAX);
         let part = &mut self.parts[index];
         let at = part.at.clone();
         let queued = if first_time {
@@ -245,7 +244,7 @@ impl Produce {
             part.answer(cx, error);
             return None;
         }
-        let hold_until = part.kept_until(cx, queued, patience_ms);
+        let hold_until = part.kept_until(cx, queued);
         if cx.now_ms >= hold_until {
             cx.emit(Effect::HoldExpired { topic: Arc::clone(&at.0), partition: at.1, reason: part.reason });
             part.answer(cx, code::NOT_LEADER_OR_FOLLOWER);
@@ -574,14 +573,18 @@ impl Part {
     /// Until when it is kept. What waits for an earlier batch of its own client, and has no sequences (RULES R1), waits as long
     /// as that one, as it would at a broker: given up, it would end its client's connection, and what is unanswered
     /// there would be written twice.
-    fn kept_until(&mut self, cx: &Cx<'_>, is_queued: bool, patience_ms: i64) -> i64 {
-        let bound = cx.core.limits.hold_ms_max;
+    fn kept_until(&mut self, cx: &Cx<'_>, is_queued: bool) -> i64 {
         let waits_for_own =
             is_queued || matches!(self.reason, Some(HoldReason::OtherPath | HoldReason::Kept));
         if self.batch.is_none() && waits_for_own {
             self.bound_from_ms = cx.now_ms;
         }
-        (self.bound_from_ms + bound).min(self.arrived_ms + bound.max(patience_ms))
+        self.bound(cx)
+    }
+
+    fn bound(&self, cx: &Cx<'_>) -> i64 {
+        let hold = cx.core.limits.hold_ms_max;
+        (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(OWN_WAIT_MS_MAX))
     }
 
     /// Waits without asking the gate, which remembers its place.
@@ -681,7 +684,11 @@ impl Part {
             code::NOT_ENOUGH_REPLICAS,
         ];
         let is_hidden = companion || self.was_held;
-        let in_time = cx.now_ms < self.bound_from_ms + cx.core.limits.hold_ms_max;
+        if elsewhere.contains(&error) && !self.is_repeated {
+            // How long the broker had it, it was not held.
+            self.bound_from_ms = cx.now_ms;
+        }
+        let in_time = cx.now_ms < self.bound(cx);
         if is_hidden {
             let timed_out = error == code::REQUEST_TIMED_OUT && bug::is(Bug::R8TimedOut);
             // A leader that steps down while it waits for its followers answers 6, and tells where it has appended the

@@ -33,10 +33,6 @@ fn records(pid: i64, sequence: i32) -> Bytes {
 }
 
 fn produce(rig: &mut Rig, acks: i16, pid: i64, sequence: i32) {
-    produce_within(rig, 1_000, acks, pid, sequence);
-}
-
-fn produce_within(rig: &mut Rig, timeout_ms: i32, acks: i16, pid: i64, sequence: i32) {
     rig.ask(key::PRODUCE, VERSION, |body| {
         let mut topic = body.new_element("TopicData");
         let mut partition = topic.new_element("PartitionData");
@@ -45,7 +41,7 @@ fn produce_within(rig: &mut Rig, timeout_ms: i32, acks: i16, pid: i64, sequence:
         topic.set("Name", TOPIC);
         topic.set("PartitionData", Value::Array(Some(vec![partition.into()])));
         body.set("Acks", acks);
-        body.set("TimeoutMs", timeout_ms);
+        body.set("TimeoutMs", 1_000_i32);
         body.set("TopicData", Value::Array(Some(vec![topic.into()])));
     });
 }
@@ -467,6 +463,19 @@ fn r08_the_echo_of_a_hidden_failure_is_not_told_after_the_hold_bound_either() {
     answer(&mut rig, &again, 0, 42);
     let refused = Some((code::NOT_LEADER_OR_FOLLOWER, -1));
     assert_eq!((reply(&mut rig), reply(&mut rig)), (Some((0, 102)), refused));
+}
+
+#[test]
+fn r08_a_leader_that_steps_down_after_a_long_silence_is_as_hidden_as_another() {
+    let mut rig = stale();
+    produce(&mut rig, 1, -1, -1);
+    let sent = rig.one();
+    rig.pass(9_000);
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, -1);
+    rig.pass(RETRY_MS);
+    let again = rig.one();
+    answer(&mut rig, &again, code::NONE, 42);
+    assert_eq!(reply(&mut rig).map(|told| told.0), Some(code::NONE));
 }
 
 #[test]
@@ -1096,7 +1105,7 @@ fn waiting_for_their_own() -> (Rig, Ticket) {
     let earlier = Submission { path: PathId(99), ..of_another_session(&rig, 0, None) };
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &earlier);
     let Admission::Forward(ticket) = admission else { panic!("{admission:?}") };
-    (0..2).for_each(|_| produce_within(&mut rig, 60_000, 1, -1, -1));
+    (0..2).for_each(|_| produce(&mut rig, 1, -1, -1));
     assert!(rig.sent().is_empty(), "they may not overtake it");
     (rig, ticket)
 }
