@@ -2,7 +2,7 @@
 
 use crate::fault_table::Row;
 use crate::faults::{Outcome, flip_when_allowed, owner, stop_all_behind, wait_until_well};
-use crate::live::{KINDS, Kind, TOPIC, Traffic, create_topic};
+use crate::live::{KINDS, Kind, TOPIC, Traffic, create_topic, writer_of};
 use crate::measure::machine_load;
 use crate::relayed_rig;
 use anyhow::{Context, Result, ensure};
@@ -241,7 +241,7 @@ impl Run {
         for patient in histories.producers.iter().filter(|path| !is_impatient(path)) {
             ensure!(count(patient, "P.fail") == 0, "records were given up: {}", patient.display());
         }
-        let [acks_1, kafkajs] = [ACKS_1, KAFKAJS].map(|name| writer_of(name).to_string());
+        let [acks_1, kafkajs] = [ACKS_1, KAFKAJS].map(|name| writer_of(&KINDS, name));
         let mut allowed = match clients {
             Clients::Idempotent => vec!["--allow-duplicates", &kafkajs],
             Clients::WithAcksOne => vec!["--allow-duplicates", &acks_1],
@@ -288,9 +288,4 @@ pub fn victim(cluster: &Cluster) -> Result<i32> {
 
 fn is_impatient(history: &Path) -> bool {
     ["sarama", "kafkajs"].iter().any(|name| history.to_string_lossy().contains(name))
-}
-
-/// Writers are numbered in the order of the kinds.
-fn writer_of(name: &str) -> usize {
-    KINDS.iter().position(|kind| kind.name == name).map_or(0, |index| index + 1)
 }

@@ -64,6 +64,16 @@ pub fn chosen(kinds: &[Kind]) -> Result<Vec<Kind>> {
     wanted.split(',').map(|name| known(name).with_context(|| format!("no kind {name}"))).collect()
 }
 
+/// The number of a kind's producer in its records and for the checker.
+///
+/// # Panics
+/// There is no such kind.
+#[must_use]
+pub fn writer_of(kinds: &[Kind], name: &str) -> String {
+    let index = kinds.iter().position(|kind| kind.name == name).expect("a kind of this name");
+    (index + 1).to_string()
+}
+
 /// The running clients of a test.
 pub struct Traffic {
     pub producers: Vec<Driver>,

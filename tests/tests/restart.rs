@@ -1,9 +1,9 @@
 //! The proxy is stopped, killed and started again while clients live.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use crossover_harness::rig::{Driver, Rig, count};
 use crossover_tests::faults::wait_until_well;
-use crossover_tests::live::{KINDS, Traffic, create_topic};
+use crossover_tests::live::{KINDS, Traffic, create_topic, writer_of};
 use crossover_tests::{check, flip, one_at_a_time, rig, swapped, wait_count};
 use std::process::Command;
 use std::time::Duration;
@@ -124,8 +124,7 @@ fn r32_every_client_survives_a_clean_restart() -> Result<()> {
     // While the only proxy is away no broker is within reach: sarama's and franz-go's groups tell the application so. kafkajs
     // sends to all leaders at once and begins anew when one cannot be reached, without waiting for the others; what they
     // append meanwhile it sends again under new sequences (`sendMessages.js`; so on any Kafka).
-    let kafkajs = KINDS.iter().position(|kind| kind.name == "kafkajs").context("no kafkajs")? + 1;
-    let kafkajs = kafkajs.to_string();
+    let kafkajs = writer_of(&KINDS, "kafkajs");
     let allowed = ["--allow-errors", "C.error,E.error", "--allow-duplicates", &kafkajs];
     traffic.finish()?.judge_allowing(&rig, &allowed)?;
     rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();

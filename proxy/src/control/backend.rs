@@ -766,7 +766,7 @@ fn era_view(era: &Era, log_start: Option<NativeOffset>) -> EraView {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{testing, uncertain};
+    use super::super::testing;
     use super::*;
     use crate::store::testing::Disk;
     use crossover_core::ids::TopicId;
@@ -786,7 +786,7 @@ mod tests {
 
     #[tokio::test]
     async fn r13_a_topic_whose_owner_nobody_knows_is_nowhere_already() {
-        let control = uncertain::testing::control(&Disk::default());
+        let control = testing::restored(&Disk::default());
         with_topic(&control, "orders");
         let topics = ["orders".to_owned()];
         assert!(control.are_there(&topics, ClusterSide::Source));
@@ -801,7 +801,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_operation_is_known_as_long_as_it_runs_however_many_groups_follow() {
-        let control = uncertain::testing::control(&Disk::default());
+        let control = testing::restored(&Disk::default());
         let new = |id: &str| {
             new_operation(&control, id, OperationKind::Cutover, ClusterSide::Target, Vec::new(), Vec::new())
         };

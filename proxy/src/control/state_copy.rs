@@ -436,7 +436,7 @@ mod tests {
     async fn r31_an_empty_state_does_not_begin_beside_a_copy_that_cannot_be_read() {
         use crate::store::testing::Disk;
         use crossover_core::node::{BrokerAddress, PartitionInfo, TopicInfo};
-        let control = super::super::uncertain::testing::control(&Disk::default());
+        let control = crate::control::testing::restored(&Disk::default());
         let mut topology = Topology::unknown(ClusterSide::Source);
         topology.reachable = true;
         control.state().topologies[0] = Arc::new(topology.clone());

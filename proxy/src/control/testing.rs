@@ -3,6 +3,7 @@
 use super::publisher::snapshot as published;
 use super::{Control, State};
 use crate::runtime::Runtime;
+use crate::store::testing::Disk;
 use crate::store::{Restored, Store, StoredTopic};
 use crossover_config::{Config, SMALLEST};
 use crossover_core::ids::{ClusterSide, TopicId};
@@ -39,6 +40,13 @@ pub(crate) fn snapshot(source: &[&str], target: &[&str]) -> Snapshot {
     let mut state = State::from_restored(&Restored::default());
     state.topologies = [cluster(ClusterSide::Source, source), cluster(ClusterSide::Target, target)];
     published(&config(), &state, &TopicChanges::default())
+}
+
+/// The control tasks of a process that has restored this disk and seen no cluster yet.
+pub(crate) fn restored(disk: &Disk) -> Arc<Control> {
+    let store = disk.open();
+    let restored = store.restore().expect("restored");
+    Control::new(Runtime::new(config(), super::first_snapshot(&config())).0, store, restored)
 }
 
 /// Control tasks with a store of their own, which have seen these topics; `None`: nothing of that cluster. The topics

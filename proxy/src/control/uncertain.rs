@@ -44,27 +44,9 @@ impl Control {
 }
 
 #[cfg(test)]
-pub(crate) mod testing {
-    use super::*;
-    use crate::runtime::Runtime;
-    use crate::store::testing::Disk;
-    use std::path::Path;
-
-    /// The control tasks of a process that has seen no cluster yet.
-    pub(crate) fn control(disk: &Disk) -> Arc<Control> {
-        let config =
-            crossover_config::parse(crossover_config::SMALLEST, Path::new("crossover.toml")).unwrap();
-        let first = crate::control::first_snapshot(&config);
-        let store = disk.open();
-        let restored = store.restore().unwrap();
-        Control::new(Runtime::new(config, first).0, store, restored)
-    }
-}
-
-#[cfg(test)]
 mod tests {
-    use super::testing::control;
     use super::*;
+    use crate::control::testing::restored as control;
     use crate::store::testing::Disk;
     use crossover_core::ids::{ClusterSide, Revision};
     use crossover_core::producer::transaction::Identity;

@@ -7,7 +7,7 @@ use crossover_harness::relay::{Cut, Fault};
 use crossover_harness::rig::{Rig, count};
 use crossover_tests::fault_run::{PROPERTIES, victim};
 use crossover_tests::faults::{Outcome, Stopped, flip_when_allowed, owner, stop_behind, wait_until_well};
-use crossover_tests::live::{Histories, Kind, TOPIC, Traffic, create_topic};
+use crossover_tests::live::{Histories, Kind, TOPIC, Traffic, create_topic, writer_of};
 use crossover_tests::measure::machine_load;
 use crossover_tests::operator::status;
 use crossover_tests::{end, flip, one_at_a_time, relayed_rig, wait_for};
@@ -239,9 +239,7 @@ impl Run {
             ensure!(failed == 0 || !patient.contains(&kind.name), "{} gave up records", kind.name);
         }
         let written = producers.iter().map(|history| count(history, "P.ok")).sum();
-        let repeats =
-            CLIENTS.iter().position(|kind| kind.name == SARAMA_DEFAULT).map_or(0, |index| index + 1);
-        let repeats = repeats.to_string();
+        let repeats = writer_of(&CLIENTS, SARAMA_DEFAULT);
         let allowed = ["--allow-duplicates", &repeats, "--allow-errors", "P.fail"];
         Histories { producers, consumers, written }.judge_allowing(&self.rig, &allowed)?;
         self.rig.keep = std::env::var_os("CROSSOVER_KEEP").is_some();

@@ -3,14 +3,11 @@
 
 use crate::cluster::{Appended, code};
 use crate::coverage::Seen;
-use crate::wire::{self, Asked};
+use crate::wire::{self, Asked, BATCH};
 use crate::world::{Ev, MS, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::ClusterSide;
 use crossover_core::schema::{Struct, Value};
-
-/// Bytes of one batch.
-const BATCH: i32 = 73;
 
 /// What a broker has not answered yet.
 pub(crate) enum Parked {

@@ -2,15 +2,12 @@
 
 use crate::coverage::Seen;
 use crate::txn_reader::Reader;
-use crate::wire;
+use crate::wire::{self, BATCH};
 use crate::world::{Ev, MS, Who, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::{TopicId, VirtualNode};
 use crossover_core::schema::Struct;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Bytes of one batch.
-const BATCH: i32 = 73;
 
 pub(crate) struct Consumer {
     version: i16,

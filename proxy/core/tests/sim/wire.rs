@@ -14,6 +14,8 @@ pub(crate) const AUDIT_IDS: [[u8; 16]; 2] = [[3; 16], [4; 16]];
 const PREFIX: usize = 4;
 const HEADER: usize = 61;
 const PAYLOAD: usize = 12;
+/// Bytes of one batch.
+pub(crate) const BATCH: i32 = (HEADER + PAYLOAD) as i32;
 
 pub(crate) const PRODUCE: i16 = 0;
 pub(crate) const FETCH: i16 = 1;
