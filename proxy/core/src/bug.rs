@@ -33,6 +33,8 @@ pub enum Bug {
     R6Visit,
     /// A timeout, which leaves open whether the batch was appended, is retried without sequences.
     R8TimedOut,
+    /// R8: what a leader has appended before it stepped down is sent to the next one, whatever that says.
+    R8Successor,
     /// The refusal of a batch whose predecessor is being repeated is passed on.
     R8Echo,
     /// The boundary is the high watermark, whatever the log end is.

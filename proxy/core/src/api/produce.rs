@@ -2,6 +2,9 @@
 //!
 //! Source: KIP-98, KIP-951 (hints), `ProduceRequest.json`, `ProduceResponse.json`; RULES R1–R9.
 
+mod successor;
+
+use self::successor::Question;
 use super::{common, key};
 use crate::bug::{self, Bug};
 use crate::error_code as code;
@@ -130,6 +133,9 @@ struct Part {
     is_given_up: bool,
     /// Its client has gone and sends it again by another connection: from here it is not sent once more.
     is_left: bool,
+    /// What is to be found out before its leader's answer counts.
+    question: Option<Question>,
+    was_asked: bool,
 }
 
 enum State {
@@ -142,6 +148,8 @@ enum State {
         companion: bool,
         /// In the log already; the owner is asked where.
         recall: bool,
+        /// The broker it was sent to, and the partition's epoch as it was known then.
+        leader: (i32, i32),
     },
     Answered(Struct),
 }
@@ -154,6 +162,8 @@ pub struct Produce {
     parts: Vec<Part>,
     /// Which parts a call carried. acks=0: which parts a probe stands behind.
     calls: BTreeMap<u32, Vec<usize>>,
+    /// Which part a leader was asked about.
+    questions: BTreeMap<u32, usize>,
     next_call: u32,
     throttle_ms: i64,
 }
@@ -168,6 +178,7 @@ impl Produce {
             arrived_ms: 0,
             parts: Vec::new(),
             calls: BTreeMap::new(),
+            questions: BTreeMap::new(),
             next_call: 0,
             throttle_ms: 0,
         }
@@ -203,6 +214,8 @@ impl Produce {
                     is_repeated: false,
                     is_given_up: false,
                     is_left: false,
+                    question: None,
+                    was_asked: false,
                 };
                 part.look_inside(route.as_deref(), by_id, cx.snapshot.taken_over);
                 self.parts.push(part);
@@ -355,7 +368,8 @@ impl Produce {
         }
         for index in parts {
             // A broker that leaves a partition out has not said what became of it.
-            if matches!(self.parts[*index].state, State::InFlight { .. }) {
+            let part = &self.parts[*index];
+            if matches!(part.state, State::InFlight { .. }) && part.question.is_none() {
                 self.parts[*index].settle(cx, Outcome::Unknown);
                 self.parts[*index].answer(cx, code::REQUEST_TIMED_OUT);
             }
@@ -386,6 +400,7 @@ impl Produce {
     }
 
     fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
+        self.ask_successors(cx);
         // An error would let what the client has in flight behind it be appended first. A client whose connection ends
         // sends everything again, in order.
         if self.acks != 0 && self.parts.iter().any(|part| part.is_given_up) && !bug::is(Bug::R2PlainError) {
@@ -426,6 +441,10 @@ impl Operation for Produce {
 
     fn on_answer(&mut self, cx: &mut Cx<'_>, call: u32, answer: Answer) -> Step {
         wake_narrowed(cx);
+        if let Some(index) = self.questions.remove(&call) {
+            self.on_successor(cx, index, answer);
+            return self.finish(cx);
+        }
         let (frame, body_at, version) = match answer {
             Answer::Lost { sent } => return self.lost(cx, call, sent),
             Answer::Frame { frame, body_at, version } => (frame, body_at, version),
@@ -459,6 +478,10 @@ impl Operation for Produce {
         for part in &mut self.parts {
             match part.state {
                 State::Waiting => part.answer(cx, code::REQUEST_TIMED_OUT),
+                State::InFlight { .. } if part.question.take().is_some() => {
+                    part.settle(cx, Outcome::Unknown);
+                    part.answer(cx, code::REQUEST_TIMED_OUT);
+                }
                 State::InFlight { ticket, .. } => {
                     part.is_left = true;
                     crate::session::lock(&cx.shared.gates.get(&part.at.0, part.at.1)).leave(ticket);
@@ -541,8 +564,9 @@ impl Part {
                 let companion = to.upstream.class != Class::Native;
                 cx.core.produce.remove(&self.at);
                 self.hold = None;
-                self.state =
-                    State::InFlight { ticket, side: to.upstream.node.side, era: to.era, companion, recall };
+                let side = to.upstream.node.side;
+                let leader = (to.upstream.node.broker, self.epoch(cx, side));
+                self.state = State::InFlight { ticket, side, era: to.era, companion, recall, leader };
                 let (session, now) = (cx.core.id, cx.now_ms);
                 cx.shared.traffic.note(&self.at.0, |t| {
                     let by = if companion { &mut t.companion_produce } else { &mut t.direct_produce };
@@ -585,6 +609,14 @@ impl Part {
     fn bound(&self, cx: &Cx<'_>) -> i64 {
         let hold = cx.core.limits.hold_ms_max;
         (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(OWN_WAIT_MS_MAX))
+    }
+
+    /// The epoch of the partition's leader as far as it is known, else −1.
+    fn epoch(&self, cx: &Cx<'_>, side: ClusterSide) -> i32 {
+        let route = cx.snapshot.routes.topic(&self.at.0);
+        let known =
+            route.and_then(|route| cx.snapshot.topology(side).partition(route.physical(side), self.at.1));
+        known.map_or(-1, |partition| partition.epoch)
     }
 
     /// Waits without asking the gate, which remembers its place.
@@ -650,6 +682,9 @@ impl Part {
     }
 
     fn on_response(&mut self, cx: &mut Cx<'_>, answer: &Struct) {
+        if self.doubts(cx, answer) {
+            return;
+        }
         let State::InFlight { side, era, companion, recall, .. } = self.state else { return };
         let mut error = answer.i16("ErrorCode");
         let route = cx.snapshot.routes.topic(&self.at.0).cloned();

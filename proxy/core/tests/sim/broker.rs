@@ -418,6 +418,33 @@ impl World {
         self.respond(link, asked, &body);
     }
 
+    pub(crate) fn end_epoch(&mut self, link: usize, asked: &Asked) {
+        let (side, broker) = (self.links[link].side, self.links[link].broker);
+        self.see(Seen::SuccessorAsked);
+        let mut body = wire::response(wire::OFFSET_FOR_LEADER_EPOCH);
+        for data in asked.body.structs("Topics") {
+            let mut topic = body.new_element("Topics");
+            topic.set("Topic", data.get("Topic").clone());
+            for wanted in data.structs("Partitions") {
+                let partition = wanted.i32("Partition");
+                let log = &self.clusters[side.index()].logs[partition as usize];
+                let mut answer = topic.new_element("Partitions");
+                answer.set("Partition", partition);
+                match log.check_epoch(broker, wanted.i32("CurrentLeaderEpoch")) {
+                    Ok(()) => {
+                        let (epoch, end) = log.epoch_end(wanted.i32("LeaderEpoch"));
+                        answer.set("LeaderEpoch", epoch);
+                        answer.set("EndOffset", end);
+                    }
+                    Err(error) => answer.set("ErrorCode", error),
+                }
+                topic.push("Partitions", answer);
+            }
+            body.push("Topics", topic);
+        }
+        self.respond(link, asked, &body);
+    }
+
     pub(crate) fn delete(&mut self, link: usize, asked: &Asked) {
         let (side, broker) = (self.links[link].side, self.links[link].broker);
         let mut body = wire::response(wire::DELETE_RECORDS);

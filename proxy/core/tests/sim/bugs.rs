@@ -58,6 +58,7 @@ const COMMON: &[Bug] = &[
     Bug::Core(CoreBug::R6Visit),
     Bug::Core(CoreBug::R8Echo),
     Bug::Core(CoreBug::R8TimedOut),
+    Bug::Core(CoreBug::R8Successor),
     Bug::Core(CoreBug::R14Stale),
     Bug::Core(CoreBug::R14Fence),
     Bug::Core(CoreBug::R17Moved),

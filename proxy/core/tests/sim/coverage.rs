@@ -14,7 +14,7 @@ seen! {
     DeadlineBeforeSeal, LossAborts, SealNotWritten, SealUnknownKept, SealUnknownLost, GraceRefuses,
     ThreeEras, Rollback,
     AckWithoutOffset, AckOfAnOlderEra, HoldExpired, HeldForwarded, StaleCompanion, Retried,
-    LateAppend, ErrorAfterAppend,
+    LateAppend, ErrorAfterAppend, SuccessorAsked,
     HistoricRead, ReadOverBoundary, OutOfRange, Signalled,
     ListedLater, ListedEndOverSeal, ListedStartOfAnOlderEra, ListedNewestOfAnOlderEra,
     ListedByTimeInAnOlderEra, ListedByTimeBehindOlderEras, ListedNothing,

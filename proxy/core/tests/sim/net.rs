@@ -232,6 +232,7 @@ impl World {
                 self.coordinate(link, &asked)
             }
             wire::DELETE_RECORDS => self.delete(link, &asked),
+            wire::OFFSET_FOR_LEADER_EPOCH => self.end_epoch(link, &asked),
             wire::INIT_PRODUCER_ID | wire::ADD_PARTITIONS_TO_TXN | wire::END_TXN => {
                 self.transact(link, &asked)
             }

@@ -25,6 +25,7 @@ pub(crate) const OFFSET_FETCH: i16 = 9;
 pub(crate) const FIND_COORDINATOR: i16 = 10;
 pub(crate) const API_VERSIONS: i16 = 18;
 pub(crate) const DELETE_RECORDS: i16 = 21;
+pub(crate) const OFFSET_FOR_LEADER_EPOCH: i16 = 23;
 pub(crate) const INIT_PRODUCER_ID: i16 = 22;
 pub(crate) const ADD_PARTITIONS_TO_TXN: i16 = 24;
 pub(crate) const END_TXN: i16 = 26;

@@ -4,7 +4,7 @@ use crate::producer::carry::DescribedProducer;
 use crate::producer::gate::FAILED_WINDOW_MS;
 use crate::producer::gate::{PathId, SessionId};
 use crate::session::testing::{
-    PARTITIONS, Rig, Sent, Source, TOPIC, Target, answer_produce as answer, produce_reply as reply,
+    PARTITIONS, Rig, Sent, Source, TOPIC, Target, answer_produce as answer, only, produce_reply as reply,
 };
 use crate::session::{Event, SharedGate, lock};
 
@@ -478,15 +478,97 @@ fn r08_a_leader_that_steps_down_after_a_long_silence_is_as_hidden_as_another() {
     assert_eq!(reply(&mut rig).map(|told| told.0), Some(code::NONE));
 }
 
-#[test]
-fn r08_a_batch_without_sequence_that_a_leader_appended_before_it_stepped_down_is_not_repeated() {
+/// A batch without sequences that its leader has appended at 40 before it stepped down.
+fn left_behind() -> Rig {
     let mut rig = stale();
     produce(&mut rig, -1, -1, -1);
     let sent = rig.one();
     answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, 40);
-    rig.pass(60);
+    assert!(rig.sent().is_empty() && rig.reply().is_none(), "nobody knows yet who is next");
+    rig
+}
+
+/// Another broker leads, so many epochs later.
+fn succeed(rig: &mut Rig, epochs: i32) {
+    let topic = rig.topology(Target).topics.get_mut(TOPIC).expect("there");
+    let info = &mut Arc::make_mut(topic).partitions[0];
+    (info.leader, info.epoch) = (1 - info.leader, info.epoch + epochs);
+    rig.pass(RETRY_MS);
+}
+
+/// The next leader began at `end`.
+fn began_at(rig: &mut Rig, error: i16, end: i64) {
+    let question = rig.one();
+    assert_eq!(question.api_key, key::OFFSET_FOR_LEADER_EPOCH);
+    let wanted = only(&question.body, "Topics");
+    assert_eq!(wanted.i32("CurrentLeaderEpoch"), wanted.i32("LeaderEpoch") + 1);
+    rig.answer(&question, |body| {
+        let mut topic = body.new_element("Topics");
+        let mut partition = topic.new_element("Partitions");
+        topic.set("Topic", TOPIC);
+        partition.set("ErrorCode", error);
+        partition.set("EndOffset", end);
+        topic.push("Partitions", partition);
+        body.push("Topics", topic);
+    });
+}
+
+const STEPPED_DOWN: Option<(i16, i64)> = Some((code::NOT_LEADER_OR_FOLLOWER, 100));
+
+#[test]
+fn r08_a_batch_that_the_next_leader_does_not_have_is_sent_to_it() {
+    let mut rig = left_behind();
+    succeed(&mut rig, 1);
+    began_at(&mut rig, code::NONE, 40);
+    rig.pass(RETRY_MS);
+    let again = rig.one();
+    assert_eq!(again.api_key, key::PRODUCE);
+    answer(&mut rig, &again, code::NONE, 40);
+    assert_eq!(reply(&mut rig), Some((code::NONE, 100)));
+}
+
+#[test]
+fn r08_a_batch_without_sequence_that_the_next_leader_has_is_not_repeated() {
+    let mut rig = left_behind();
+    succeed(&mut rig, 1);
+    began_at(&mut rig, code::NONE, 41);
+    rig.pass(RETRY_MS);
     assert!(rig.sent().is_empty());
-    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+    assert_eq!(reply(&mut rig), STEPPED_DOWN);
+}
+
+#[test]
+fn r08_a_batch_without_sequence_is_not_repeated_where_it_is_not_known_who_has_led() {
+    let mut rig = left_behind();
+    succeed(&mut rig, 2);
+    assert!(rig.sent().is_empty());
+    assert_eq!(reply(&mut rig), STEPPED_DOWN);
+}
+
+#[test]
+fn r08_a_next_leader_that_does_not_lead_yet_is_asked_again_until_the_hold_bound() {
+    let mut rig = left_behind();
+    succeed(&mut rig, 1);
+    began_at(&mut rig, code::UNKNOWN_LEADER_EPOCH, -1);
+    rig.pass(RETRY_MS);
+    let _never_answered = rig.one();
+    assert!(rig.reply().is_none());
+    rig.pass(5_000);
+    assert_eq!(reply(&mut rig), STEPPED_DOWN);
+    lock(&gate_of(&rig)).fence();
+    assert!(lock(&gate_of(&rig)).is_drained(), "nothing is left in flight");
+}
+
+#[test]
+fn r08_a_client_that_goes_while_the_next_leader_is_asked_leaves_nothing_in_flight() {
+    let mut rig = left_behind();
+    succeed(&mut rig, 1);
+    rig.handle(Event::ClientGone);
+    began_at(&mut rig, code::NONE, 40);
+    rig.pass(RETRY_MS);
+    assert!(rig.sent().is_empty());
+    lock(&gate_of(&rig)).fence();
+    assert!(lock(&gate_of(&rig)).is_drained());
 }
 
 #[test]
@@ -1092,9 +1174,11 @@ fn r08_the_first_offset_of_a_log_is_a_place_too_when_a_leader_steps_down() {
     produce(&mut rig, -1, -1, -1);
     let sent = rig.one();
     answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, 0);
+    succeed(&mut rig, 1);
+    began_at(&mut rig, code::NONE, 1);
     rig.pass(60);
-    assert!(rig.sent().is_empty(), "it may be in the log, which would take it twice");
-    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, 100)));
+    assert!(rig.sent().is_empty(), "it is in the log, which would take it twice");
+    assert_eq!(reply(&mut rig), STEPPED_DOWN);
 }
 
 /// A batch without sequences, and one behind it, that wait for one of their client on another connection; its ticket.
