@@ -72,6 +72,13 @@ impl OperationState {
     }
 }
 
+impl OperationView {
+    /// The checks that refused it.
+    pub fn failed(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|check| check.result == CheckResult::Failed)
+    }
+}
+
 impl From<ClusterSide> for Side {
     fn from(side: ClusterSide) -> Side {
         match side {

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use crossover_config::{Config, ConfigErrors, HostPort, PortRange, Side};
-use crossover_core::ids::ClusterSide;
 use serde_json::{Value, json};
 
 use super::probe::{self, Found, ProbeError};
 use super::{Outcome, print_json};
+use crate::control::core_side;
 use crate::run::{Present, look_at_state};
 use crate::store::{FOREIGN_REMEDY, foreign};
 
@@ -141,8 +141,7 @@ pub(super) fn judge_state(directory: &Path, probed: &[Probed]) -> Result<Option<
     };
     let foreign = probed.iter().find_map(|one| {
         let id = one.result.as_ref().ok()?.cluster_id.as_deref()?;
-        let side = if one.side == Side::Source { ClusterSide::Source } else { ClusterSide::Target };
-        foreign(&bound, side, id)
+        foreign(&bound, core_side(one.side), id)
     });
     match foreign {
         Some(problem) => {

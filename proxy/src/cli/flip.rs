@@ -69,7 +69,7 @@ pub(super) async fn flip(client: &Client, args: FlipArgs, to: Side, json: bool) 
         match json {
             true => print_json(&record)?,
             // Its check says so.
-            false if record["owner"].is_null() && failed(&ended).next().is_some() => {}
+            false if record["owner"].is_null() && ended.failed().next().is_some() => {}
             false => println!("{}", topic_line(topic, to, &record)),
         }
     }
@@ -162,7 +162,7 @@ pub(super) fn abort_text(view: &OperationView) -> String {
     let id = clean(&view.id);
     let reason = view.reason.as_deref().unwrap_or_default();
     match view.state {
-        OperationState::Aborted if failed(view).next().is_some() => {
+        OperationState::Aborted if view.failed().next().is_some() => {
             format!("Operation {id} was refused by its checks before that; {STAYS}.")
         }
         OperationState::Aborted if reason.contains("an operator asked for it") => {
@@ -356,14 +356,10 @@ pub(super) fn step_text(kind: OperationKind, step: &Step) -> String {
     line.trim_end().to_owned()
 }
 
-pub(super) fn failed(operation: &OperationView) -> impl Iterator<Item = &Check> {
-    operation.checks.iter().filter(|check| check.result == CheckResult::Failed)
-}
-
 fn print_failure(operation: &OperationView) {
-    if failed(operation).next().is_some() {
+    if operation.failed().next().is_some() {
         // The operation's reason and remedy are theirs.
-        let checks: String = failed(operation).map(check_text).collect();
+        let checks: String = operation.failed().map(check_text).collect();
         return eprint!("Refused, no topic was moved:\n{checks}");
     }
     if let Some(reason) = &operation.reason {

@@ -6,7 +6,6 @@ use crossover_admin_api::model::{
 };
 
 use super::client::{Client, escape};
-use super::flip::failed;
 use super::table::{clean, instant, render};
 use super::{Outcome, TranslateArgs, print_json};
 
@@ -178,7 +177,7 @@ pub(super) fn status_text(status: &Status, partitions: bool) -> String {
 /// How the last operation ended, for whoever did not see its command end.
 fn last_text(last: &OperationView) -> String {
     let at = last.finished_ms.map_or_else(|| "-".to_owned(), instant);
-    let ended = match failed(last).next() {
+    let ended = match last.failed().next() {
         Some(_) => "was refused".to_owned(),
         None => format!("ended in {}", last.state),
     };

@@ -222,14 +222,10 @@ async fn flip_topics(
     let plan = control.plan(&plan, false).await;
     view.checks.clone_from(&plan.checks);
     if plan.refused {
-        let failed: Vec<_> = plan
-            .checks
-            .iter()
-            .filter(|c| c.result == crossover_admin_api::model::CheckResult::Failed)
-            .collect();
-        view.reason =
-            Some(failed.iter().map(|c| format!("{}: {}", c.name, c.detail)).collect::<Vec<_>>().join("; "));
-        view.remedy = failed.first().map(|c| c.remedy.clone());
+        let reasons: Vec<_> = view.failed().map(|c| format!("{}: {}", c.name, c.detail)).collect();
+        view.reason = Some(reasons.join("; "));
+        let remedy = view.failed().next().map(|c| c.remedy.clone());
+        view.remedy = remedy;
         finish(control, &mut view, OperationState::Aborted);
         return view;
     }
@@ -690,14 +686,14 @@ impl Control {
                 RouteView {
                     kind,
                     pattern,
-                    side: super::publisher::core_side(rule.side).into(),
+                    side: super::core_side(rule.side).into(),
                     mode,
                     source_topic: source,
                     target_topic: target,
                 }
             })
             .collect();
-        let side = super::publisher::core_side(routing.default_side).into();
+        let side = super::core_side(routing.default_side).into();
         routes.push(RouteView {
             kind: RouteKind::Default,
             pattern: String::new(),

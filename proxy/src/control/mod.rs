@@ -27,13 +27,12 @@ mod watch;
 pub(crate) mod writers;
 
 pub(crate) use backend::AdminBackend;
+pub(crate) use publisher::core_side;
 
 use crate::runtime::{ControlEvent, Runtime};
 use crate::store::{Floors, Restored, Store, StoredTopic};
 use client::Client;
-use crossover_admin_api::model::{
-    Alarm, BoundaryView, CheckResult, Event, LedgerEntry, OperationState, OperationView,
-};
+use crossover_admin_api::model::{Alarm, BoundaryView, Event, LedgerEntry, OperationState, OperationView};
 use crossover_config::{Cluster, Config, Side};
 use crossover_core::ids::{ClusterSide, Revision};
 use crossover_core::node::Topology;
@@ -367,9 +366,8 @@ impl Control {
     pub(crate) fn step_event(&self, view: &OperationView) {
         let reason = view.reason.as_ref().filter(|_| view.state.is_final());
         let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-        let is_refused = view.checks.iter().any(|check| check.result == CheckResult::Failed);
         let state = match view.state {
-            OperationState::Aborted if is_refused => "was refused".to_owned(),
+            OperationState::Aborted if view.failed().next().is_some() => "was refused".to_owned(),
             state => state.to_string(),
         };
         self.event("step", None, format!("{} {state}{why}", view.id));

@@ -368,10 +368,10 @@ impl Produce {
         }
         for index in parts {
             // A broker that leaves a partition out has not said what became of it.
-            let part = &self.parts[*index];
+            let part = &mut self.parts[*index];
             if matches!(part.state, State::InFlight { .. }) && part.question.is_none() {
-                self.parts[*index].settle(cx, Outcome::Unknown);
-                self.parts[*index].answer(cx, code::REQUEST_TIMED_OUT);
+                part.settle(cx, Outcome::Unknown);
+                part.answer(cx, code::REQUEST_TIMED_OUT);
             }
         }
     }
@@ -478,7 +478,8 @@ impl Operation for Produce {
         for part in &mut self.parts {
             match part.state {
                 State::Waiting => part.answer(cx, code::REQUEST_TIMED_OUT),
-                State::InFlight { .. } if part.question.take().is_some() => {
+                State::InFlight { .. } if part.question.is_some() => {
+                    part.question = None;
                     part.settle(cx, Outcome::Unknown);
                     part.answer(cx, code::REQUEST_TIMED_OUT);
                 }
@@ -565,7 +566,9 @@ impl Part {
                 cx.core.produce.remove(&self.at);
                 self.hold = None;
                 let side = to.upstream.node.side;
-                let leader = (to.upstream.node.broker, self.epoch(cx, side));
+                // Nobody asks about a batch with sequences.
+                let epoch = if self.batch.is_none() { self.epoch(cx, side) } else { -1 };
+                let leader = (to.upstream.node.broker, epoch);
                 self.state = State::InFlight { ticket, side, era: to.era, companion, recall, leader };
                 let (session, now) = (cx.core.id, cx.now_ms);
                 cx.shared.traffic.note(&self.at.0, |t| {
@@ -611,11 +614,15 @@ impl Part {
         (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(OWN_WAIT_MS_MAX))
     }
 
+    /// The client does not know which broker has it, or for how long.
+    fn is_hidden(&self) -> bool {
+        self.was_held || matches!(self.state, State::InFlight { companion: true, .. })
+    }
+
     /// The epoch of the partition's leader as far as it is known, else −1.
     fn epoch(&self, cx: &Cx<'_>, side: ClusterSide) -> i32 {
         let route = cx.snapshot.routes.topic(&self.at.0);
-        let known =
-            route.and_then(|route| cx.snapshot.topology(side).partition(route.physical(side), self.at.1));
+        let known = route.and_then(|route| cx.snapshot.partition(route, self.at.1, side));
         known.map_or(-1, |partition| partition.epoch)
     }
 
@@ -685,7 +692,7 @@ impl Part {
         if self.doubts(cx, answer) {
             return;
         }
-        let State::InFlight { side, era, companion, recall, .. } = self.state else { return };
+        let State::InFlight { side, era, recall, .. } = self.state else { return };
         let mut error = answer.i16("ErrorCode");
         let route = cx.snapshot.routes.topic(&self.at.0).cloned();
         let mut out = answer.clone();
@@ -718,7 +725,7 @@ impl Part {
             code::NOT_LEADER_OR_FOLLOWER,
             code::NOT_ENOUGH_REPLICAS,
         ];
-        let is_hidden = companion || self.was_held;
+        let is_hidden = self.is_hidden();
         if elsewhere.contains(&error) && !self.is_repeated {
             // How long the broker had it, it was not held.
             self.bound_from_ms = cx.now_ms;

@@ -1,7 +1,7 @@
 //! Which side owns a topic, as one immutable table per [`Revision`], and everything else a request is planned with.
 
 use crate::ids::{ClusterSide, Revision, TopicId, VirtualOffset};
-use crate::node::{ApiRanges, NodeMap, Topology};
+use crate::node::{ApiRanges, NodeMap, PartitionInfo, Topology};
 use crate::producer::transaction::TransactionTable;
 use crate::timeline::Timeline;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -265,6 +265,12 @@ impl Snapshot {
     #[must_use]
     pub fn transaction_home(&self, id: &str) -> ClusterSide {
         self.transactions.home(id, self.routes.rules.default_side)
+    }
+
+    /// A topic's partition as the cluster of one side tells it.
+    #[must_use]
+    pub fn partition(&self, route: &TopicRoute, partition: i32, side: ClusterSide) -> Option<&PartitionInfo> {
+        self.topology(side).partition(route.physical(side), partition)
     }
 
     /// The leader of a topic's partition on one side, by the virtual name.

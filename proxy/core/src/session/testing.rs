@@ -265,6 +265,18 @@ pub(crate) fn only<'a>(message: &'a Struct, topics: &str) -> &'a Struct {
     partitions[0]
 }
 
+/// Puts into an OffsetForLeaderEpoch response what a leader says of the only partition.
+pub(crate) fn epoch_end(body: &mut Struct, error: i16, epoch: i32, end: i64) {
+    let mut topic = body.new_element("Topics");
+    topic.set("Topic", TOPIC);
+    let mut partition = topic.new_element("Partitions");
+    partition.set("ErrorCode", error);
+    partition.set("LeaderEpoch", epoch);
+    partition.set("EndOffset", end);
+    topic.push("Partitions", partition);
+    body.push("Topics", topic);
+}
+
 /// A v2 batch of `count` records. Only its header is real.
 pub(crate) fn batch(base: i64, count: i32, epoch: i32) -> Bytes {
     let mut out = base.to_be_bytes().to_vec();

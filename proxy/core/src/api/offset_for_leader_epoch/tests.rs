@@ -1,6 +1,5 @@
 use crate::api::key;
-use crate::schema::Struct;
-use crate::session::testing::{EPOCHS, Rig, Source, TOPIC, Target, only};
+use crate::session::testing::{EPOCHS, Rig, Source, TOPIC, Target, epoch_end, only};
 
 fn ask(rig: &mut Rig, version: i16, current: i32, epoch: i32) {
     rig.ask(key::OFFSET_FOR_LEADER_EPOCH, version, |body| {
@@ -12,17 +11,6 @@ fn ask(rig: &mut Rig, version: i16, current: i32, epoch: i32) {
         topic.push("Partitions", partition);
         body.push("Topics", topic);
     });
-}
-
-fn fill(body: &mut Struct, error: i16, epoch: i32, end: i64) {
-    let mut topic = body.new_element("Topics");
-    topic.set("Topic", TOPIC);
-    let mut partition = topic.new_element("Partitions");
-    partition.set("ErrorCode", error);
-    partition.set("LeaderEpoch", epoch);
-    partition.set("EndOffset", end);
-    topic.push("Partitions", partition);
-    body.push("Topics", topic);
 }
 
 fn reply(rig: &mut Rig) -> (i16, i32, i64) {
@@ -54,7 +42,7 @@ fn r22_the_current_era_is_the_owners() {
             (sent.node.side, asked.i32("CurrentLeaderEpoch"), asked.i32("LeaderEpoch")),
             (Target, -1, EPOCHS[1])
         );
-        rig.answer(&sent, |body| fill(body, 0, EPOCHS[1], 25));
+        rig.answer(&sent, |body| epoch_end(body, 0, EPOCHS[1], 25));
         assert_eq!(reply(&mut rig), (0, current, 115));
     }
 }
@@ -65,7 +53,7 @@ fn r22_an_epoch_asked_before_a_flip_is_answered_from_the_new_timeline() {
     ask(&mut rig, 4, EPOCHS[0], EPOCHS[0]);
     let sent = rig.one();
     rig.flip(Target, 100, 10);
-    rig.answer(&sent, |body| fill(body, 0, EPOCHS[0], 97));
+    rig.answer(&sent, |body| epoch_end(body, 0, EPOCHS[0], 97));
     assert_eq!(reply(&mut rig), (0, EPOCHS[0], 100));
 }
 
@@ -74,7 +62,7 @@ fn errors_of_the_own_broker_pass_and_a_lost_companion_is_retriable() {
     let mut rig = Rig::new(Source, 0);
     ask(&mut rig, 4, EPOCHS[0], EPOCHS[0]);
     let sent = rig.one();
-    rig.answer(&sent, |body| fill(body, 74, -1, -1));
+    rig.answer(&sent, |body| epoch_end(body, 74, -1, -1));
     assert_eq!(reply(&mut rig).0, 74);
     rig.flip(Target, 100, 10);
     let current = rig.virtual_epoch(EPOCHS[1]);

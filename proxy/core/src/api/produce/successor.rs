@@ -3,7 +3,7 @@
 //! that is in no log, and is sent again without its client's knowledge, who would write it twice with all that
 //! its request and its connection have unanswered.
 //!
-//! Source: `DelayedProduce`, `LeaderEpochFileCache.endOffsetFor`, KIP-320; RULES R8; ADR 9.
+//! Source: `DelayedProduce`, `LeaderEpochFileCache.endOffsetFor`, KIP-320; RULES R8; ADR 11.
 
 use super::{Part, Produce, RETRY_MS, State};
 use crate::api::key;
@@ -34,14 +34,11 @@ impl Part {
     /// Keeps the answer of a leader that stepped down behind an append, until the next leader has told what that means. False
     /// where that cannot be known, or is not needed: a log that knows the producer tells a second time from a first.
     pub(super) fn doubts(&mut self, cx: &Cx<'_>, answer: &Struct) -> bool {
-        let State::InFlight { side, companion, leader: (leader, epoch), .. } = self.state else {
-            return false;
-        };
+        let State::InFlight { side, leader: (leader, epoch), .. } = self.state else { return false };
         let is_behind_append =
             answer.i16("ErrorCode") == code::NOT_LEADER_OR_FOLLOWER && answer.i64("BaseOffset") >= 0;
-        let is_hidden = companion || self.was_held;
         if !is_behind_append
-            || !is_hidden
+            || !self.is_hidden()
             || self.batch.is_some()
             || self.is_left
             || self.was_asked
@@ -144,7 +141,7 @@ enum Next {
 fn next_leader(cx: &Cx<'_>, at: &(std::sync::Arc<str>, i32), question: &Question) -> Next {
     let Some(route) = cx.snapshot.routes.topic(&at.0) else { return Next::Never };
     let topology = cx.snapshot.topology(question.side);
-    match topology.partition(route.physical(question.side), at.1) {
+    match cx.snapshot.partition(route, at.1, question.side) {
         Some(now) if now.epoch > question.epoch + 1 => Next::Never,
         Some(now) if now.epoch == question.epoch + 1 && now.leader == question.leader => Next::Never,
         Some(now) if now.epoch == question.epoch + 1 && topology.brokers.contains_key(&now.leader) => {

@@ -4,7 +4,8 @@ use crate::producer::carry::DescribedProducer;
 use crate::producer::gate::FAILED_WINDOW_MS;
 use crate::producer::gate::{PathId, SessionId};
 use crate::session::testing::{
-    PARTITIONS, Rig, Sent, Source, TOPIC, Target, answer_produce as answer, only, produce_reply as reply,
+    PARTITIONS, Rig, Sent, Source, TOPIC, Target, answer_produce as answer, epoch_end, only,
+    produce_reply as reply,
 };
 use crate::session::{Event, SharedGate, lock};
 
@@ -501,16 +502,9 @@ fn began_at(rig: &mut Rig, error: i16, end: i64) {
     let question = rig.one();
     assert_eq!(question.api_key, key::OFFSET_FOR_LEADER_EPOCH);
     let wanted = only(&question.body, "Topics");
-    assert_eq!(wanted.i32("CurrentLeaderEpoch"), wanted.i32("LeaderEpoch") + 1);
-    rig.answer(&question, |body| {
-        let mut topic = body.new_element("Topics");
-        let mut partition = topic.new_element("Partitions");
-        topic.set("Topic", TOPIC);
-        partition.set("ErrorCode", error);
-        partition.set("EndOffset", end);
-        topic.push("Partitions", partition);
-        body.push("Topics", topic);
-    });
+    let epoch = wanted.i32("LeaderEpoch");
+    assert_eq!(wanted.i32("CurrentLeaderEpoch"), epoch + 1);
+    rig.answer(&question, |body| epoch_end(body, error, epoch, end));
 }
 
 const STEPPED_DOWN: Option<(i16, i64)> = Some((code::NOT_LEADER_OR_FOLLOWER, 100));
