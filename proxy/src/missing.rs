@@ -6,13 +6,12 @@
 //! others; and it hangs up on the clients that it has, as the broker did. A whole cluster that is away is stood in for:
 //! topics of the other one go on.
 
+use crate::control::client;
 use crate::runtime::{ControlEvent, Runtime};
 use crossover_core::ids::VirtualNode;
 use crossover_core::node::BrokerAddress;
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 /// At most as many as there are brokers.
 #[derive(Debug, Default)]
@@ -60,6 +59,5 @@ pub(crate) async fn refuses(runtime: &Runtime, node: VirtualNode) -> bool {
 }
 
 async fn accepts(runtime: &Runtime, at: &BrokerAddress) -> bool {
-    let connected = timeout(runtime.config.timeouts.connect, TcpStream::connect((at.host.as_str(), at.port)));
-    connected.await.is_ok_and(|connected| connected.is_ok())
+    client::connect(&(at.host.clone(), at.port), runtime.config.timeouts.connect).await.is_ok()
 }

@@ -1,5 +1,6 @@
 //! One connection to a broker, on behalf of one client connection.
 
+use crate::control::client;
 use crate::missing::Missing;
 use bytes::{Bytes, BytesMut};
 use crossover_core::ids::VirtualNode;
@@ -7,7 +8,6 @@ use crossover_core::session::{ErrandDone, Ticket, UpstreamId};
 use crossover_core::wire::frame::FrameDecoder;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -50,9 +50,8 @@ pub(crate) async fn run(
     missing: &Missing,
 ) {
     let id = dial.id;
-    let connected = timeout(dial.connect, TcpStream::connect((dial.host.as_str(), dial.port))).await;
-    if let Ok(Ok(stream)) = connected {
-        let _ = stream.set_nodelay(true);
+    let connected = client::connect(&(dial.host, dial.port), dial.connect).await;
+    if let Ok(stream) = connected {
         missing.found(dial.node);
         if events.send(UpstreamEvent::Connected(id)).await.is_ok() {
             let (read, write) = stream.into_split();

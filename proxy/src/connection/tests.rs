@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 const DESCRIBE_LOG_DIRS: i16 = 35;
 const FIND_COORDINATOR: i16 = 10;
+const API_VERSIONS: i16 = 18;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a broker saw of the proxy.
@@ -72,6 +73,10 @@ async fn answer(mut stream: TcpStream, manner: Manner, seen: Arc<Seen>) {
             Ok(_) => {}
         };
         while let Some(frame) = decoder.next_frame().unwrap() {
+            if is_greeting(&frame) {
+                let _ = stream.write_all(&response_to(&frame)).await;
+                continue;
+            }
             seen.requests.fetch_add(1, Ordering::SeqCst);
             match manner {
                 Manner::Silent => {}
@@ -85,9 +90,19 @@ async fn answer(mut stream: TcpStream, manner: Manner, seen: Arc<Seen>) {
     }
 }
 
-/// DescribeLogDirs v1: throttle time, no results. FindCoordinator v0: no error, node 0 without a host.
+/// What the proxy begins a connection with.
+fn is_greeting(request: &[u8]) -> bool {
+    request[..2] == API_VERSIONS.to_be_bytes()
+}
+
+/// DescribeLogDirs v1: throttle time, no results. FindCoordinator v0: no error, node 0 without a host. ApiVersions v0: no
+/// error, no APIs.
 fn response_to(request: &[u8]) -> Vec<u8> {
-    let body = if request[..2] == FIND_COORDINATOR.to_be_bytes() { 12 } else { 8 };
+    let body = match i16::from_be_bytes([request[0], request[1]]) {
+        FIND_COORDINATOR => 12,
+        API_VERSIONS => 6,
+        _ => 8,
+    };
     let mut out = (4 + body as i32).to_be_bytes().to_vec();
     out.extend_from_slice(&request[4..8]);
     out.resize(out.len() + body, 0);
@@ -433,6 +448,7 @@ async fn a_panic_of_a_connection_leaves_nothing_at_the_gates() {
         native: None,
         hold: None,
         arrived_ms: 0,
+        is_left: false,
     };
     let admitted = crossover_core::session::lock(&gate).admit(0, &submission);
     assert!(matches!(admitted, Admission::Forward(_)));
@@ -455,13 +471,15 @@ async fn of_a_dead_broker(other: u16) -> Proxy {
     proxy.send(&relayed(1)).await;
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut decoder = FrameDecoder::requests(1 << 20);
-    let asked = loop {
-        stream.read_buf(decoder.spare()).await.unwrap();
-        if let Some(frame) = decoder.next_frame().unwrap() {
-            break frame;
-        }
-    };
-    stream.write_all(&response_to(&asked)).await.unwrap();
+    for _ in ["greeting", "request"] {
+        let asked = loop {
+            stream.read_buf(decoder.spare()).await.unwrap();
+            if let Some(frame) = decoder.next_frame().unwrap() {
+                break frame;
+            }
+        };
+        stream.write_all(&response_to(&asked)).await.unwrap();
+    }
     assert_eq!(proxy.next().await, Some(1));
     proxy
 }
@@ -491,7 +509,11 @@ async fn answers_lost_with_their_broker(pause: Duration) -> Vec<i32> {
                 let (mut decoder, mut frames) = (FrameDecoder::requests(1 << 20), Vec::new());
                 while frames.len() < ASKED as usize {
                     while let Some(frame) = decoder.next_frame().unwrap() {
-                        frames.push(frame);
+                        if is_greeting(&frame) {
+                            let _ = stream.write_all(&response_to(&frame)).await;
+                        } else {
+                            frames.push(frame);
+                        }
                     }
                     if frames.len() < ASKED as usize
                         && stream.read_buf(decoder.spare()).await.unwrap_or(0) == 0

@@ -45,6 +45,8 @@ pub(crate) enum ClientError {
 
 struct Connection {
     stream: TcpStream,
+    /// Who asks.
+    client_id: Option<Str>,
     decoder: FrameDecoder,
     versions: Versions,
     correlation: i32,
@@ -147,27 +149,48 @@ impl Client {
     }
 
     async fn dial(&self, at: &Address) -> Result<Connection, ClientError> {
+        Connection::open(at, self.connect, self.request, Some(Str::from(CLIENT_ID))).await
+    }
+}
+
+/// A connection to a broker that has answered on it. Behind an address there may be something else that accepts connections in
+/// a dead broker's place: a load balancer, a relay, a kernel's queue. What is written to those is lost, and
+/// nobody can tell it from what a broker has read and not answered.
+///
+/// # Errors
+/// As [`Client::call`], after `limit` at the latest.
+pub(crate) async fn connect(at: &Address, limit: Duration) -> Result<TcpStream, ClientError> {
+    let opened = timeout(limit, Connection::open(at, limit, limit, None)).await;
+    Ok(opened.map_err(|_| ClientError::Timeout(at.0.clone(), at.1, limit))??.stream)
+}
+
+impl Connection {
+    async fn open(
+        at: &Address,
+        connect: Duration,
+        answer: Duration,
+        client_id: Option<Str>,
+    ) -> Result<Connection, ClientError> {
         let unreachable = |why: String| ClientError::Unreachable(at.0.clone(), at.1, why);
-        let stream = timeout(self.connect, TcpStream::connect((at.0.as_str(), at.1)))
+        let stream = timeout(connect, TcpStream::connect((at.0.as_str(), at.1)))
             .await
-            .map_err(|_| unreachable(format!("no connection within {:?}", self.connect)))?
+            .map_err(|_| unreachable(format!("no connection within {connect:?}")))?
             .map_err(|e| unreachable(e.to_string()))?;
         let _ = stream.set_nodelay(true);
         let decoder = FrameDecoder::responses(RESPONSE_BYTES_MAX);
-        let mut connection = Connection { stream, decoder, versions: Versions::new(), correlation: 0 };
+        let versions = Versions::new();
+        let mut connection = Connection { stream, client_id, decoder, versions, correlation: 0 };
         let empty = request(key::API_VERSIONS);
         let asked = [(key::API_VERSIONS, 0, &empty)];
-        let answers = timeout(self.request, connection.exchange(at, &asked))
+        let answers = timeout(answer, connection.exchange(at, &asked))
             .await
-            .map_err(|_| ClientError::Timeout(at.0.clone(), at.1, self.request))??;
+            .map_err(|_| ClientError::Timeout(at.0.clone(), at.1, answer))??;
         let ranges = answers.iter().flat_map(|answer| answer.structs("ApiKeys"));
         connection.versions =
             ranges.map(|r| (r.i16("ApiKey"), (r.i16("MinVersion"), r.i16("MaxVersion")))).collect();
         Ok(connection)
     }
-}
 
-impl Connection {
     /// Sends all, then reads as many answers.
     async fn exchange(
         &mut self,
@@ -175,7 +198,6 @@ impl Connection {
         calls: &[(i16, i16, &Struct)],
     ) -> Result<Vec<Struct>, ClientError> {
         let broken = |e: &dyn std::fmt::Display| not_kafka(at, &e.to_string());
-        let client_id = Str::from(CLIENT_ID);
         let (mut frames, mut expected) = (BytesMut::new(), Vec::new());
         for (api_key, version, body) in calls {
             let (Some(asked), Some(answered)) = (schema::request(*api_key), schema::response(*api_key))
@@ -183,7 +205,8 @@ impl Connection {
                 return Err(not_kafka(at, "no schema"));
             };
             self.correlation = self.correlation.wrapping_add(1) & i32::MAX;
-            let frame = header::encode_request(asked, *version, self.correlation, Some(&client_id), body);
+            let frame =
+                header::encode_request(asked, *version, self.correlation, self.client_id.as_ref(), body);
             frames.extend_from_slice(&frame.map_err(|e| broken(&e))?);
             expected.push((answered, *version, self.correlation));
         }

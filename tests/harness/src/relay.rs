@@ -19,6 +19,7 @@ use crate::error::{HarnessError, Result};
 const LOOK: Duration = Duration::from_millis(5);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const PRODUCE: [u8; 2] = [0, 0];
+const API_VERSIONS: [u8; 2] = [0, 18];
 /// What the proxy calls itself, with the length before it.
 const OWN_CLIENT_ID: &[u8] = b"\x00\x09crossover";
 /// Length, API key, version and correlation id, then the client id.
@@ -31,8 +32,8 @@ pub enum Fault {
     None,
     /// Each piece is passed on this much later, in both directions.
     Late(Duration),
-    /// As `Late`, but only requests, and only on connections that began with a produce request: clients begin with
-    /// others, so these are the proxy's companions.
+    /// As `Late`, but only requests, and only on connections that began with a produce request, or with one behind
+    /// ApiVersions: clients begin with others, so these are the proxy's companions.
     LateCompanions(Duration),
     /// As `Late`, but not on the proxy's own connections: what it asks for itself is answered promptly.
     LateClients(Duration),
@@ -315,7 +316,9 @@ impl Requests {
                 }
                 let length = usize::try_from(i32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(2);
                 self.is_produce = key == PRODUCE;
-                self.began_with_produce.get_or_insert(self.is_produce);
+                if key != API_VERSIONS {
+                    self.began_with_produce.get_or_insert(self.is_produce);
+                }
                 self.left = length.saturating_sub(PRODUCE.len());
                 self.head.clear();
             }

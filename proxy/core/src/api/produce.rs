@@ -28,9 +28,9 @@ const RETRY_MS: i64 = 25;
 
 /// A batch waits for its connection to be free, while a flip is prepared, for so small a part of the hold bound.
 const NARROWED_PART: i64 = 10;
-/// How long a batch without sequences waits at most for an earlier one of its client: as long as clients wait for a broker by
-/// default. Who wants to wait less hangs up.
-const OWN_WAIT_MS_MAX: i64 = 30_000;
+/// How long a batch without sequences waits at most for anything but a flip: as long as clients wait for a broker by default.
+/// Who wants to wait less hangs up.
+const PLAIN_WAIT_MS_MAX: i64 = 30_000;
 
 /// Partitions for which this session has produce that is not sent yet. Later produce of the same partition queues
 /// behind it, whatever the gate would say.
@@ -112,6 +112,8 @@ struct Part {
     at: (Arc<str>, i32),
     records: Option<Bytes>,
     batch: Option<BatchId>,
+    /// acks=0: its client takes it for sent.
+    is_silent: bool,
     transactional: bool,
     /// The producer as the owner knows it, where that is not as its client does.
     native: Option<Identity>,
@@ -201,6 +203,7 @@ impl Produce {
                     topic: index,
                     at: (route.as_ref().map_or_else(|| Arc::from(""), |r| Arc::clone(&r.name)), number),
                     batch: None,
+                    is_silent: self.acks == 0,
                     transactional: false,
                     native: None,
                     records,
@@ -253,18 +256,19 @@ impl Produce {
         if first_time {
             cx.core.produce.add(&at);
         }
-        if !first_time && let Some(error) = cx.core.produce.failure(&part.key(), part.batch) {
+        if !first_time && let Some(error) = part.failure(cx) {
             part.answer(cx, error);
             return None;
         }
-        let hold_until = part.kept_until(cx, queued);
+        let is_unknown = common::lacks_partition(cx, &at.0, at.1);
+        let hold_until = part.kept_until(cx, is_unknown);
         if cx.now_ms >= hold_until {
             cx.emit(Effect::HoldExpired { topic: Arc::clone(&at.0), partition: at.1, reason: part.reason });
             part.answer(cx, code::NOT_LEADER_OR_FOLLOWER);
             return None;
         }
         cx.wake_at(hold_until);
-        if common::lacks_partition(cx, &at.0, at.1) {
+        if is_unknown {
             // It is new, or the client is mistaken: nothing is kept for it until its cluster has it.
             if first_time {
                 cx.refresh(cx.snapshot.routes.owner(&at.0));
@@ -276,7 +280,6 @@ impl Produce {
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));
         let (Some(target), Some(path)) = (target, path) else {
             // No leader known: the topology is on its way.
-            part.reason = None;
             cx.refresh(cx.snapshot.routes.owner(&at.0));
             return part.queue(cx, &gate);
         };
@@ -305,6 +308,7 @@ impl Produce {
             native: part.native.map(|native| native.pid),
             hold: part.hold,
             arrived_ms: self.arrived_ms,
+            is_left: part.is_left,
         };
         let admission = crate::session::lock(&gate).admit(cx.now_ms, &submission);
         part.admitted(cx, admission, &target)
@@ -382,13 +386,14 @@ impl Produce {
         for index in self.calls.remove(&call).unwrap_or_default() {
             let part = &mut self.parts[index];
             let State::InFlight { companion, side, .. } = part.state else { continue };
-            native |= !companion;
-            if self.acks == 0 {
+            native |= !companion && (sent || !part.is_silent);
+            if part.is_silent || !sent {
                 cx.refresh(side);
             }
             part.settle(cx, if sent { Outcome::Unknown } else { Outcome::NotAppended });
-            let may_repeat = part.batch.is_some() || !sent || bug::is(Bug::R2PlainAgain);
-            if companion && may_repeat && self.acks != 0 {
+            let is_recognised = part.batch.is_some() || bug::is(Bug::R2PlainAgain);
+            let may_repeat = !sent || (is_recognised && !part.is_silent);
+            if may_repeat && (companion || part.is_silent) {
                 part.again(cx);
             } else {
                 part.answer(cx, code::REQUEST_TIMED_OUT);
@@ -401,10 +406,10 @@ impl Produce {
 
     fn finish(&mut self, cx: &mut Cx<'_>) -> Step {
         self.ask_successors(cx);
-        // An error would let what the client has in flight behind it be appended first. A client whose connection ends
-        // sends everything again, in order.
-        if self.acks != 0 && self.parts.iter().any(|part| part.is_given_up) && !bug::is(Bug::R2PlainError) {
-            return Step::Close(CloseReason::UpstreamLost);
+        // An error alone would let what the client has in flight behind it be appended first. A client whose connection ends
+        // sends everything again that has no answer, in order.
+        if self.parts.iter().any(|part| part.is_given_up) && !bug::is(Bug::R2PlainError) {
+            cx.end_soon();
         }
         if !self.parts.iter().all(|p| matches!(p.state, State::Answered(_))) {
             return Step::Pending;
@@ -477,6 +482,11 @@ impl Operation for Produce {
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         for part in &mut self.parts {
             match part.state {
+                State::Waiting if part.is_silent => {
+                    part.is_left = true;
+                    let gate = cx.shared.gates.get(&part.at.0, part.at.1);
+                    part.queue(cx, &gate);
+                }
                 State::Waiting => part.answer(cx, code::REQUEST_TIMED_OUT),
                 State::InFlight { .. } if part.question.is_some() => {
                     part.question = None;
@@ -597,13 +607,23 @@ impl Part {
         None
     }
 
-    /// Until when it is kept. What waits for an earlier batch of its own client, and has no sequences (RULES R1), waits as long
-    /// as that one, as it would at a broker: given up, it would end its client's connection, and what is unanswered
-    /// there would be written twice.
-    fn kept_until(&mut self, cx: &Cx<'_>, is_queued: bool) -> i64 {
-        let waits_for_own =
-            is_queued || matches!(self.reason, Some(HoldReason::OtherPath | HoldReason::Kept));
-        if self.batch.is_none() && waits_for_own {
+    /// The error it shares: of one before it that has failed, or of a connection that ends.
+    fn failure(&self, cx: &Cx<'_>) -> Option<i16> {
+        if self.is_silent {
+            // Nothing before it comes again.
+            return None;
+        }
+        let is_over = self.batch.is_none() && cx.core.ends_at_ms.is_some();
+        let before = cx.core.produce.failure(&self.key(), self.batch);
+        before.or(is_over.then_some(code::REQUEST_TIMED_OUT))
+    }
+
+    /// Until when it is kept. One without sequences that waits for its own client (RULES R1), or for a leader, waits as
+    /// long as its client would: given up, it would end its client's connection, and what is unanswered there would be
+    /// written twice.
+    fn kept_until(&mut self, cx: &Cx<'_>, is_unknown: bool) -> i64 {
+        let waits_for_flip = self.reason == Some(HoldReason::Fence);
+        if self.batch.is_none() && !waits_for_flip && !is_unknown {
             self.bound_from_ms = cx.now_ms;
         }
         self.bound(cx)
@@ -611,7 +631,7 @@ impl Part {
 
     fn bound(&self, cx: &Cx<'_>) -> i64 {
         let hold = cx.core.limits.hold_ms_max;
-        (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(OWN_WAIT_MS_MAX))
+        (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(PLAIN_WAIT_MS_MAX))
     }
 
     /// The client does not know which broker has it, or for how long.
@@ -628,6 +648,7 @@ impl Part {
 
     /// Waits without asking the gate, which remembers its place.
     fn queue(&mut self, cx: &mut Cx<'_>, gate: &SharedGate) -> Option<UpstreamKey> {
+        self.reason = None;
         self.hold = Some(crate::session::lock(gate).queue(&self.kept(cx)));
         self.wait(cx, cx.now_ms + RETRY_MS)
     }
@@ -640,6 +661,7 @@ impl Part {
             batch: self.batch,
             hold: self.hold,
             arrived_ms: self.arrived_ms,
+            is_left: self.is_left,
         }
     }
 
@@ -774,7 +796,7 @@ impl Part {
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
     fn again(&mut self, cx: &mut Cx<'_>) {
-        if self.is_left {
+        if self.is_left && !self.is_silent {
             return self.answer(cx, code::REQUEST_TIMED_OUT);
         }
         self.state = State::Waiting;
@@ -818,14 +840,14 @@ impl Part {
         self.forget_wait(cx);
         self.state = State::Answered(self.error(error));
         if error != code::NONE {
-            self.is_given_up = self.batch.is_none();
+            self.is_given_up = self.batch.is_none() && !self.is_silent;
             self.fail_behind(cx, error);
         }
     }
 
     /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
     fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
-        if cx.core.produce.pending.contains_key(&self.at) {
+        if !self.is_silent && cx.core.produce.pending.contains_key(&self.at) {
             cx.core.produce.fail(self.key(), error, self.batch);
             let own = cx.core.id;
             cx.emit(Effect::Wake(vec![own]));

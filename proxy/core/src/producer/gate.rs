@@ -84,6 +84,8 @@ pub struct Submission {
     pub hold: Option<HoldId>,
     /// When the batch arrived from the client, milliseconds of the caller's monotonic clock.
     pub arrived_ms: i64,
+    /// Its client has gone.
+    pub is_left: bool,
 }
 
 /// A batch that is kept without being asked for.
@@ -97,6 +99,8 @@ pub struct Kept {
     pub hold: Option<HoldId>,
     /// When its request came, in milliseconds.
     pub arrived_ms: i64,
+    /// Its client has gone, and takes it for sent.
+    pub is_left: bool,
 }
 
 impl Submission {
@@ -108,6 +112,7 @@ impl Submission {
             batch: self.batch,
             hold: self.hold,
             arrived_ms: self.arrived_ms,
+            is_left: self.is_left,
         }
     }
 }
@@ -311,13 +316,15 @@ impl PartitionGate {
         self.admit_sequenced(now_ms, submission, batch)
     }
 
-    /// Whether an earlier batch without sequences of the same client is kept on a connection to another node. Earlier by when it
+    /// Whether an earlier batch without sequences of the same client is kept on a connection to another node, or on one whose
+    /// client has gone. Earlier by when it
     /// came: a connection's turn may be interrupted between that and the question.
     fn is_behind(&self, submission: &Submission) -> bool {
         let own = (submission.arrived_ms, submission.hold.unwrap_or(HoldId(u64::MAX)));
         let is_earlier = |id: &HoldId, kept: &Kept| (kept.arrived_ms, *id) < own;
         let of_client = |kept: &Kept| {
-            kept.batch.is_none() && kept.client == submission.client && kept.node != submission.node
+            let is_another = kept.node == submission.node && !kept.is_left;
+            kept.batch.is_none() && kept.client == submission.client && !is_another
         };
         let mut kept = self.kept.iter().filter(|(_, kept)| of_client(kept));
         kept.any(|(id, kept)| is_earlier(id, kept))
@@ -461,7 +468,7 @@ impl PartitionGate {
                 batch: submission.batch,
                 native: submission.native,
                 era: self.era,
-                is_left: false,
+                is_left: submission.is_left,
             },
         );
         if let Some(batch) = submission.batch {

@@ -65,6 +65,9 @@ pub struct SessionCore {
     pub members: api::group::Members,
     /// Partitions with produce that waits to be sent: later produce of the same partition queues behind it.
     pub produce: api::produce::HeldPartitions,
+    /// Nothing more is taken from the client, and its connection ends when the produce that it has in flight is answered; at
+    /// the latest then, in milliseconds.
+    pub ends_at_ms: Option<i64>,
     upstreams: Upstreams,
     effects: Vec<Effect>,
     random: u64,
@@ -163,6 +166,7 @@ impl Session {
                 fetch: api::fetch::ClientSessions::default(),
                 members: api::group::Members::default(),
                 produce: api::produce::HeldPartitions::default(),
+                ends_at_ms: None,
                 upstreams: Upstreams::new(id),
                 effects: Vec::new(),
                 random: seed,
@@ -183,9 +187,14 @@ impl Session {
     /// Whether the shell should read more from the client: back-pressure is "stop reading".
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.client_gone
+        !self.is_over()
             && self.slots.len() < self.core.limits.in_flight_requests_max
             && self.buffered < self.core.limits.buffered_bytes_max
+    }
+
+    /// Nothing more is taken from the client.
+    fn is_over(&self) -> bool {
+        self.client_gone || self.core.ends_at_ms.is_some()
     }
 
     /// The connection is over and nothing of it is in flight upstream that must still be waited for.
@@ -203,13 +212,14 @@ impl Session {
     /// When [`Event::Timer`] is due, milliseconds of the caller's monotonic clock.
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<i64> {
-        self.slots.values().filter_map(|s| s.deadline_ms).min()
+        let end = self.core.ends_at_ms.filter(|_| !self.client_gone);
+        self.slots.values().filter_map(|s| s.deadline_ms).chain(end).min()
     }
 
     /// Applies one event. What it leads to is left in [`Session::drain_effects`].
     pub fn handle(&mut self, event: Event, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
         match event {
-            Event::Frame(_) if self.client_gone => {}
+            Event::Frame(_) if self.is_over() => {}
             Event::Frame(frame) => self.on_frame(frame, snapshot, shared, now_ms),
             Event::Answer { upstream, frame } => self.on_answer(upstream, frame, snapshot, shared, now_ms),
             Event::Connected { upstream } => self.core.upstreams.connected(upstream),
@@ -223,6 +233,18 @@ impl Session {
             Event::ClientGone => self.on_client_gone(snapshot, shared, now_ms),
         }
         self.flush();
+        self.end_if_due(snapshot, shared, now_ms);
+    }
+
+    /// Ends a connection that is to end, once it has been told what its produce has come to.
+    fn end_if_due(&mut self, snapshot: &Snapshot, shared: &Shared, now_ms: i64) {
+        let Some(latest) = self.core.ends_at_ms else { return };
+        let is_awaited = |slot: &Slot| {
+            slot.header.api_key == api::key::PRODUCE && slot.operation.is_some() && !slot.silent
+        };
+        if now_ms >= latest || !self.slots.values().any(is_awaited) {
+            self.close(CloseReason::UpstreamLost, snapshot, shared, now_ms);
+        }
     }
 
     pub fn drain_effects(&mut self) -> Vec<Effect> {

@@ -209,6 +209,16 @@ impl<'a> Cx<'a> {
         self.core.effects.push(Effect::Errand { ticket: Ticket { slot: self.slot, part }, errand });
     }
 
+    /// The client's connection is to end, so that it sends everything again that has no answer. What it has in flight is answered
+    /// before, as far as that comes within the hold bound; what waits is given up.
+    pub fn end_soon(&mut self) {
+        if self.core.ends_at_ms.is_none() {
+            self.core.ends_at_ms = Some(self.now_ms + self.core.limits.hold_ms_max);
+            let own = self.core.id;
+            self.emit(Effect::Wake(vec![own]));
+        }
+    }
+
     pub fn refresh(&mut self, side: ClusterSide) {
         self.core.effects.push(Effect::Refresh(side));
     }

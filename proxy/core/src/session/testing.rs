@@ -358,10 +358,12 @@ fn ranges() -> ApiRanges {
 
 /// The answer to a produce of one partition.
 pub(crate) fn answer_produce(rig: &mut Rig, to: &Sent, error: i16, base: i64) {
+    let index =
+        to.body.structs("TopicData").next().unwrap().structs("PartitionData").next().unwrap().i32("Index");
     rig.answer(to, |body| {
         let mut topic = body.new_element("Responses");
         let mut partition = topic.new_element("PartitionResponses");
-        partition.set("Index", 0_i32);
+        partition.set("Index", index);
         partition.set("ErrorCode", error);
         partition.set("BaseOffset", base);
         topic.set("Name", TOPIC);

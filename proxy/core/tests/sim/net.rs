@@ -30,6 +30,9 @@ pub(crate) struct Conn {
     pub(crate) gone: bool,
     to_proxy: u64,
     pub(crate) to_client: u64,
+    /// A producer without sequences has heard of an error here that no broker said. Its next batches are under way already,
+    /// and must not be appended first: nothing more of it is passed on (RULES R2).
+    pub(crate) is_told_off: bool,
 }
 
 /// A connection of the proxy to a broker.
@@ -73,6 +76,7 @@ impl World {
             gone: false,
             to_proxy: 0,
             to_client: 0,
+            is_told_off: false,
         });
         Some(self.conns.len() - 1)
     }

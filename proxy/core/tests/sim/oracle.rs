@@ -188,13 +188,9 @@ impl Oracle {
         self.written(mark).erred = true;
     }
 
-    /// A producer without sequences hears of an error. Its next batches are under way already and would be appended first:
-    /// so only brokers tell it errors, as they do without a proxy (RULES R2).
-    pub(crate) fn told(&mut self, mark: Mark, error: i16) -> Judged {
-        match self.written(mark).erred {
-            true => Ok(()),
-            false => Err(format!("{mark:?} was answered with {error}, which no broker said")),
-        }
+    /// Whether a broker has answered a batch with an error.
+    pub(crate) fn has_erred(&mut self, mark: Mark) -> bool {
+        self.written(mark).erred
     }
 
     /// An election took batches away that were not on all replicas.

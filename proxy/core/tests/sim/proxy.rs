@@ -7,7 +7,7 @@ use crate::committer::group_of;
 use crate::coverage::Seen;
 use crate::store::Disk;
 use crate::txn_move::described;
-use crate::wire::{AUDIT, AUDIT_IDS, IDS, TOPIC};
+use crate::wire::{AUDIT, AUDIT_IDS, IDS, PRODUCE, TOPIC};
 use crate::world::{Ev, MS, Shape, World, trace};
 use bytes::Bytes;
 use crossover_core::ids::{ClusterSide, Revision, TopicId, VirtualNode, VirtualOffset};
@@ -406,8 +406,12 @@ impl World {
         match effect {
             Effect::Dial { upstream, node, .. } => self.dial(conn, upstream, node),
             Effect::Send { upstream, frame } => {
+                let frame = frame.slice(4..);
+                if self.conns[conn].is_told_off && frame.starts_with(&PRODUCE.to_be_bytes()) {
+                    self.fail(format!("conn {conn} goes on after an error that no broker said"));
+                }
                 if let Some(link) = self.conns[conn].upstreams.get(&upstream).copied() {
-                    self.pass_on(link, frame.slice(4..));
+                    self.pass_on(link, frame);
                 }
             }
             Effect::HangUp { upstream } => {

@@ -150,7 +150,7 @@ fn r02_a_batch_without_sequence_is_never_sent_twice() {
     assert!(rig.sent().is_empty());
 }
 
-/// Answered with an error, it would be overtaken by what the client has sent behind it.
+/// Answered with an error only, it would be overtaken by what the client has sent behind it.
 #[test]
 fn r02_a_batch_without_sequence_that_is_lost_ends_the_connection() {
     let mut rig = stale();
@@ -159,7 +159,83 @@ fn r02_a_batch_without_sequence_that_is_lost_ends_the_connection() {
     rig.connect(&sent);
     rig.lose(&sent);
     assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
-    assert!(rig.reply().is_none());
+    assert_eq!(reply(&mut rig), Some((code::REQUEST_TIMED_OUT, -1)));
+}
+
+/// What other brokers have appended would be written twice if the client did not hear of it.
+#[test]
+fn r02_a_connection_that_ends_for_a_lost_batch_is_told_what_became_of_the_others() {
+    let mut rig = stale();
+    produce_to(&mut rig, VERSION, &[(1, -1, -1)]);
+    let other = rig.one();
+    produce(&mut rig, -1, -1, -1);
+    let lost = rig.one();
+    produce_to(&mut rig, VERSION, &[(1, -1, -1)]);
+    let behind = rig.one();
+    rig.connect(&lost);
+    rig.lose(&lost);
+    assert!(rig.closed.is_none());
+    produce(&mut rig, -1, -1, -1);
+    assert!(rig.sent().is_empty(), "nothing more is taken");
+    answer(&mut rig, &other, 0, 40);
+    assert!(rig.closed.is_none());
+    answer(&mut rig, &behind, 0, 41);
+    assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
+    let told = [reply(&mut rig), reply(&mut rig), reply(&mut rig), reply(&mut rig)];
+    assert_eq!(told, [Some((0, 100)), Some((code::REQUEST_TIMED_OUT, -1)), Some((0, 101)), None]);
+}
+
+#[test]
+fn r02_a_connection_that_ends_waits_for_answers_no_longer_than_the_hold_bound() {
+    let mut rig = stale();
+    produce_to(&mut rig, VERSION, &[(1, -1, -1)]);
+    produce(&mut rig, -1, -1, -1);
+    let lost = rig.sent().remove(1);
+    rig.connect(&lost);
+    rig.lose(&lost);
+    rig.pass(4_900);
+    assert!(rig.closed.is_none());
+    rig.pass(200);
+    assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
+}
+
+/// As its client would, whose own attempts to connect are refused meanwhile.
+#[test]
+fn r08_a_batch_without_sequence_waits_for_a_leader_beyond_the_hold_bound() {
+    for acks in [0, 1] {
+        let mut rig = stale();
+        produce(&mut rig, acks, -1, -1);
+        let mut waited = 0;
+        while waited < 20_000 {
+            let sent = rig.sent();
+            // Nobody is there.
+            rig.lose(&sent[0]);
+            rig.pass(30);
+            waited += 30;
+        }
+        let sent = rig.sent();
+        rig.connect(&sent[0]);
+        if acks == 1 {
+            answer(&mut rig, &sent[0], 0, 40);
+            assert_eq!(reply(&mut rig), Some((0, 100)));
+        }
+        assert!(rig.closed.is_none(), "acks={acks}");
+    }
+}
+
+/// It has sent them, as far as it knows.
+#[test]
+fn r07_silent_produce_that_waits_is_sent_although_its_client_has_gone() {
+    let mut rig = stale();
+    lock(&gate_of(&rig)).fence();
+    produce(&mut rig, 0, -1, -1);
+    rig.handle(Event::ClientGone);
+    lock(&gate_of(&rig)).release_unchanged();
+    let later = Submission { node: rig.node(), ..of_another_session(&rig, 1, None) };
+    let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
+    assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
+    rig.handle(Event::Wake);
+    assert_eq!(rig.sent().len(), 2, "itself and the probe behind it");
 }
 
 #[test]
@@ -169,7 +245,7 @@ fn r09_a_batch_without_sequence_that_is_held_too_long_ends_the_connection() {
     produce(&mut rig, -1, -1, -1);
     rig.pass(5_100);
     assert_eq!(rig.closed, Some(CloseReason::UpstreamLost));
-    assert!(rig.reply().is_none());
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, -1)));
 }
 
 #[test]
@@ -217,6 +293,7 @@ fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_bu
     for rig in [&mut own, &mut companion] {
         produce(rig, 0, -1, -1);
         let sent = rig.sent();
+        rig.connect(&sent[0]);
         rig.lose(&sent[0]);
     }
     assert!(own.closed.is_some(), "it writes on to a broker that does not lead");
@@ -956,6 +1033,7 @@ fn of_another_session(rig: &Rig, era: u32, sequence: Option<i32>) -> Submission 
         native: None,
         hold: None,
         arrived_ms: rig.now_ms,
+        is_left: false,
     }
 }
 

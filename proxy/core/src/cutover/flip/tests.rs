@@ -129,6 +129,7 @@ impl Case {
             native: None,
             hold: None,
             arrived_ms: 0,
+            is_left: false,
         };
         match lock(&self.gate()).admit(0, &submission) {
             Admission::Forward(ticket) => ticket,

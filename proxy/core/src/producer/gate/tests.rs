@@ -19,6 +19,7 @@ fn submission(path: u64, seq: Option<(i32, i32)>, era: u32) -> Submission {
         native: None,
         hold: None,
         arrived_ms: NOW,
+        is_left: false,
     }
 }
 
