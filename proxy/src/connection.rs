@@ -483,7 +483,10 @@ impl Connection {
             CloseReason::UpstreamLost | CloseReason::Internal(_) => {}
         }
         match reason {
-            CloseReason::UpstreamLost => debug!(peer = %self.peer, %reason, "closing a client connection"),
+            CloseReason::UpstreamLost => {
+                let client = &self.session.client().client_id;
+                debug!(peer = %self.peer, node = ?self.node, client, %reason, "closing a client connection");
+            }
             CloseReason::BadRequest(_) => {
                 if let Some(kept_back) = self.kept_back(About::BadRequest) {
                     let client = &self.session.client().client_id;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use tracing::debug;
 
 /// The largest answer of a broker: a fetch with the defaults of all clients is far below.
 const RESPONSE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -51,6 +52,9 @@ pub(crate) async fn run(
 ) {
     let id = dial.id;
     let connected = client::connect(&(dial.host, dial.port), dial.connect).await;
+    if let Err(error) = &connected {
+        debug!(node = ?dial.node, %error, "no connection to a broker");
+    }
     if let Ok(stream) = connected {
         missing.found(dial.node);
         if events.send(UpstreamEvent::Connected(id)).await.is_ok() {
