@@ -20,11 +20,13 @@ use crate::route::TopicRoute;
 use crate::schema::{self, Struct, Value};
 use crate::session::{Answer, Class, CloseReason, Cx, Effect, Operation, SharedGate, Step, UpstreamKey};
 use bytes::{Bytes, BytesMut};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Wait before a batch is tried again at a leader that was not one, milliseconds.
 const RETRY_MS: i64 = 25;
+/// The same where no connection to the leader could be made.
+const RECONNECT_MS: i64 = 100;
 
 /// A batch waits for its connection to be free, while a flip is prepared, for so small a part of the hold bound.
 const NARROWED_PART: i64 = 10;
@@ -129,6 +131,8 @@ struct Part {
     reason: Option<HoldReason>,
     /// A fence held it: the flip is not the client's to notice.
     was_held: bool,
+    /// It was not sent at once.
+    has_waited: bool,
     /// It is counted as being repeated.
     is_repeated: bool,
     /// The proxy gave it up, and it has no sequence number: what the client has sent behind it must not pass.
@@ -162,8 +166,10 @@ pub struct Produce {
     acks: i16,
     arrived_ms: i64,
     parts: Vec<Part>,
-    /// Which parts a call carried. acks=0: which parts a probe stands behind.
+    /// Which parts a call carried, or a probe stands behind.
     calls: BTreeMap<u32, Vec<usize>>,
+    /// acks=0: calls that are probes.
+    probes: BTreeSet<u32>,
     /// Which part a leader was asked about.
     questions: BTreeMap<u32, usize>,
     next_call: u32,
@@ -180,6 +186,7 @@ impl Produce {
             arrived_ms: 0,
             parts: Vec::new(),
             calls: BTreeMap::new(),
+            probes: BTreeSet::new(),
             questions: BTreeMap::new(),
             next_call: 0,
             throttle_ms: 0,
@@ -214,6 +221,7 @@ impl Produce {
                     bound_from_ms: self.arrived_ms,
                     reason: None,
                     was_held: false,
+                    has_waited: false,
                     is_repeated: false,
                     is_given_up: false,
                     is_left: false,
@@ -315,10 +323,16 @@ impl Produce {
     }
 
     fn send(&mut self, cx: &mut Cx<'_>, upstream: UpstreamKey, parts: Vec<usize>) -> Result<(), Step> {
-        let body = self.request_for(cx, upstream, &parts);
+        let mut body = self.request_for(cx, upstream, &parts);
         let call = self.next_call;
         self.next_call += 1;
-        let sent = if self.acks == 0 {
+        let has_waited = parts.iter().any(|part| self.parts[*part].has_waited);
+        if self.acks == 0 && has_waited {
+            // Meanwhile its partition may have another leader. A broker that does not lead can say so, and all of it is kept.
+            body.set("Acks", 1_i16);
+        }
+        let sent = if self.acks == 0 && !has_waited {
+            self.probes.insert(call);
             // The probe's answer proves that everything before it on the connection is done (RULES R7).
             let probe = schema::request(key::API_VERSIONS).map(|m| Struct::new(m.fields));
             cx.send_silent(upstream, key::PRODUCE, cx.header.api_version, &body)
@@ -394,7 +408,7 @@ impl Produce {
             let is_recognised = part.batch.is_some() || bug::is(Bug::R2PlainAgain);
             let may_repeat = !sent || (is_recognised && !part.is_silent);
             if may_repeat && (companion || part.is_silent) {
-                part.again(cx);
+                part.again(cx, if sent { RETRY_MS } else { RECONNECT_MS });
             } else {
                 part.answer(cx, code::REQUEST_TIMED_OUT);
             }
@@ -454,7 +468,7 @@ impl Operation for Produce {
             Answer::Lost { sent } => return self.lost(cx, call, sent),
             Answer::Frame { frame, body_at, version } => (frame, body_at, version),
         };
-        if self.acks == 0 {
+        if self.probes.remove(&call) {
             for index in self.calls.remove(&call).unwrap_or_default() {
                 self.parts[index].settle(cx, Outcome::Appended(None));
                 self.parts[index].answer(cx, code::NONE);
@@ -636,7 +650,7 @@ impl Part {
 
     /// The client does not know which broker has it, or for how long.
     fn is_hidden(&self) -> bool {
-        self.was_held || matches!(self.state, State::InFlight { companion: true, .. })
+        self.was_held || self.is_silent || matches!(self.state, State::InFlight { companion: true, .. })
     }
 
     /// The epoch of the partition's leader as far as it is known, else −1.
@@ -667,6 +681,7 @@ impl Part {
 
     /// Stays where it is and keeps everything behind it back.
     fn wait(&mut self, cx: &mut Cx<'_>, until_ms: i64) -> Option<UpstreamKey> {
+        self.has_waited = true;
         cx.core.produce.blocked.insert(self.at.clone());
         if until_ms < i64::MAX {
             cx.wake_at(until_ms);
@@ -760,13 +775,13 @@ impl Part {
             let is_nowhere = self.batch.is_some() || answer.i64("BaseOffset") < 0;
             if ((elsewhere.contains(&error) && is_nowhere) || timed_out) && in_time {
                 cx.refresh(side);
-                return self.again(cx);
+                return self.again(cx, RETRY_MS);
             }
         }
         if lacks_predecessor {
             let is_echo = is_hidden || cx.core.produce.is_repeating(&self.key());
             if is_echo && in_time {
-                return self.again(cx);
+                return self.again(cx, RETRY_MS);
             }
             error = code::NOT_LEADER_OR_FOLLOWER;
             out.set("ErrorCode", error);
@@ -795,12 +810,13 @@ impl Part {
     }
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
-    fn again(&mut self, cx: &mut Cx<'_>) {
+    fn again(&mut self, cx: &mut Cx<'_>, wait_ms: i64) {
         if self.is_left && !self.is_silent {
             return self.answer(cx, code::REQUEST_TIMED_OUT);
         }
         self.state = State::Waiting;
-        self.retry_at_ms = cx.now_ms + RETRY_MS;
+        self.has_waited = true;
+        self.retry_at_ms = cx.now_ms + wait_ms;
         if !std::mem::replace(&mut self.is_repeated, true) {
             *cx.core.produce.repeated.entry(self.key()).or_default() += 1;
         }

@@ -210,8 +210,8 @@ fn r08_a_batch_without_sequence_waits_for_a_leader_beyond_the_hold_bound() {
             let sent = rig.sent();
             // Nobody is there.
             rig.lose(&sent[0]);
-            rig.pass(30);
-            waited += 30;
+            rig.pass(RECONNECT_MS);
+            waited += RECONNECT_MS;
         }
         let sent = rig.sent();
         rig.connect(&sent[0]);
@@ -235,7 +235,7 @@ fn r07_silent_produce_that_waits_is_sent_although_its_client_has_gone() {
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
     rig.handle(Event::Wake);
-    assert_eq!(rig.sent().len(), 2, "itself and the probe behind it");
+    assert_eq!(batch_of(&rig.one()), (-1, -1));
 }
 
 #[test]
@@ -298,6 +298,26 @@ fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_bu
     }
     assert!(own.closed.is_some(), "it writes on to a broker that does not lead");
     assert!(companion.closed.is_none());
+}
+
+/// A broker that does not lead hangs up on acks=0, and all that has gathered meanwhile would be lost.
+#[test]
+fn r07_silent_produce_that_has_waited_is_told_who_does_not_lead() {
+    let mut rig = stale();
+    produce(&mut rig, 0, -1, -1);
+    let sent = rig.sent();
+    assert_eq!(sent[0].body.i16("Acks"), 0);
+    rig.lose(&sent[0]);
+    rig.pass(RECONNECT_MS);
+    let again = rig.one();
+    assert_eq!(again.body.i16("Acks"), 1);
+    rig.connect(&again);
+    answer(&mut rig, &again, code::NOT_LEADER_OR_FOLLOWER, -1);
+    rig.pass(RETRY_MS);
+    let third = rig.one();
+    answer(&mut rig, &third, 0, 40);
+    assert_eq!(lock(&gate_of(&rig)).in_flight(), 0);
+    assert!(rig.reply().is_none() && rig.closed.is_none());
 }
 
 #[test]
@@ -837,7 +857,7 @@ fn r02_what_no_broker_can_have_seen_is_sent_again_without_sequences_too() {
     rig.lose(&sent);
     assert!(rig.closed.is_none());
     assert_eq!(lock(&gate_of(&rig)).unknown_since_ms(), None, "nothing is open");
-    rig.pass(RETRY_MS);
+    rig.pass(RECONNECT_MS);
     let again = rig.one();
     answer(&mut rig, &again, 0, 40);
     assert_eq!(reply(&mut rig), Some((0, 100)));
