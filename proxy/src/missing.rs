@@ -43,7 +43,7 @@ pub(crate) async fn refuses(runtime: &Runtime, node: VirtualNode) -> bool {
     }
     let snapshot = runtime.snapshot();
     let topology = snapshot.topology(node.side);
-    let Some(own) = topology.brokers.get(&node.broker).filter(|_| topology.reachable) else { return false };
+    let Some(own) = topology.address(node.broker).filter(|_| topology.reachable) else { return false };
     if accepts(runtime, own).await {
         runtime.missing.found(node);
         return false;

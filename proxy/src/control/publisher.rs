@@ -27,6 +27,7 @@ impl Control {
         }
         let new_ports = {
             let mut state = self.state();
+            topology.keep_addresses(&state.topologies[side.index()]);
             topology.keep_newer(&state.topologies[side.index()]);
             state.topologies[side.index()] = Arc::new(topology);
             assign_ports(&self.runtime.config, &mut state)

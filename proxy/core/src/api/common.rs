@@ -76,17 +76,16 @@ pub fn names_to_virtual(cx: &Cx<'_>, response: &mut Struct, side: ClusterSide) {
 
 /// Where produce of a partition goes now, see [`owner_upstream`]. `None` while no leader is known.
 ///
-/// What is `silent` (acks=0) goes to the leader in any case. A broker that does not lead can only close the connection, and
+/// What is `silent` (acks=0) goes to the leader in any case, and waits for one. A broker that does not lead can only close the connection, and
 /// franz-go goes on writing to it until its metadata expires: nobody would have the records, and a flip would be refused
 /// for so long.
 #[must_use]
 pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32, silent: bool) -> Option<ProduceTarget> {
     let route = cx.snapshot.routes.topic(topic)?;
     let era = route.timeline(partition)?.current().index;
-    let leader = cx.snapshot.leader(route, partition, route.owner).filter(|_| silent);
-    let upstream = match leader {
-        Some(leader) => cx.upstream(route.owner, leader, Class::Produce),
-        None => owner_upstream(cx, route, partition, Class::Produce)?,
+    let upstream = match silent {
+        true => cx.upstream(route.owner, cx.snapshot.leader(route, partition, route.owner)?, Class::Produce),
+        false => owner_upstream(cx, route, partition, Class::Produce)?,
     };
     Some(ProduceTarget { upstream, era })
 }

@@ -114,8 +114,7 @@ struct Part {
     at: (Arc<str>, i32),
     records: Option<Bytes>,
     batch: Option<BatchId>,
-    /// acks=0: its client takes it for sent.
-    is_silent: bool,
+    acks: i16,
     transactional: bool,
     /// The producer as the owner knows it, where that is not as its client does.
     native: Option<Identity>,
@@ -210,7 +209,7 @@ impl Produce {
                     topic: index,
                     at: (route.as_ref().map_or_else(|| Arc::from(""), |r| Arc::clone(&r.name)), number),
                     batch: None,
-                    is_silent: self.acks == 0,
+                    acks: self.acks,
                     transactional: false,
                     native: None,
                     records,
@@ -309,7 +308,7 @@ impl Produce {
         let submission = Submission {
             session: cx.core.id,
             node: cx.core.node,
-            client: cx.core.client_key(),
+            client: cx.core.client_key(self.acks),
             path,
             era: target.era,
             batch: part.batch,
@@ -400,14 +399,14 @@ impl Produce {
         for index in self.calls.remove(&call).unwrap_or_default() {
             let part = &mut self.parts[index];
             let State::InFlight { companion, side, .. } = part.state else { continue };
-            native |= !companion && (sent || !part.is_silent);
-            if part.is_silent || !sent {
+            native |= !companion && (sent || !part.is_silent());
+            if part.is_silent() || !sent {
                 cx.refresh(side);
             }
             part.settle(cx, if sent { Outcome::Unknown } else { Outcome::NotAppended });
             let is_recognised = part.batch.is_some() || bug::is(Bug::R2PlainAgain);
-            let may_repeat = !sent || (is_recognised && !part.is_silent);
-            if may_repeat && (companion || part.is_silent) {
+            let may_repeat = !sent || (is_recognised && !part.is_silent());
+            if may_repeat && (companion || part.is_silent()) {
                 part.again(cx, if sent { RETRY_MS } else { RECONNECT_MS });
             } else {
                 part.answer(cx, code::REQUEST_TIMED_OUT);
@@ -496,7 +495,7 @@ impl Operation for Produce {
     fn on_client_gone(&mut self, cx: &mut Cx<'_>) -> Step {
         for part in &mut self.parts {
             match part.state {
-                State::Waiting if part.is_silent => {
+                State::Waiting if part.is_silent() => {
                     part.is_left = true;
                     let gate = cx.shared.gates.get(&part.at.0, part.at.1);
                     part.queue(cx, &gate);
@@ -623,7 +622,7 @@ impl Part {
 
     /// The error it shares: of one before it that has failed, or of a connection that ends.
     fn failure(&self, cx: &Cx<'_>) -> Option<i16> {
-        if self.is_silent {
+        if self.is_silent() {
             // Nothing before it comes again.
             return None;
         }
@@ -648,9 +647,14 @@ impl Part {
         (self.bound_from_ms + hold).min(self.arrived_ms + hold.max(PLAIN_WAIT_MS_MAX))
     }
 
+    /// acks=0: its client takes it for sent.
+    fn is_silent(&self) -> bool {
+        self.acks == 0
+    }
+
     /// The client does not know which broker has it, or for how long.
     fn is_hidden(&self) -> bool {
-        self.was_held || self.is_silent || matches!(self.state, State::InFlight { companion: true, .. })
+        self.was_held || self.is_silent() || matches!(self.state, State::InFlight { companion: true, .. })
     }
 
     /// The epoch of the partition's leader as far as it is known, else −1.
@@ -671,7 +675,7 @@ impl Part {
         Kept {
             session: cx.core.id,
             node: cx.core.node,
-            client: cx.core.client_key(),
+            client: cx.core.client_key(self.acks),
             batch: self.batch,
             hold: self.hold,
             arrived_ms: self.arrived_ms,
@@ -811,7 +815,7 @@ impl Part {
 
     /// Back to waiting: nothing of it was appended, or the broker will recognise it.
     fn again(&mut self, cx: &mut Cx<'_>, wait_ms: i64) {
-        if self.is_left && !self.is_silent {
+        if self.is_left && !self.is_silent() {
             return self.answer(cx, code::REQUEST_TIMED_OUT);
         }
         self.state = State::Waiting;
@@ -856,14 +860,14 @@ impl Part {
         self.forget_wait(cx);
         self.state = State::Answered(self.error(error));
         if error != code::NONE {
-            self.is_given_up = self.batch.is_none() && !self.is_silent;
+            self.is_given_up = self.batch.is_none() && !self.is_silent();
             self.fail_behind(cx, error);
         }
     }
 
     /// What this session still holds of the same producer came later: sent on now, it would overtake this batch.
     fn fail_behind(&self, cx: &mut Cx<'_>, error: i16) {
-        if !self.is_silent && cx.core.produce.pending.contains_key(&self.at) {
+        if !self.is_silent() && cx.core.produce.pending.contains_key(&self.at) {
             cx.core.produce.fail(self.key(), error, self.batch);
             let own = cx.core.id;
             cx.emit(Effect::Wake(vec![own]));

@@ -68,6 +68,9 @@ pub struct Topology {
     pub controller: Option<i32>,
     /// Every broker the cluster lists, alive by its own account.
     pub brokers: BTreeMap<i32, BrokerAddress>,
+    /// Where brokers were that it does not list any more. One that has just started listens before it is listed, and tells
+    /// its clients itself that it does not lead.
+    pub former: BTreeMap<i32, BrokerAddress>,
     pub topics: HashMap<Arc<str>, Arc<TopicInfo>>,
     pub topic_names: HashMap<TopicId, Arc<str>>,
     /// The intersection over all brokers.
@@ -87,12 +90,26 @@ impl Topology {
             cluster_id: String::new(),
             controller: None,
             brokers: BTreeMap::new(),
+            former: BTreeMap::new(),
             topics: HashMap::new(),
             topic_names: HashMap::new(),
             api_ranges: ApiRanges::default(),
             features: BTreeMap::new(),
             reachable: false,
         }
+    }
+
+    /// Where a broker is, or was.
+    #[must_use]
+    pub fn address(&self, broker: i32) -> Option<&BrokerAddress> {
+        self.brokers.get(&broker).or_else(|| self.former.get(&broker))
+    }
+
+    /// Keeps of an earlier look the addresses of brokers that are not listed now.
+    pub fn keep_addresses(&mut self, known: &Topology) {
+        let before = known.former.iter().chain(&known.brokers);
+        self.former = before.map(|(id, address)| (*id, address.clone())).collect();
+        self.former.retain(|id, _| !self.brokers.contains_key(id));
     }
 
     /// Keeps of an earlier look what the broker that was asked now does not know yet: the leaders of a later epoch, and

@@ -74,10 +74,11 @@ pub struct SessionCore {
 }
 
 impl SessionCore {
-    /// The client for producers without sequences (RULES R1).
+    /// The client for producers without sequences (RULES R1). A producer has one setting of `acks`.
     #[must_use]
-    pub fn client_key(&self) -> ClientKey {
-        let bytes = self.client.client_id.bytes().chain([0]).chain(self.client.peer_host.bytes());
+    pub fn client_key(&self, acks: i16) -> ClientKey {
+        let name = self.client.client_id.bytes().chain([0]).chain(self.client.peer_host.bytes());
+        let bytes = name.chain([0]).chain(acks.to_be_bytes());
         ClientKey(bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)))
     }
 
@@ -86,7 +87,11 @@ impl SessionCore {
         if let Some(id) = self.upstreams.find(key) {
             return Some(id);
         }
-        let address = snapshot.topology(key.node.side).brokers.get(&key.node.broker)?;
+        let topology = snapshot.topology(key.node.side);
+        let address = match key.class {
+            Class::Native => topology.address(key.node.broker)?,
+            _ => topology.brokers.get(&key.node.broker)?,
+        };
         let id = self.upstreams.open(key);
         let (host, port) = (address.host.clone(), address.port);
         self.effects.push(Effect::Dial { upstream: id, node: key.node, host, port });

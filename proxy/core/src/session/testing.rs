@@ -77,8 +77,8 @@ impl Rig {
         self.session.core.node
     }
 
-    pub(crate) fn client_key(&self) -> ClientKey {
-        self.session.core.client_key()
+    pub(crate) fn client_key(&self, acks: i16) -> ClientKey {
+        self.session.core.client_key(acks)
     }
 
     /// What the proxy knows of a cluster.

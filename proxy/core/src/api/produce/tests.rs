@@ -231,7 +231,8 @@ fn r07_silent_produce_that_waits_is_sent_although_its_client_has_gone() {
     produce(&mut rig, 0, -1, -1);
     rig.handle(Event::ClientGone);
     lock(&gate_of(&rig)).release_unchanged();
-    let later = Submission { node: rig.node(), ..of_another_session(&rig, 1, None) };
+    let later =
+        Submission { node: rig.node(), client: rig.client_key(0), ..of_another_session(&rig, 1, None) };
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &later);
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
     rig.handle(Event::Wake);
@@ -298,6 +299,37 @@ fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_bu
     }
     assert!(own.closed.is_some(), "it writes on to a broker that does not lead");
     assert!(companion.closed.is_none());
+}
+
+#[test]
+fn r07_silent_produce_waits_for_a_leader_although_its_client_is_connected_to_the_owner() {
+    let mut rig = Rig::new(Source, 0);
+    let lead = |rig: &mut Rig, leader| {
+        let topic = rig.topology(Source).topics.get_mut(TOPIC).unwrap();
+        Arc::make_mut(topic).partitions[0].leader = leader;
+    };
+    lead(&mut rig, -1);
+    produce(&mut rig, 0, -1, -1);
+    assert!(rig.sent().is_empty());
+    lead(&mut rig, 1);
+    rig.pass(RETRY_MS);
+    assert_eq!(rig.one().node, VirtualNode::new(Source, 1));
+}
+
+/// It listens before it is listed again, and says itself that it does not lead: held here, produce would be refused only when
+/// its leader is known.
+#[test]
+fn r08_who_is_connected_to_a_broker_that_is_not_listed_asks_it() {
+    let mut rig = Rig::new(Source, 0);
+    let known = rig.topology(Source).clone();
+    rig.topology(Source).brokers.remove(&0);
+    produce(&mut rig, 1, -1, -1);
+    assert!(rig.sent().is_empty(), "nobody knows where it is");
+    rig.topology(Source).keep_addresses(&known);
+    rig.pass(RETRY_MS);
+    let sent = rig.one();
+    answer(&mut rig, &sent, code::NOT_LEADER_OR_FOLLOWER, -1);
+    assert_eq!(reply(&mut rig), Some((code::NOT_LEADER_OR_FOLLOWER, -1)));
 }
 
 /// A broker that does not lead hangs up on acks=0, and all that has gathered meanwhile would be lost.
@@ -1028,6 +1060,17 @@ fn only_batches_of_one_producer_and_epoch_come_before_each_other() {
 }
 
 #[test]
+fn r01_who_wants_other_acknowledgements_is_another_producer() {
+    let mut rig = stale();
+    produce(&mut rig, 1, -1, -1);
+    let admitted = |client| {
+        let other = Submission { client, ..of_another_session(&rig, 1, None) };
+        matches!(lock(&gate_of(&rig)).admit(rig.now_ms, &other), Admission::Forward(_))
+    };
+    assert_eq!([-1, 0, 1].map(|acks| admitted(rig.client_key(acks))), [true, true, false]);
+}
+
+#[test]
 fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_later() {
     let mut rig = Rig::new(Source, 0);
     rig.snapshot.preparing = Arc::new([Arc::from(TOPIC)].into());
@@ -1041,12 +1084,12 @@ fn r01_what_queues_behind_an_earlier_batch_keeps_its_place_before_what_came_late
     assert!(matches!(admission, Admission::Hold { reason: HoldReason::Kept, .. }), "{admission:?}");
 }
 
-/// The same client's next batch, which comes by another connection.
+/// The same client's next batch (acks=-1), which comes by another connection.
 fn of_another_session(rig: &Rig, era: u32, sequence: Option<i32>) -> Submission {
     Submission {
         session: SessionId(2),
         node: VirtualNode::new(Target, 7),
-        client: rig.client_key(),
+        client: rig.client_key(-1),
         path: PathId(2),
         era,
         batch: sequence.map(|first| BatchId { pid: PID, epoch: 0, first, last: first }),
@@ -1278,7 +1321,8 @@ fn waiting_for_their_own() -> (Rig, Ticket) {
     let mut rig = Rig::new(Source, 0);
     // So that it is known who the client is.
     assert_eq!(append(&mut rig, 0, 39), Some((code::NONE, 39)));
-    let earlier = Submission { path: PathId(99), ..of_another_session(&rig, 0, None) };
+    let client = rig.client_key(1);
+    let earlier = Submission { path: PathId(99), client, ..of_another_session(&rig, 0, None) };
     let admission = lock(&gate_of(&rig)).admit(rig.now_ms, &earlier);
     let Admission::Forward(ticket) = admission else { panic!("{admission:?}") };
     (0..2).for_each(|_| produce(&mut rig, 1, -1, -1));
