@@ -76,14 +76,14 @@ pub fn names_to_virtual(cx: &Cx<'_>, response: &mut Struct, side: ClusterSide) {
 
 /// Where produce of a partition goes now, see [`owner_upstream`]. `None` while no leader is known.
 ///
-/// What is `silent` (acks=0) goes to the leader in any case, and waits for one. A broker that does not lead can only close the connection, and
-/// franz-go goes on writing to it until its metadata expires: nobody would have the records, and a flip would be refused
-/// for so long.
+/// What must go `to_leader` waits for one, at whatever node its client is: with acks=0 a broker that does not lead can only
+/// close the connection, and franz-go goes on writing to it until its metadata expires; and what is repeated without the
+/// client's knowledge would be refused by its own broker for as long as the client does not look for the leader.
 #[must_use]
-pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32, silent: bool) -> Option<ProduceTarget> {
+pub fn produce_target(cx: &Cx<'_>, topic: &str, partition: i32, to_leader: bool) -> Option<ProduceTarget> {
     let route = cx.snapshot.routes.topic(topic)?;
     let era = route.timeline(partition)?.current().index;
-    let upstream = match silent {
+    let upstream = match to_leader {
         true => cx.upstream(route.owner, cx.snapshot.leader(route, partition, route.owner)?, Class::Produce),
         false => owner_upstream(cx, route, partition, Class::Produce)?,
     };

@@ -283,7 +283,7 @@ impl Produce {
             return part.wait(cx, cx.now_ms + RETRY_MS);
         }
         let gate = cx.shared.gates.get(&at.0, at.1);
-        let target = common::produce_target(cx, &at.0, at.1, self.acks == 0);
+        let target = common::produce_target(cx, &at.0, at.1, part.is_silent() || part.is_repeated);
         let path = target.as_ref().and_then(|t| cx.path(t.upstream));
         let (Some(target), Some(path)) = (target, path) else {
             // No leader known: the topology is on its way.

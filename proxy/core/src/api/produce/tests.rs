@@ -316,6 +316,25 @@ fn r07_silent_produce_waits_for_a_leader_although_its_client_is_connected_to_the
     assert_eq!(rig.one().node, VirtualNode::new(Source, 1));
 }
 
+/// Its client waits for the answer, and looks for no other leader before.
+#[test]
+fn r08_what_a_fence_has_held_is_repeated_at_the_leader_and_not_at_the_clients_own_broker() {
+    for pid in [-1, PID] {
+        let mut rig = Rig::new(Source, 0);
+        lock(&gate_of(&rig)).fence();
+        produce(&mut rig, 1, pid, 0);
+        lock(&gate_of(&rig)).release_unchanged();
+        rig.handle(Event::Wake);
+        let own = rig.one();
+        assert_eq!(own.node, VirtualNode::new(Source, 0));
+        let topic = rig.topology(Source).topics.get_mut(TOPIC).unwrap();
+        Arc::make_mut(topic).partitions[0].leader = 1;
+        answer(&mut rig, &own, code::NOT_LEADER_OR_FOLLOWER, -1);
+        rig.pass(RETRY_MS);
+        assert_eq!(rig.one().node, VirtualNode::new(Source, 1));
+    }
+}
+
 /// It listens before it is listed again, and says itself that it does not lead: held here, produce would be refused only when
 /// its leader is known.
 #[test]
