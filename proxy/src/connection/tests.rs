@@ -498,6 +498,28 @@ async fn r30_a_cluster_that_is_gone_as_a_whole_is_stood_in_for() {
     assert!(timeout(Duration::from_millis(500), proxy.next()).await.is_err(), "nobody has hung up");
 }
 
+/// A load balancer, or the kernel's queue of a broker that is starting: what is written there is lost, and must not count as sent.
+#[tokio::test]
+async fn r02_what_accepts_in_a_brokers_place_is_no_broker() {
+    for hangs_up in [true, false] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = ("127.0.0.1".to_owned(), listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                open.push(stream);
+                if hangs_up {
+                    open.clear();
+                }
+            }
+        });
+        assert!(crate::control::client::connect(&at, Duration::from_millis(300)).await.is_err());
+    }
+    let broker = Broker::start(AT_ONCE).await;
+    let at = ("127.0.0.1".to_owned(), broker.port);
+    assert!(crate::control::client::connect(&at, PATIENCE).await.is_ok());
+}
+
 /// A broker that is killed: what it has answered is on its way, and the end of its connections right behind it.
 async fn answers_lost_with_their_broker(pause: Duration) -> Vec<i32> {
     const ASKED: i32 = 5;

@@ -317,8 +317,7 @@ impl PartitionGate {
     }
 
     /// Whether an earlier batch without sequences of the same client is kept on a connection to another node, or on one whose
-    /// client has gone. Earlier by when it
-    /// came: a connection's turn may be interrupted between that and the question.
+    /// client has gone. Earlier by when it came: a connection's turn may be interrupted between that and the question.
     fn is_behind(&self, submission: &Submission) -> bool {
         let own = (submission.arrived_ms, submission.hold.unwrap_or(HoldId(u64::MAX)));
         let is_earlier = |id: &HoldId, kept: &Kept| (kept.arrived_ms, *id) < own;
