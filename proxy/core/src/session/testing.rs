@@ -86,6 +86,12 @@ impl Rig {
         Arc::make_mut(&mut self.snapshot.topologies[side.index()])
     }
 
+    /// The first partition, as its cluster's metadata shows it.
+    pub(crate) fn partition(&mut self, side: ClusterSide) -> &mut PartitionInfo {
+        let topic = self.topology(side).topics.get_mut(TOPIC).expect("there");
+        &mut Arc::make_mut(topic).partitions[0]
+    }
+
     /// Publishes that the home of a group is `to`, and of no other one; the session is not woken.
     pub(crate) fn move_home(&mut self, group: &str, to: ClusterSide) {
         let homes = [(Arc::from(group), to)].into();

@@ -755,12 +755,7 @@ fn r20_a_new_leader_is_named_instead_of_an_error() {
     fetch(&mut rig, WAIT_MS, &[(0, 120)]);
     let sent = rig.one();
     // The leader changes while the fetch is under way.
-    let side = Target.index();
-    let mut topology = (*rig.snapshot.topologies[side]).clone();
-    let mut topic = (**topology.topic(TOPIC).unwrap()).clone();
-    topic.partitions[0].leader = 1;
-    topology.topics.insert(Arc::from(TOPIC), Arc::new(topic));
-    rig.snapshot.topologies[side] = Arc::new(topology);
+    rig.partition(Target).leader = 1;
     answer(&mut rig, &sent, &[error(0, code::NOT_LEADER_OR_FOLLOWER)]);
     let reply = rig.reply().unwrap();
     assert_eq!(only(&reply, "Responses").i16("ErrorCode"), 0);

@@ -304,14 +304,10 @@ fn r07_a_client_without_acknowledgements_loses_its_connection_with_its_broker_bu
 #[test]
 fn r07_silent_produce_waits_for_a_leader_although_its_client_is_connected_to_the_owner() {
     let mut rig = Rig::new(Source, 0);
-    let lead = |rig: &mut Rig, leader| {
-        let topic = rig.topology(Source).topics.get_mut(TOPIC).unwrap();
-        Arc::make_mut(topic).partitions[0].leader = leader;
-    };
-    lead(&mut rig, -1);
+    rig.partition(Source).leader = -1;
     produce(&mut rig, 0, -1, -1);
     assert!(rig.sent().is_empty());
-    lead(&mut rig, 1);
+    rig.partition(Source).leader = 1;
     rig.pass(RETRY_MS);
     assert_eq!(rig.one().node, VirtualNode::new(Source, 1));
 }
@@ -327,8 +323,7 @@ fn r08_what_a_fence_has_held_is_repeated_at_the_leader_and_not_at_the_clients_ow
         rig.handle(Event::Wake);
         let own = rig.one();
         assert_eq!(own.node, VirtualNode::new(Source, 0));
-        let topic = rig.topology(Source).topics.get_mut(TOPIC).unwrap();
-        Arc::make_mut(topic).partitions[0].leader = 1;
+        rig.partition(Source).leader = 1;
         answer(&mut rig, &own, code::NOT_LEADER_OR_FOLLOWER, -1);
         rig.pass(RETRY_MS);
         assert_eq!(rig.one().node, VirtualNode::new(Source, 1));
@@ -639,8 +634,7 @@ fn left_behind() -> Rig {
 
 /// Another broker leads, so many epochs later.
 fn succeed(rig: &mut Rig, epochs: i32) {
-    let topic = rig.topology(Target).topics.get_mut(TOPIC).expect("there");
-    let info = &mut Arc::make_mut(topic).partitions[0];
+    let info = rig.partition(Target);
     (info.leader, info.epoch) = (1 - info.leader, info.epoch + epochs);
     rig.pass(RETRY_MS);
 }
